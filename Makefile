@@ -1,0 +1,64 @@
+# The commands of this repository. Nothing is needed but make, git and Python 3.11 or newer: `make help`.
+
+VENV ?= .venv
+ROOT ?= experiments
+# Extra arguments for pip, for instance the smaller CPU build of torch on Linux:
+#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_FLAGS ?=
+# Extra arguments for pytest: make test TESTS="tests/test_config.py -x"
+TESTS ?=
+
+# The first Python found that is new enough; `make demo PYTHON=/path/to/python` chooses another.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c '$(NEW_ENOUGH)' 2>/dev/null && { echo $$p; break; }; done)
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-long bench lint format types clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+install: $(STAMP)  ## Create the environment in .venv (the others do it when needed)
+
+# Redone only when what is to be installed changes.
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c '$(NEW_ENOUGH)'; then \
+		echo "Python 3.11 or newer is needed, and none was found (PYTHON='$(PYTHON)')." >&2; \
+		echo "Install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	@if ! $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null; then \
+		echo "Creating $(VENV) with $$("$(PYTHON)" --version)"; \
+		"$(PYTHON)" -m venv --clear "$(VENV)" || { \
+			echo "Could not create $(VENV). On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; fi
+	@echo "Installing the tested versions of constraints.txt into $(VENV) (torch is the big one)"
+	$(BIN)/python -m pip install $(PIP_FLAGS) --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## Train a group on scikit-learn's digits and print its leaderboard
+	$(BIN)/danling group examples/digits/group.yaml project_root="$(ROOT)"
+
+test: $(STAMP)  ## Run the tests, without the long ones
+	$(BIN)/python -m pytest $(TESTS)
+
+test-long: $(STAMP)  ## Run the long tests
+	$(BIN)/python -m pytest -m long $(TESTS)
+
+bench: $(STAMP)  ## Time our step against a bare loop, and a run under the flow against torchrun
+	$(BIN)/python -m benchmarks.step_overhead
+	$(BIN)/python -m benchmarks.flow_overhead
+
+lint: $(STAMP)  ## Check the code's form
+	$(BIN)/ruff check .
+
+format: $(STAMP)  ## Sort imports and format the code
+	$(BIN)/ruff check --select I --fix . && $(BIN)/ruff format .
+
+types: $(STAMP)  ## Check the types
+	$(BIN)/mypy
+
+clean:  ## Remove the environment and every cache (runs in experiments/ stay)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
