@@ -1,0 +1,1 @@
+"""Runs to learn from; every one trains on data that ships with a package."""
