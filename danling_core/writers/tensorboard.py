@@ -1,0 +1,98 @@
+"""Curves and hyperparameters for TensorBoard."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from danling_core.json_safe import dumps
+from danling_core.results import flatten
+from danling_core.writers.protocol import Event
+
+SCORE_TAG = "score"
+"""The scalar that carries a run's final (best) score: one name for all runs, so that the HParams tab compares them."""
+
+
+class TensorBoardWriter:
+    """Writes `{split}/{metric}` at each result's index, the hyperparameters, and at the end the final score.
+
+    TensorBoard and torch are imported when one is made. The hyperparameters are announced without a list of their
+    columns: TensorBoard then gathers the columns from all runs, where a list would hide what the first run lacks.
+
+    Args:
+        log_dir: a local folder.
+        config: the run's canonical config; nested sections become dotted names.
+        purge_step: on a resume, the first index that will be written (again): earlier points at or beyond it are
+            dropped from view. `results.latest_index + 1`, or 0.
+    """
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str],
+        config: Mapping[str, Any] | None = None,
+        purge_step: int | None = None,
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(os.fspath(log_dir), purge_step=purge_step)  # type: ignore[no-untyped-call]
+        self._latest_index = max(0, (purge_step or 0) - 1)
+        self._session_end: Any = None
+        if config is not None:
+            self._announce(hyperparameters(config))
+
+    def on_event(self, event: Event) -> None:
+        """Write the scalars of a finished epoch or evaluation, and the score of a completed run."""
+        if self._writer is None:
+            return
+        kind = event.get("event")
+        if kind == "epoch_finished":
+            self._latest_index = int(event["index"])
+            self._add(event["result"])
+            self.flush()
+        elif kind == "evaluate_finished":
+            self._add({"evaluation": event["result"]})
+            self.flush()
+        elif kind == "completed":
+            self._finish(event.get("status") or {})
+
+    def flush(self) -> None:
+        """Write what is queued."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and end the writer's thread. A second call does nothing."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _add(self, result: Mapping[str, Any]) -> None:
+        for tag, value in flatten(result).items():
+            self._writer.add_scalar(tag, float(value), self._latest_index)
+
+    def _announce(self, values: dict[str, str | float]) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        _, start, self._session_end = hparams(values, {SCORE_TAG: 0.0})  # type: ignore[no-untyped-call]
+        self._writer.file_writer.add_summary(start)
+
+    def _finish(self, status: Mapping[str, Any]) -> None:
+        score = status.get("best_score")
+        if score is not None:
+            self._writer.add_scalar(SCORE_TAG, float(score), self._latest_index)
+        if self._session_end is not None:
+            self._writer.file_writer.add_summary(self._session_end)
+        self.flush()
+
+
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, str | float]:
+    """{"optim.lr": 0.001}: numbers as they are, text as it is, everything else as JSON, None left out."""
+    values: dict[str, str | float] = {}
+    for name, value in flatten(config).items():
+        value_: Any = value
+        if value_ is None:
+            continue
+        is_number = isinstance(value_, (int, float)) and not isinstance(value_, bool)
+        values[name.replace("/", ".")] = value_ if is_number or isinstance(value_, str) else dumps(value_)
+    return values
