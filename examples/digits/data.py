@@ -18,7 +18,7 @@ SPLIT_SEED = 0  # fixed: every run of every experiment is scored on the same dig
 class Digits(Dataset[tuple[Tensor, Tensor]]):
     """A split held in two tensors: images `(n, 1, 8, 8)` in [0, 1] and labels `(n,)`.
 
-    A batch is fetched by one indexing operation (`__getitems__`). `max_shift` moves every image of a batch by up
+    One indexing operation fetches a batch (`__getitems__`). `max_shift` moves each image of a batch by up
     to so many pixels in each direction, drawn from torch's generator, which is seeded per rank.
     """
 
