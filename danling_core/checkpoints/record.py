@@ -1,0 +1,173 @@
+"""The commit record: the small JSON file whose presence means that a checkpoint exists."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import xxhash
+
+from danling_core.errors import CheckpointCorrupt, CheckpointError
+
+VERSION = 1
+_SIMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One payload file: its name inside the data folder, its size in bytes, its xxh3_128 in hex."""
+
+    name: str
+    size: int
+    xxh3: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One committed checkpoint.
+
+    Attributes:
+        name: `<step>-<attempt>`, unique in its store: the stem of the record file and the name of the data folder.
+        step: optimizer updates completed when the state was taken.
+        attempt: who wrote it, `<generation>.<restart>`.
+        sequence: 1 for the first commit of a store, rising by one: the order of commits, whatever the clocks say.
+        names: the pointers (`latest`, `best`, `epoch-3`) that moved to this record by the same commit.
+        files: the payload.
+        created_at: ISO 8601, UTC.
+        info: plain JSON given by the writer: `progress`, `score`, `world_size`, `config_hash` and what else it likes.
+            A number that is not finite is kept as text ("NaN").
+    """
+
+    name: str
+    step: int
+    attempt: str
+    sequence: int
+    names: tuple[str, ...]
+    files: tuple[DataFile, ...]
+    created_at: str
+    info: dict[str, Any] = field(default_factory=dict)
+    version: int = VERSION
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The counters of completed work, as the writer gave them."""
+        return dict(self.info.get("progress") or {})
+
+    @property
+    def score(self) -> float | None:
+        """The score of the latest result when the state was taken; None where there was none."""
+        score = self.info.get("score")
+        return _NON_FINITE[score] if isinstance(score, str) else score
+
+    @property
+    def world_size(self) -> int | None:
+        return self.info.get("world_size")
+
+    @property
+    def config_hash(self) -> str | None:
+        return self.info.get("config_hash")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole payload."""
+        return sum(file.size for file in self.files)
+
+    def to_bytes(self) -> bytes:
+        """The record file: readable JSON with the checksum of the rest inside."""
+        body = _json_safe(asdict(self))
+        return (json.dumps(body | {"checksum": _checksum(body)}, indent=1, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Record:
+        """Parse the record file called `name`.json.
+
+        Raises:
+            CheckpointCorrupt: it is not whole, not what was written, or names something outside its folder.
+            CheckpointError: a newer version of danling wrote it.
+        """
+        try:
+            body = json.loads(data)
+            claimed = body.pop("checksum")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointCorrupt(f"record {name!r} is not a whole commit record: {error!r}") from error
+        if claimed != _checksum(body):
+            raise CheckpointCorrupt(f"record {name!r} does not match its own checksum: it was altered or damaged")
+        if body.get("version") != VERSION:
+            raise CheckpointError(
+                f"record {name!r} has version {body.get('version')!r}, this danling reads {VERSION}: use a newer one"
+            )
+        try:
+            body["files"] = tuple(DataFile(**file) for file in body["files"])
+            body["names"] = tuple(body["names"])
+            record = cls(**body)
+        except (KeyError, TypeError) as error:
+            raise CheckpointCorrupt(f"record {name!r} has not the fields of a commit record: {error}") from error
+        return record._checked(name)
+
+    def _checked(self, name: str) -> Record:
+        if self.name != name:
+            raise CheckpointCorrupt(f"record {name!r} calls itself {self.name!r}: it was renamed or copied")
+        try:
+            for text in (self.name, *self.names, *(file.name for file in self.files)):
+                check_name(text)
+        except CheckpointError as error:
+            raise CheckpointCorrupt(f"record {name!r}: {error}") from error
+        return self
+
+
+def check_name(name: object) -> str:
+    """`name` itself if it is one plain file name, so that no path built from it can leave its folder.
+
+    Raises:
+        CheckpointError: it has a separator, `..`, a leading dot, or is not text.
+    """
+    if not isinstance(name, str) or not _SIMPLE_NAME.fullmatch(name) or ".." in name:
+        raise CheckpointError(
+            f"{name!r} is not a name for a checkpoint or its files: wanted letters, digits and '.-_+', beginning "
+            "with a letter or digit, without '..' or separators"
+        )
+    return name
+
+
+def record_name(step: int, attempt: str) -> str:
+    """`<step>-<attempt>` with the step in ten digits, so that a plain listing is in order of steps."""
+    if step < 0:
+        raise CheckpointError(f"a checkpoint's step is the number of completed updates, found {step}")
+    return check_name(f"{step:010d}-{attempt}")
+
+
+def pointer_to_bytes(record: Record, as_of: int) -> bytes:
+    """A pointer file: the record it names, and the newest sequence that existed when it was set."""
+    return (json.dumps({"record": record.name, "as_of": as_of}) + "\n").encode()
+
+
+def pointer_from_bytes(data: bytes, name: str) -> tuple[str, int]:
+    """The record named by the pointer file called `name`.json, and its `as_of`; CheckpointCorrupt if it is damaged."""
+    try:
+        body = json.loads(data)
+        return check_name(body["record"]), int(body["as_of"])
+    except (ValueError, KeyError, TypeError, CheckpointError) as error:
+        raise CheckpointCorrupt(f"pointer {name!r} is damaged: {error}") from error
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_128_hexdigest(canonical.encode())
+
+
+def _json_safe(value: Any) -> Any:
+    """Plain JSON: string keys, lists, and numbers that are not finite as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_safe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_safe(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise CheckpointError(f"a commit record holds plain JSON, found a {type(value).__name__}: {value!r}")

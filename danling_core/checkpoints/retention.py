@@ -1,0 +1,31 @@
+"""Which checkpoints may go: a decision from records and pointers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from danling_core.checkpoints.record import Record
+
+
+def pinned(pointers: Mapping[str, Record], keep_names: Sequence[str]) -> set[str]:
+    """Names of the records that `latest` or a pointer matching one of the shell patterns `keep_names` means."""
+    patterns = ("latest", *keep_names)
+    return {
+        record.name for pointer, record in pointers.items() if any(fnmatchcase(pointer, each) for each in patterns)
+    }
+
+
+def doomed(records: Sequence[Record], keep_last: int, keep: set[str]) -> list[Record]:
+    """The records beyond the newest `keep_last` that nothing keeps. `records` are newest first."""
+    return [record for record in records[keep_last:] if record.name not in keep]
+
+
+def spare_last_good(
+    records: Sequence[Record], doomed: Sequence[Record], is_good: Callable[[Record], bool]
+) -> list[Record]:
+    """`doomed` without the newest record that verifies, if none of those that stay does."""
+    if any(is_good(record) for record in records if record not in doomed):
+        return list(doomed)
+    last_good = next((record for record in doomed if is_good(record)), None)
+    return [record for record in doomed if record != last_good]
