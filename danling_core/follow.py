@@ -19,10 +19,10 @@ def follow(
     stop: Callable[[], bool],
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[dict[str, Any]]:
-    """Yield each event appended to `path`, in order, until `stop()` is true and everything written by then was read.
+    """Yield each event appended to `path`, in order, until `stop()` and the end of what was written.
 
-    Only whole lines are yielded: a line that is still being written waits, and one torn by a crash is left out. The
-    file need not exist yet. An idle poll costs one `os.stat`.
+    Only whole lines are yielded: a line that is still being written waits, and one torn by a crash is left
+    out. The file need not exist yet. An idle poll costs one `os.stat`.
 
     Args:
         path: a local file of one JSON object per line.
@@ -41,7 +41,7 @@ def follow(
         if state is not None and state != seen:
             if state[0] < offset:
                 raise StorageError(
-                    f"{os.fspath(path)} has {state[0]} bytes, but {offset} were read before: it was replaced or cut"
+                    f"{os.fspath(path)} has {state[0]} bytes, but {offset} were read: it was replaced or cut"
                 )
             for line in _whole_lines(path, offset):
                 event = _parse(line, path, offset)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from danling_core.results import flatten
+from danling_core.result_values import flatten
 
 
 def format_value(value: float) -> str:
@@ -51,7 +51,8 @@ def format_epoch_result(
     """One aligned line for an epoch: `epoch  3/30 | train loss 0.1230 | val loss 0.2000 accuracy 0.9700 *`.
 
     Args:
-        result: {split: {metric: value}}; an `index` in it, as in `latest_result`, is used where none is given.
+        result: {split: {metric: value}}; an `index` in it, as in `latest_result`, is used where none is
+            given.
         index: the key of the result, as in `results`.
         total: where the index ends, if known.
         is_best: marks the line with a star.
@@ -68,7 +69,7 @@ def format_epoch_result(
 
 
 def format_result(result: Mapping[str, Any]) -> str:
-    """A small table, one row for each split, one column for each metric; the `index` on top where it is given."""
+    """A small table: a row for each split, a column for each metric; the `index` on top where it is given."""
     rows = {split: flatten(metrics) for split, metrics in result.items() if isinstance(metrics, Mapping)}
     names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
     table = [["", *names]]

@@ -14,7 +14,7 @@ from danling_core.errors import ConfigError
 
 @runtime_checkable
 class Metric(Protocol):
-    """Anything with these three; torchmetrics objects fit, and reduce themselves over the ranks in `compute`."""
+    """Anything with these three; torchmetrics objects fit, and reduce themselves over ranks in `compute`."""
 
     def update(self, pred: Any, target: Any) -> Any:
         """Count one batch."""
@@ -106,9 +106,10 @@ class MeanMeter:
 class Accuracy:
     """The share of predictions that are right, counted on the device.
 
-    Shapes: `pred` (batch, classes, ...) with `target` (batch, ...), or `pred` (batch, ..., classes) with `target`
-    (batch, ...), takes the class with the largest value. `pred` of the shape of `target`, or (batch, 1) with (batch,),
-    is binary, one or many labels: positive above `threshold`; integers are labels already.
+    Shapes: `pred` (batch, classes, ...) with `target` (batch, ...), or `pred` (batch, ..., classes) with
+        `target`
+    (batch, ...), takes the class with the largest value. `pred` of the shape of `target`, or (batch, 1) with
+    (batch,), is binary, one or many labels: positive above `threshold`; integers are labels already.
 
     Args:
         threshold: 0 for logits (an even chance), 0.5 for probabilities. Binary only.
@@ -168,8 +169,10 @@ class Accuracy:
 class MetricGroup(dict[str, Any]):
     """Named metrics of one split, used as one. A mapping as a value is the group of one task.
 
-    A task's group is given `pred[name]` and `target[name]`. The metrics of torchmetrics and the like are kept as they
-    are: they belong on the device of the predictions (`to`), and reduce themselves, so `compute` is then collective.
+    A task's group is given `pred[name]` and `target[name]`. The metrics of torchmetrics and the like are kept
+    as they
+    are: they belong on the device of the predictions (`to`), and reduce themselves, so `compute` is then
+        collective.
     """
 
     def __init__(self, metrics: Mapping[str, Any] | None = None, **named: Any) -> None:
@@ -195,7 +198,7 @@ class MetricGroup(dict[str, Any]):
                 metric.update(pred, target)
 
     def compute(self) -> dict[str, Any]:
-        """{name: float}, nested as the group is. Collective where a metric reduces itself; call it on every rank."""
+        """{name: float}, nested as the group is. Collective: a metric may reduce itself over ranks here."""
         return {name: _as_floats(metric.compute(), name) for name, metric in self.items()}
 
     def reset(self) -> None:
@@ -254,9 +257,10 @@ def reduce_metrics(
     all_reduce: Callable[[Tensor], Tensor | None],
     device: torch.device | str | None = None,
 ) -> None:
-    """Sum the states of all `metrics` over the ranks, in one collective; each then holds the whole world's state.
+    """Sum the states of all `metrics` over the ranks, in one collective; each then holds the whole sum.
 
-    Collective: every rank calls it with the same metrics in the same order, at the end of a pass; `reset` before
+    Collective: every rank calls it with the same metrics in the same order, at the end of a pass; `reset`
+        before
     counting on. Groups and single meters mix: `reduce_metrics([loss, group], all_reduce, device)`.
 
     Args:
@@ -272,7 +276,7 @@ def reduce_metrics(
 
 
 def joined_state(metrics: Iterable[Additive], device: torch.device | str | None = None) -> Tensor:
-    """The states of `metrics` as one vector, on `device`, or on that of the first one that is not on the CPU."""
+    """The states of `metrics` as one vector, on `device`, or on that of the first that is not on the CPU."""
     states = [metric.state() for metric in metrics]
     if not states:
         return torch.zeros(0, dtype=torch.float64, device=device)
@@ -287,7 +291,7 @@ def load_joined_state(metrics: Iterable[Additive], state: Tensor) -> None:
     sizes = [metric.state().numel() for metric in metrics]
     if sum(sizes) != state.numel():
         raise ConfigError(f"the metrics have a state of {sum(sizes)} numbers, but {state.numel()} were given")
-    for metric, part in zip(metrics, state.split(sizes), strict=True):
+    for metric, part in zip(metrics, torch.split(state, sizes), strict=True):
         metric.load_state(part)
 
 

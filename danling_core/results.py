@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from itertools import takewhile
+from typing import Any
 
 from danling_core.errors import ConfigError, ScoreError
-from danling_core.json_safe import from_json_safe, to_json_safe
-from danling_core.score_mode import ScoreMode, resolve_score_mode
-
-Result = dict[str, dict[str, Any]]
-"""{split: {metric: value}}; a value is a float, or a mapping of floats for multi-task metrics."""
+from danling_core.json_safe import to_json_safe
+from danling_core.result_values import Result, flatten, history_from_json, merge, plain_result
+from danling_core.scoring import ScoreMode, best_index_of, fallback_split, is_better, resolve_score_mode
+from danling_core.suggest import nearest
 
 
 class Results:
     """The results of a run by index, with scores kept as they come.
 
-    An index is the number of an epoch, or in step mode of the completed steps. Nothing here grows but the history.
+    An index is the number of an epoch, or in step mode of the completed steps. Values are floats, however
+    they were reported; timings do not belong here, so that a run that is repeated reports the same.
 
     Args:
-        score_split: the split whose metric is the score. Without it: val, else validate, else the second split, else
+        score_split: the split whose metric is the score. Without it: val, else validate, else the second, else
             the first. An index that lacks this split has no score.
         score_name: the metric; nested ones are named by their path, as in "task/accuracy".
         score_mode: whether smaller ("min") or larger ("max") is better; known for the common metrics.
@@ -35,7 +34,7 @@ class Results:
         self, score_split: str | None = None, score_name: str = "loss", score_mode: ScoreMode | None = None
     ) -> None:
         self.score_name = score_name
-        self.score_mode: Literal["min", "max"] = resolve_score_mode(score_name, score_mode)
+        self.score_mode: ScoreMode = resolve_score_mode(score_name, score_mode)
         self._stated_split = score_split
         self._history: dict[int, Result] = {}
         self._scores: dict[int, float] = {}
@@ -46,7 +45,7 @@ class Results:
 
     @property
     def history(self) -> dict[int, Result]:
-        """{index: {split: {metric: value}}} in order of index. Change it through `append` and `truncate` only."""
+        """{index: {split: {metric: value}}}, in order. Change it through `append` and `truncate` only."""
         return self._history
 
     @property
@@ -56,22 +55,20 @@ class Results:
 
     @property
     def latest_result(self) -> dict[str, Any] | None:
-        """The latest result with its `index`: {"index": 3, "train": {...}, "val": {...}}; a copy."""
+        """The latest result with its index, a copy: {"index": 3, "train": {...}, "val": {...}}."""
         return self._with_index(self.latest_index)
 
     @property
     def best_result(self) -> dict[str, Any] | None:
-        """The best result with its `index`; None while nothing has a score that can be best."""
+        """The best result with its index, a copy; None while nothing has a score that can be best."""
         return self._with_index(self._best_index)
 
     # How good it was
 
     @property
     def score_split(self) -> str | None:
-        """The split that scores are taken from: the stated one, else the fallback among those known so far."""
-        if self._stated_split is not None:
-            return self._stated_split
-        return fallback_split(self._splits)
+        """The split that scores are taken from: the stated one, else the fallback among those reported."""
+        return self._split_among(self._splits)
 
     @property
     def scores(self) -> dict[int, float]:
@@ -81,7 +78,7 @@ class Results:
     @property
     def latest_score(self) -> float | None:
         """The score of the latest index; None where it has none."""
-        return self._scores.get(self.latest_index) if self.latest_index is not None else None
+        return None if self.latest_index is None else self._scores.get(self.latest_index)
 
     @property
     def best_score(self) -> float | None:
@@ -104,67 +101,57 @@ class Results:
         return self._best_index is not None and self._best_index == self.latest_index
 
     def should_stop(self, patience: int | None) -> bool:
-        """Whether `patience` or more scored results came after the best one (None: never).
+        """Whether `patience` or more scored results came after the best one; never, where it is None.
 
         A NaN counts as a result that is not better; an index without a score does not count.
         """
         if patience is None:
             return False
         if patience < 1:
-            raise ConfigError(
-                f"patience is {patience}, and must be at least 1, or null for no early stopping"
-            )
-        since_best = 0
-        for index in reversed(self._scores):
-            if index == self._best_index:
-                return False
-            since_best += 1
-            if since_best >= patience:
-                return True
-        return False
+            raise ConfigError(f"patience is {patience}: it must be at least 1, or null for no early stopping")
+        since_best = takewhile(lambda index: index != self._best_index, reversed(self._scores))
+        return sum(1 for _ in since_best) >= patience
 
     # How it changes
 
     def resolve_split(self, splits: Sequence[str]) -> str:
-        """State the score split once the splits that will be evaluated are known; returns it.
+        """State the score split, once the splits that will be reported are known; returns it.
 
-        Called once, before the first result, by whoever knows the splits: until then a fallback may change as new
-        splits are reported, and all scores with it.
+        Call it before the first result: until then a fallback may become another as new splits are reported,
+        and all scores with it.
 
         Raises:
             ConfigError: where a stated split is not among `splits`, or there are none.
         """
-        split = self._stated_split if self._stated_split is not None else fallback_split(splits)
+        split = self._split_among(splits)
         if split is None:
             raise ConfigError("there is no split to take the score from: give at least one dataset")
         if split not in splits:
-            raise ConfigError(
-                f"score_split is {split!r}, but the splits are {list(splits)}{_hint(split, splits)}"
-            )
-        if split != self.score_split:
-            self._rebuild(stated_split=split)
-        self._stated_split = split
+            raise ConfigError(f"score_split is {split!r}, but the splits are {_known(split, splits)}")
+        was, self._stated_split = self.score_split, split
+        if split != was:
+            self._replace(self._history)
         return split
 
     def append(self, result: Mapping[str, Any], index: int) -> None:
         """Report {split: {metric: value}} at `index`, merging into what that index already has.
 
-        Values are converted by `float` once (a tensor on a GPU is waited for here). Values given again replace.
+        A value that is given again replaces the old one; the score and the best follow.
 
         Raises:
             ScoreError: where the score split does not report `score_name`; nothing has changed then.
             ConfigError: where the result does not have this shape.
         """
         if isinstance(index, bool) or not isinstance(index, int):
-            raise ConfigError(f"a result's index is an integer, got {index!r}")
-        added = _plain(result)
-        merged = _merge(self._history.get(index, {}), added)
+            raise ConfigError(f"the index of a result is an integer, got {index!r}")
+        added = plain_result(result)
+        merged: Result = merge(self._history.get(index, {}), added)
         splits = [*self._splits, *(split for split in added if split not in self._splits)]
-        split = self._stated_split if self._stated_split is not None else fallback_split(splits)
-        is_rescored = split != self.score_split
-        score = self._score_of(merged, split, is_final=self._is_final(splits, index))
-        if is_rescored:
-            self._rebuild(history={**self._history, index: merged}, splits=splits)
+        split = self._split_among(splits)
+        is_settled = self._is_settled(splits, is_first=all(known == index for known in self._history))
+        score = self._score_of(merged, split, must_exist=is_settled)
+        if split != self.score_split:
+            self._replace({**self._history, index: merged})
             return
         self._splits = splits
         _put(self._history, index, merged)
@@ -172,30 +159,32 @@ class Results:
             self._put_score(index, score)
 
     def truncate(self, after_index: int | None) -> None:
-        """Forget every result beyond `after_index` (None: all of them), as when a checkpoint older than them is restored."""
-        kept = {
-            index: result
-            for index, result in self._history.items()
-            if after_index is not None and index <= after_index
-        }
-        if len(kept) < len(self._history):
-            self._rebuild(history=kept)
+        """Forget the results beyond `after_index` (None: all), as when an older checkpoint is restored."""
+        end = -math.inf if after_index is None else after_index
+        if self.latest_index is not None and self.latest_index > end:
+            self._replace({index: result for index, result in self._history.items() if index <= end})
 
     # How it is kept
 
     def state_dict(self) -> dict[str, Any]:
-        """The history as plain dicts and floats, a copy: all that a checkpoint needs, since scores follow from it."""
-        return {"history": {index: _merge({}, result) for index, result in self._history.items()}}
+        """The history as plain dicts and floats, a copy: scores and best follow from it."""
+        return {"history": {index: merge(result, {}) for index, result in self._history.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace everything by what `state_dict` returned."""
-        history = {int(index): _plain(result) for index, result in state["history"].items()}
-        self._rebuild(history=history)
+        """Replace everything by what `state_dict` returned.
+
+        Raises:
+            ScoreError: where the latest result does not report `score_name` in the score split.
+        """
+        self._replace({int(index): plain_result(result) for index, result in state["history"].items()})
+        if self.latest_index is not None:
+            is_settled = self._is_settled(self._splits, is_first=len(self._history) == 1)
+            self._score_of(self._history[self.latest_index], self.score_split, must_exist=is_settled)
 
     def to_json(self) -> dict[str, Any]:
         """The history as a JSON value: keys are text, NaN is "NaN"."""
-        json_value: dict[str, Any] = to_json_safe(self._history)
-        return json_value
+        value: dict[str, Any] = to_json_safe(self._history)
+        return value
 
     @classmethod
     def from_json(
@@ -205,7 +194,7 @@ class Results:
         score_name: str = "loss",
         score_mode: ScoreMode | None = None,
     ) -> Results:
-        """Results from what `to_json` returned, or from its text: keys are integers again, "NaN" is NaN again."""
+        """Results from what `to_json` returned, or its text: keys are integers again, "NaN" is NaN."""
         results = cls(score_split, score_name, score_mode)
         results.load_state_dict({"history": history_from_json(value)})
         return results
@@ -213,147 +202,51 @@ class Results:
     # Inside
 
     def _with_index(self, index: int | None) -> dict[str, Any] | None:
-        return None if index is None else {"index": index, **_merge({}, self._history[index])}
+        return None if index is None else {"index": index, **merge(self._history[index], {})}
 
-    def _is_final(self, splits: Sequence[str], index: int) -> bool:
-        """Whether the score split can no longer turn out to be another: only then is a missing metric an error.
+    def _split_among(self, splits: Sequence[str]) -> str | None:
+        return fallback_split(splits) if self._stated_split is None else self._stated_split
 
-        A first result that holds one split only, such as train, may be followed by the one that matters.
+    def _is_settled(self, splits: Sequence[str], is_first: bool) -> bool:
+        """Whether the score split can no longer become another: only then is a missing metric an error.
+
+        A first result that has one split only, such as train, may be followed by the one that matters.
         """
-        if self._stated_split is not None or len(splits) > 1:
-            return True
-        return splits[:1] in (["val"], ["validate"]) or any(known != index for known in self._history)
+        return self._stated_split is not None or len(splits) > 1 or splits == ["val"] or not is_first
 
-    def _score_of(self, result: Result, split: str | None, is_final: bool) -> float | None:
+    def _score_of(self, result: Result, split: str | None, must_exist: bool) -> float | None:
         if split is None or split not in result:
             return None
         metrics = flatten(result[split])
         if self.score_name in metrics:
-            return metrics[self.score_name]
-        if not is_final:
+            return float(metrics[self.score_name])
+        if not must_exist:
             return None
-        known = list(metrics)
-        raise ScoreError(
-            f"score_name is {self.score_name!r}, but split {split!r} reports {known}{_hint(self.score_name, known)}"
-        )
+        known = _known(self.score_name, metrics)
+        raise ScoreError(f"score_name is {self.score_name!r}, but split {split!r} reports {known}")
 
     def _put_score(self, index: int, score: float) -> None:
-        was = self._scores.get(index)
         _put(self._scores, index, score)
-        if index == self._best_index and was != score:
+        best = self._best_index
+        if index == best:
             self._best_index = best_index_of(self._scores, self.score_mode)
-        elif self._is_better(index, score):
+        elif math.isnan(score):
+            return
+        elif best is None or is_better(score, self._scores[best], self.score_mode):
             self._best_index = index
+        elif score == self._scores[best]:
+            self._best_index = min(index, best)
 
-    def _is_better(self, index: int, score: float) -> bool:
-        if math.isnan(score):
-            return False
-        if self._best_index is None:
-            return True
-        best = self._scores[self._best_index]
-        if score == best:
-            return index < self._best_index
-        return score < best if self.score_mode == "min" else score > best
-
-    def _rebuild(
-        self,
-        history: Mapping[int, Result] | None = None,
-        splits: Iterable[str] | None = None,
-        stated_split: str | None = None,
-    ) -> None:
-        """Score everything anew: after a restore, or when the score split becomes another. Raises before it changes."""
-        entries = dict(sorted((self._history if history is None else history).items()))
-        known = list(dict.fromkeys(split for result in entries.values() for split in result))
-        if splits is not None:
-            known = list(splits)
-        split = stated_split if stated_split is not None else self._stated_split
-        split = split if split is not None else fallback_split(known)
-        found = {index: self._score_of(result, split, is_final=False) for index, result in entries.items()}
-        if len(entries) and split is not None and all(score is None for score in found.values()):
-            last = next((result for result in reversed(entries.values()) if split in result), None)
-            self._score_of(last or {}, split, is_final=len(known) > 1 or len(entries) > 1)
-        self._history, self._splits = entries, known
-        self._scores = {index: score for index, score in found.items() if score is not None}
+    def _replace(self, history: Mapping[int, Result]) -> None:
+        """Take this history and score it anew: after a restore, or when the score split becomes another."""
+        self._history = dict(sorted(history.items()))
+        self._splits = list(dict.fromkeys(split for result in self._history.values() for split in result))
+        self._scores = {}
+        for index, result in self._history.items():
+            score = self._score_of(result, self.score_split, must_exist=False)
+            if score is not None:
+                self._scores[index] = score
         self._best_index = best_index_of(self._scores, self.score_mode)
-
-
-def best_index_of(scores: Mapping[int, float], score_mode: ScoreMode) -> int | None:
-    """The index of the best score; the earliest of equals, never one of NaN."""
-    numbers = {index: score for index, score in scores.items() if not math.isnan(score)}
-    if not numbers:
-        return None
-    best = (min if score_mode == "min" else max)(numbers.values())
-    return min(index for index, score in numbers.items() if score == best)
-
-
-def fallback_split(splits: Sequence[str]) -> str | None:
-    """The split to score by where none is stated: val, validate, the second, the first."""
-    for name in ("val", "validate"):
-        if name in splits:
-            return name
-    return (splits[1] if len(splits) > 1 else splits[0]) if splits else None
-
-
-def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested metrics as {"task/accuracy": value}."""
-    flat: dict[str, float] = {}
-    for name, value in metrics.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{path}/"))
-        else:
-            flat[path] = value
-    return flat
-
-
-def history_from_json(value: Mapping[str, Any] | str) -> dict[int, Result]:
-    """A history read back from JSON (a value or its text): keys are integers again, "NaN" is NaN again."""
-    data = json.loads(value) if isinstance(value, str) else value
-    return {int(index): from_json_safe(result) for index, result in data.items()}
-
-
-def _plain(result: Mapping[str, Any]) -> Result:
-    if not isinstance(result, Mapping):
-        raise ConfigError(f"a result is {{split: {{metric: value}}}}, got a {type(result).__name__}")
-    plain: Result = {}
-    for split, metrics in result.items():
-        if not isinstance(split, str) or not isinstance(metrics, Mapping):
-            raise ConfigError(f"a result is {{split: {{metric: value}}}}, got {split!r}: {metrics!r}")
-        if split == "index":
-            raise ConfigError(
-                "a split cannot be called 'index': `latest_result` and `best_result` use that key"
-            )
-        plain[split] = _floats(metrics, split)
-    return plain
-
-
-def _floats(metrics: Mapping[str, Any], path: str) -> dict[str, Any]:
-    floats: dict[str, Any] = {}
-    for name, value in metrics.items():
-        here = f"{path}/{name}"
-        if isinstance(value, Mapping):
-            floats[str(name)] = _floats(value, here)
-            continue
-        if isinstance(value, str):
-            raise ConfigError(f"metric {here!r} must be one number, got the text {value!r}")
-        try:
-            floats[str(name)] = float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"metric {here!r} must be one number, got {value!r}") from error
-    return floats
-
-
-def _merge(base: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
-    merged = {
-        name: _merge(value, {}) if isinstance(value, Mapping) else value for name, value in base.items()
-    }
-    for name, value in added.items():
-        if isinstance(value, Mapping):
-            below = merged.get(name)
-            merged[name] = _merge(below if isinstance(below, Mapping) else {}, value)
-        else:
-            merged[name] = value
-    return merged
 
 
 def _put(by_index: dict[int, Any], index: int, value: Any) -> None:
@@ -366,6 +259,7 @@ def _put(by_index: dict[int, Any], index: int, value: Any) -> None:
         by_index.update(entries)
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def _known(wanted: str, names: Iterable[str]) -> str:
+    names = list(names)
+    near = nearest(wanted, names)
+    return f"{names}" if near is None else f"{names}; did you mean {near!r}?"

@@ -16,8 +16,8 @@ from danling_core.writers.protocol import Event
 class EventLog:
     """Appends events to `path`, one `os.write` each, so that a reader sees whole lines or a torn last one.
 
-    One process writes at a time: rank 0, or the launcher after the ranks are gone. A last line torn by a crash is cut
-    off on opening.
+    One process writes at a time: rank 0, or the launcher after the ranks are gone. A last line torn by a
+    crash is cut off on opening.
 
     Args:
         path: a local file; it and its folder are made as needed.

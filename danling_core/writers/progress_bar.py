@@ -14,8 +14,9 @@ from danling_core.writers.protocol import TERMINAL, Event
 class ProgressBar:
     """Shows `epoch 3/30`, steps, loss, samples per second and the time left, on stderr.
 
-    For the main rank under torchrun, or for a driver that follows the event log. Draws nothing where stderr is not a
-    terminal. While it is shown, lines written to `sys.stderr` appear above it; that ends with `close`.
+    For the main rank under torchrun, or for a driver that follows the event log. Draws nothing where stderr
+    is not a terminal. While it is shown, lines written to `sys.stderr` appear above it; that ends with
+    `close`.
 
     Args:
         epochs: how many epochs the run has, where known.
@@ -122,7 +123,7 @@ class ProgressBar:
         return " | ".join(parts)
 
     def _left(self, moment: float, progress: float) -> str:
-        """Time left at the pace since the first event seen: what a resumed run had done before does not count."""
+        """Time left at the pace since the first event seen: what was done before a resume does not count."""
         if self._anchor is None:
             return ""
         seconds, done = moment - self._anchor[0], progress - self._anchor[1]

@@ -7,24 +7,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from danling_core.json_safe import dumps
-from danling_core.results import flatten
+from danling_core.result_values import flatten
 from danling_core.writers.protocol import Event
 
 SCORE_TAG = "score"
-"""The scalar that carries a run's final (best) score: one name for all runs, so that the HParams tab compares them."""
+"""The scalar that carries a run's final (best) score: one name, so that HParams can compare runs."""
 
 
 class TensorBoardWriter:
     """Writes `{split}/{metric}` at each result's index, the hyperparameters, and at the end the final score.
 
-    TensorBoard and torch are imported when one is made. The hyperparameters are announced without a list of their
-    columns: TensorBoard then gathers the columns from all runs, where a list would hide what the first run lacks.
+    TensorBoard and torch are imported when one is made. The hyperparameters are announced without a list of
+    their
+    columns: TensorBoard then gathers the columns from all runs, where a list would hide what the first run
+        lacks.
 
     Args:
         log_dir: a local folder.
         config: the run's canonical config; nested sections become dotted names.
-        purge_step: on a resume, the first index that will be written (again): earlier points at or beyond it are
-            dropped from view. `results.latest_index + 1`, or 0.
+        purge_step: on a resume, the first index that will be written (again): earlier points at or beyond it
+            are dropped from view. `results.latest_index + 1`, or 0.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class TensorBoardWriter:
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(os.fspath(log_dir), purge_step=purge_step)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(os.fspath(log_dir), purge_step=purge_step)
         self._latest_index = max(0, (purge_step or 0) - 1)
         self._session_end: Any = None
         if config is not None:
@@ -74,7 +76,7 @@ class TensorBoardWriter:
     def _announce(self, values: dict[str, str | float]) -> None:
         from torch.utils.tensorboard.summary import hparams
 
-        _, start, self._session_end = hparams(values, {SCORE_TAG: 0.0})  # type: ignore[no-untyped-call]
+        _, start, self._session_end = hparams(values, {SCORE_TAG: 0.0})
         self._writer.file_writer.add_summary(start)
 
     def _finish(self, status: Mapping[str, Any]) -> None:

@@ -20,9 +20,9 @@ _level_and_propagate = (logging.NOTSET, True)
 class TextLog:
     """Puts handlers on the logger "danling" while it is open, and tells events there as lines.
 
-    The root logger is never touched. Between `open` and `close` records do not go on to it; after the last `close` the
-    logger is as it was found. One rank is heard in full; from the others come only warnings and worse, each beginning
-    with "[rank 1]".
+    The root logger is never touched. Between `open` and `close` records do not go on to it; after the last
+    `close` the logger is as it was found. One rank is heard in full; from the others come only warnings and
+    worse, each beginning with "[rank 1]".
 
     Args:
         path: a local file to append to; its folder is made. Give it to the main rank only.
@@ -151,11 +151,12 @@ def _describe_start(event: Event) -> str:
     resumed = event.get("resumed")
     if not resumed:
         return f"started on {where}"
-    return f"resumed on {where} from step {resumed.get('step')} (epoch {resumed.get('epoch')}, {resumed.get('record')})"
+    step, epoch, record = (resumed.get(name) for name in ("step", "epoch", "record"))
+    return f"resumed on {where} from step {step}, epoch {epoch} (checkpoint {record})"
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Looks up `sys.stderr` at each record, so that a progress bar or a test that replaces it gets the lines."""
+    """Looks up `sys.stderr` at each record, so that whoever replaces it (a progress bar) gets the lines."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -166,15 +167,15 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
 
 class _RankFormatter(logging.Formatter):
-    """`2026-11-21T10:44:01Z message`; the level from warnings on; the rank where it is not the one that is heard."""
+    """`2026-11-21T10:44:01Z message`; the level from warnings on; the rank where it is not the heard one."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
 
     def __init__(self, log: TextLog) -> None:
         super().__init__("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
         self._log = log
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's own name)
+    def formatMessage(self, record: logging.LogRecord) -> str:
         words = [record.asctime]
         if record.levelno >= logging.WARNING:
             words.append(record.levelname)
