@@ -1,0 +1,79 @@
+"""A batch of any shape: how many samples it holds, and how it moves to a device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from danling_core.errors import ConfigError
+
+
+def batch_size_of(batch: Any) -> int:
+    """Samples in a batch: the first dimension of the first tensor found in it, however deep.
+
+    Raises:
+        ConfigError: there is no tensor with a dimension in it.
+    """
+    if isinstance(batch, torch.Tensor) and batch.ndim > 0:
+        return batch.shape[0]
+    size = _first_dimension(batch)
+    if size is None:
+        raise ConfigError(
+            f"how many samples has a batch of type {type(batch).__name__}? There is no tensor in it; "
+            "give the stream a function `size_of(batch) -> int`"
+        )
+    return size
+
+
+def to_device(batch: Any, device: torch.device, non_blocking: bool = False) -> Any:
+    """The batch with every tensor in it on `device`. On a CPU device the batch itself, not looked into.
+
+    Goes into mappings, lists, tuples, named tuples and dataclasses; anything else with a method `.to` is
+    moved by it; the rest (strings, numbers) stays as it is.
+    """
+    if device.type == "cpu":
+        return batch
+    return _move(batch, device, non_blocking)
+
+
+def _move(value: Any, device: torch.device, non_blocking: bool) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=non_blocking)
+    if hasattr(value, "to"):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        moved = {key: _move(item, device, non_blocking) for key, item in value.items()}
+        return moved if type(value) is dict else type(value)(moved)  # type: ignore[call-arg]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_move(item, device, non_blocking) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(_move(item, device, non_blocking) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        return dataclasses.replace(
+            value, **{name: _move(item, device, non_blocking) for name, item in fields.items()}
+        )
+    return value
+
+
+def _first_dimension(value: Any) -> int | None:
+    if isinstance(value, torch.Tensor):
+        return value.shape[0] if value.ndim > 0 else None
+    for item in _items(value):
+        size = _first_dimension(item)
+        if size is not None:
+            return size
+    return None
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, (list, tuple)):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return ()

@@ -1,0 +1,147 @@
+"""Samplers and batch samplers given by the user: their order is kept, and spread over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, Sampler
+
+from danling_core.data.samplers import GlobalBatchSampler, ShardBatchSampler, share
+from danling_core.data.seeded import RandomStream, derive_seed
+from danling_core.errors import ConfigError
+
+
+class Given:
+    """A user's sampler, made a function of (seed, pass) that is equal on all ranks.
+
+    A sampler without a generator draws from a stream seeded by (seed, pass); one with a generator keeps the
+    user's seed in the first pass, and continues with a seed derived from it. `set_epoch` is called where
+    there is one.
+
+    Raises:
+        ConfigError: the sampler already splits its data over ranks.
+    """
+
+    def __init__(self, sampler: Iterable[Any], seed: int) -> None:
+        inner = getattr(sampler, "sampler", None)
+        if max(getattr(sampler, "num_replicas", None) or 1, getattr(inner, "num_replicas", None) or 1) > 1:
+            raise ConfigError(
+                f"{type(sampler).__name__} splits its data over ranks itself, and the runner does that too: "
+                "give the sampler that it wraps, or a DataLoader of your own"
+            )
+        self.sampler = sampler
+        self.seed = seed
+        self._sources = [sampler] if inner is None else [sampler, inner]
+        generators = [getattr(source, "generator", None) for source in self._sources]
+        self._generators = [(g, g.initial_seed()) for g in generators if isinstance(g, torch.Generator)]
+        self._cached: tuple[int, list[Any]] | None = None
+
+    def entries(self, number: int) -> list[Any]:
+        """What the sampler yields in pass `number`."""
+        if self._cached is None or self._cached[0] != number:
+            for generator, first in self._generators:
+                generator.manual_seed(first if number == 0 else derive_seed("given", first, number))
+            for source in self._sources:
+                set_epoch(source, number)
+            with RandomStream(derive_seed("given", self.seed, number)):
+                self._cached = number, list(self.sampler)
+        return self._cached[1]
+
+
+def set_epoch(target: object, number: int) -> None:
+    """Tell a data set or a sampler which pass comes, where it wants to know."""
+    method = getattr(target, "set_epoch", None)
+    if callable(method):
+        method(number)
+
+
+class OrderedBatchSampler(GlobalBatchSampler):
+    """Global batches of what a user's sampler yields. Its length may change from pass to pass."""
+
+    def __init__(self, given: Given, batch_size: int, **options: Any) -> None:
+        super().__init__(len(given.entries(0)), batch_size, seed=given.seed, **options)
+        self.given = given
+
+    def set_pass(self, number: int) -> None:
+        super().set_pass(number)
+        self.length = len(self.given.entries(number))
+
+    def order(self) -> torch.Tensor:
+        return torch.tensor(self.given.entries(self._pass), dtype=torch.int64)
+
+
+class OrderedShardSampler(ShardBatchSampler):
+    """Exact contiguous shards of what a user's sampler yields in its first pass."""
+
+    def __init__(self, given: Given, batch_size: int, **options: Any) -> None:
+        super().__init__(len(given.entries(0)), batch_size, **options)
+        self.given = given
+
+    def order(self) -> torch.Tensor:
+        return torch.tensor(self.given.entries(0), dtype=torch.int64)
+
+
+class GroupedBatchSampler(Sampler[list[Any]]):
+    """A user's batches for training: `world_size` consecutive ones are a global batch, one for each rank.
+
+    The last group may be short; a rank without a batch gets one sample of the group's first as a dummy that
+    counts 0.
+    """
+
+    full = 0
+
+    def __init__(self, given: Given, *, rank: int, world_size: int) -> None:
+        self.given = given
+        self.rank = rank
+        self.world_size = world_size
+        self._pass = 0
+        self._first = 0
+
+    def set_pass(self, number: int) -> None:
+        """Choose the pass that the next iteration makes, from its beginning."""
+        self._pass = number
+        self._first = 0
+
+    def skip(self, count: int) -> None:
+        """Let iterations begin at global batch `count` until `set_pass`."""
+        self._first = count
+
+    def __len__(self) -> int:
+        return -(-len(self.given.entries(self._pass)) // self.world_size)
+
+    def counts(self, index: int) -> tuple[int, int]:
+        """Samples of global batch `index`: `(on this rank, over all ranks)`. A dummy is not counted."""
+        group = self._group(index)
+        local = len(group[self.rank]) if self.rank < len(group) else 0
+        return local, sum(len(batch) for batch in group)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for index in range(self._first, len(self)):
+            group = self._group(index)
+            yield list(group[self.rank]) if self.rank < len(group) else list(group[0][:1])
+
+    def _group(self, index: int) -> list[list[Any]]:
+        return self.given.entries(self._pass)[index * self.world_size : (index + 1) * self.world_size]
+
+
+class BatchShardSampler(Sampler[list[Any]]):
+    """A user's batches for evaluation: each rank reads one contiguous part of them."""
+
+    def __init__(self, given: Given, *, rank: int, world_size: int) -> None:
+        entries = given.entries(0)
+        start, stop = share(len(entries), rank, world_size)
+        self.batches = [list(batch) for batch in entries[start:stop]]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return iter(self.batches)
+
+
+def is_batch_sampler(sampler: object) -> bool:
+    """Whether a user's sampler yields batches of indices: torch's `BatchSampler`, or what has a
+    `batch_size`."""
+    return isinstance(sampler, BatchSampler) or hasattr(sampler, "batch_size")

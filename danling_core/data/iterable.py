@@ -1,0 +1,120 @@
+"""Iterable data spread over ranks and loader workers, in the order of global batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data._utils import worker as torch_worker
+
+from danling_core.data.fetch import PassClock
+from danling_core.data.given import set_epoch
+from danling_core.data.seeded import RandomStream, derive_seed, seed_generators
+
+
+class StreamShards(IterableDataset[Any]):
+    """The rank's share of an iterable data set: its contiguous chunk of every `batch_size * world_size`
+    samples.
+
+    Every rank and worker reads through the whole stream and keeps its own, so a step's samples do not depend
+    on the world size. Data that is heavy to read should split itself and say so with a true attribute
+    `sharded`: then each rank and worker reads its own (by rank from the environment, by worker from torch's
+    `get_worker_info`).
+
+    The data set's `__iter__` runs with random generators of its own: seeded by (seed, pass), the same
+    everywhere, so that a shuffle gives all ranks one order and neither disturbs nor depends on the training's
+    random state. A data set that splits itself gets other seeds on each rank and worker.
+
+    Args:
+        drop_last: leave out the last global batch when it is smaller.
+        clock: the pass to read, and the global batches to skip in it (read through, not collated).
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        *,
+        rank: int,
+        world_size: int,
+        seed: int,
+        clock: PassClock,
+        drop_last: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.sharded = bool(getattr(dataset, "sharded", False))
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.clock = clock
+        self.drop_last = drop_last
+        self._worker: tuple[int, int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._own_stream() if self.sharded else self._common_stream()
+
+    def _common_stream(self) -> Iterator[Any]:
+        number, skip = self.clock.read()
+        worker, workers = self._hidden_worker()
+        group_size = self.batch_size * self.world_size
+        random_stream, samples = self._open("stream", self.seed, number)
+        for group in itertools.count():
+            wanted = group >= skip and (group - skip) % workers == worker
+            with random_stream:
+                chunk, size = self._read_group(samples, wanted)
+            if size < group_size and (size == 0 or self.drop_last):
+                return
+            self._seed_collate(number, group)
+            yield from chunk
+            if size < group_size:
+                return
+
+    def _own_stream(self) -> Iterator[Any]:
+        number, _ = self.clock.read()
+        info = get_worker_info()
+        worker = 0 if info is None else info.id
+        random_stream, samples = self._open("stream", self.seed, number, self.rank, worker)
+        for group in itertools.count():
+            with random_stream:
+                chunk = list(itertools.islice(samples, self.batch_size))
+            if len(chunk) < self.batch_size and (not chunk or self.drop_last):
+                return
+            self._seed_collate(number, group)
+            yield from chunk
+
+    def _open(self, *key: int | str) -> tuple[RandomStream, Iterator[Any]]:
+        set_epoch(self.dataset, self.clock.read()[0])
+        random_stream = RandomStream(derive_seed(*key))
+        with random_stream:
+            return random_stream, iter(self.dataset)
+
+    def _read_group(self, samples: Iterator[Any], wanted: bool) -> tuple[list[Any], int]:
+        """Read one global batch; returns this rank's chunk (empty unless wanted) and the size of the
+        whole."""
+        before = self.rank * self.batch_size
+        after = (self.world_size - self.rank - 1) * self.batch_size
+        size = _discard(samples, before)
+        chunk = list(itertools.islice(samples, self.batch_size))
+        size += len(chunk) + _discard(samples, after)
+        return (chunk if wanted else []), size
+
+    def _hidden_worker(self) -> tuple[int, int]:
+        """This worker and their number. From here on torch's worker info is hidden from the data set: one
+        that splits itself over workers, as torch's manual teaches, would otherwise be split twice."""
+        if self._worker is None:
+            info = get_worker_info()
+            self._worker = (0, 1) if info is None else (info.id, info.num_workers)
+            torch_worker._worker_info = None
+            self._in_worker = info is not None
+        return self._worker
+
+    def _seed_collate(self, number: int, group: int) -> None:
+        if getattr(self, "_in_worker", get_worker_info() is not None):
+            seed_generators(derive_seed("collate", self.seed, number, self.rank, group))
+
+
+def _discard(samples: Iterator[Any], count: int) -> int:
+    return sum(1 for _ in itertools.islice(samples, count))

@@ -1,0 +1,70 @@
+"""Seeds by hashing, and random streams that leave the global generators as they were."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+from types import TracebackType
+from typing import Any
+
+import torch
+
+_State = tuple[Any, torch.Tensor, Any]
+
+
+def derive_seed(*key: int | str) -> int:
+    """63 well-mixed bits from a key such as `("order", seed, pass)`: the same on every machine, forever."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_generators(seed: int) -> None:
+    """Seed Python's, NumPy's (where it is loaded) and torch's CPU generator of this process; CUDA is left
+    alone."""
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed & 0xFFFFFFFF)
+
+
+class RandomStream:
+    """A random stream of its own for code that draws from the global generators.
+
+    Inside `with stream:` the global generators continue this stream; outside they are what they were before.
+    About 40 us for each entry: enter once for a batch, not for each sample.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._inner: _State | None = None
+        self._outer: _State | None = None
+
+    def __enter__(self) -> RandomStream:
+        self._outer = _capture()
+        if self._inner is None:
+            seed_generators(self._seed)
+        else:
+            _restore(self._inner)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inner = _capture()
+        assert self._outer is not None
+        _restore(self._outer)
+        self._outer = None
+
+
+def _capture() -> _State:
+    numpy = sys.modules.get("numpy")
+    return random.getstate(), torch.default_generator.get_state(), numpy and numpy.random.get_state()
+
+
+def _restore(state: _State) -> None:
+    python, cpu, numpy = state
+    random.setstate(python)
+    torch.default_generator.set_state(cpu)
+    if numpy is not None:
+        sys.modules["numpy"].random.set_state(numpy)

@@ -1,0 +1,304 @@
+"""A resumable view of training data: passes, cut into accumulation windows with exact weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import chain, islice
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from danling_core.data.batches import batch_size_of
+from danling_core.data.given import GroupedBatchSampler, set_epoch
+from danling_core.data.loaders import PassLoader
+from danling_core.data.samplers import GlobalBatchSampler
+from danling_core.data.seeded import RandomStream, derive_seed
+from danling_core.errors import ConfigError
+
+Reduce = Callable[[list[float]], Sequence[float]]
+logger = logging.getLogger("danling")
+
+
+class Window:
+    """The batches of one optimizer step on this rank.
+
+    Attributes:
+        batches: the micro-batches, equally many on all ranks; to be read once, in full, before the next
+            window.
+        weights: what to multiply each micro-batch's mean loss by. With DDP's mean over the ranks, the
+            accumulated gradient is that of the mean over all `total` samples. 0 for a batch that only keeps
+            this rank in step.
+        counts: samples of this rank in each micro-batch.
+        total: samples in the window over all ranks.
+    """
+
+    __slots__ = ("batches", "counts", "total", "weights")
+
+    def __init__(
+        self, batches: Iterable[Any], weights: Sequence[float], counts: Sequence[int], total: int
+    ) -> None:
+        self.batches = batches
+        self.weights = weights
+        self.counts = counts
+        self.total = total
+
+    def __len__(self) -> int:
+        """Micro-batches (iters) in this window."""
+        return len(self.counts)
+
+
+class TrainStream:
+    """Training data without end, in passes, that can be left anywhere between two windows and taken up again.
+
+    Sized data built by `build_train_loader` costs no collective: all counts are the sampler's arithmetic, and
+    a resume skips by index. Other data (iterable, or a loader of the user's own) is fetched a window ahead of
+    its use, and with several ranks its counts are summed by one `reduce` for each window. A rank that runs
+    out of data goes on with its last batch at weight 0 until no rank has any.
+
+    Args:
+        loader: what `build_train_loader` returned, or any iterable of batches that can be iterated again.
+        accum_steps: micro-batches in a window.
+        reduce: sums a short list of floats over the ranks; called at the same points on all of them.
+        size_of: samples (or tokens) in a batch, where the first tensor's first dimension is not it. Weights
+            and counts are then in its unit, also for sized data, at the cost of the `reduce`.
+        seed: the run's seed; fixes what a user's loader draws when it begins a pass.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        *,
+        accum_steps: int = 1,
+        world_size: int = 1,
+        rank: int = 0,
+        reduce: Reduce | None = None,
+        size_of: Callable[[Any], int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.loader = loader
+        self.accum_steps = accum_steps
+        self.world_size = world_size
+        self.rank = rank
+        self.seed = seed
+        self._sampler = _sampler_of(loader)
+        self._by_index = self._sampler is not None and size_of is None
+        self._reduce = reduce
+        self._size_of = size_of or batch_size_of
+        self._pass = 0
+        self._position = 0
+        self._iterator: Iterator[Any] | None = None
+        self._last: list[Any] = []
+        if world_size > 1 and reduce is None and not self._by_index:
+            raise ConfigError(
+                "data of unknown size on several ranks needs `reduce`, which sums over the ranks"
+            )
+        self._global_batch = _global_batch_of(loader, world_size)
+        self._length = None if self._sampler is not None else self._common_length()
+
+    @property
+    def windows_per_pass(self) -> int | None:
+        """Optimizer steps in a pass, equal on all ranks; None where the data does not say."""
+        batches = self._length if self._sampler is None else len(self._sampler)
+        return None if batches is None else -(-batches // self.accum_steps)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream is: equal on all ranks. A window counts as consumed once it is handed out, so take
+        this after its optimizer step. `position` is the number of global batches (of `global_batch` samples)
+        of pass `pass`."""
+        return {"pass": self._pass, "position": self._position, "global_batch": self._global_batch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go to where `state` was taken. In the middle of a pass this makes the iterator and skips at once,
+        which may draw from the global generators (data read without workers): restore their state *after*
+        this call.
+
+        With another global batch size the position is rounded down to the nearest global batch of the new
+        size.
+        """
+        self._pass = state["pass"]
+        self._iterator = None
+        self._position = self._rescaled(state["position"], state.get("global_batch", 0))
+        if self._position > 0:
+            self._iterator = self._begin()
+
+    def windows(self) -> Iterator[Window]:
+        """The remaining windows of the current pass; the next call after its end begins the next pass.
+
+        Breaking out does not end the pass: the next call goes on with the window after.
+
+        Raises:
+            ConfigError: the data is empty, or some rank has none while others have. Raised on all ranks
+                alike.
+        """
+        if self._iterator is None:
+            self._iterator = self._begin()
+        if self._by_index:
+            yield from self._indexed_windows(self._iterator)
+        elif self.world_size == 1 and self.accum_steps == 1:
+            yield from self._single_windows(self._iterator)
+        else:
+            yield from self._drawn_windows(self._iterator)
+        self.end_pass()
+
+    def end_pass(self) -> None:
+        """Leave the rest of the current pass; the next window is the first of the next pass. On all ranks
+        alike."""
+        self._iterator = None
+        self._last = []
+        self._pass += 1
+        self._position = 0
+
+    # -- the three ways to make windows --
+
+    def _indexed_windows(self, iterator: Iterator[Any]) -> Iterator[Window]:
+        sampler, accum = self._sampler, self.accum_steps
+        assert sampler is not None
+        if sampler.full >= accum:
+            local, size = sampler.counts(0)
+            weights, counts, total = (1 / accum,) * accum, (local,) * accum, size * accum
+            last = sampler.full - accum
+            while self._position <= last:
+                self._position += accum
+                yield Window(islice(iterator, accum), weights, counts, total)
+        length = len(sampler)
+        while self._position < length:
+            stop = min(self._position + accum, length)
+            pairs = [sampler.counts(index) for index in range(self._position, stop)]
+            self._position = stop
+            yield self._window(islice(iterator, len(pairs)), [n for n, _ in pairs], sum(n for _, n in pairs))
+
+    def _single_windows(self, iterator: Iterator[Any]) -> Iterator[Window]:
+        size_of, weights = self._size_of, (1.0,)
+        for batch in iterator:
+            self._position += 1
+            size = size_of(batch)
+            yield Window((batch,), weights, (size,), size)
+        self._refuse_empty()
+
+    def _drawn_windows(self, iterator: Iterator[Any]) -> Iterator[Window]:
+        while True:
+            batches = list(islice(iterator, self.accum_steps))
+            counts = [self._count(batch, index) for index, batch in enumerate(batches, self._position)]
+            self._last = batches[-1:] or self._last
+            iters, total = self._agree(counts)
+            if iters == 0:
+                break
+            missing = iters - len(batches)
+            self._position += iters
+            yield self._window(batches + self._last * missing, counts + [0] * missing, total)
+        self._refuse_empty()
+
+    def _window(self, batches: Iterable[Any], counts: list[int], total: int) -> Window:
+        scale = self.world_size / total if total else 0.0
+        return Window(batches, tuple(count * scale for count in counts), tuple(counts), total)
+
+    def _count(self, batch: Any, index: int) -> int:
+        if self._sampler is not None and self._sampler.counts(index)[0] == 0:
+            return 0
+        return self._size_of(batch)
+
+    def _agree(self, counts: list[int]) -> tuple[int, int]:
+        """Micro-batches of the window (the most that any rank has), and its samples over all ranks."""
+        if self._reduce is None:
+            return len(counts), sum(counts)
+        has = [float(index < len(counts)) for index in range(self.accum_steps)]
+        starved = float(not self._last)
+        total, *holders, starving = self._reduce([float(sum(counts)), *has, starved])
+        iters = sum(holder > 0 for holder in holders)
+        if iters and starving:
+            raise ConfigError(
+                f"{int(starving)} of {self.world_size} ranks have no training data in pass {self._pass}, "
+                "while others have: lower batch_size or the number of ranks, or split the data more evenly"
+            )
+        return iters, int(total)
+
+    def _refuse_empty(self) -> None:
+        if self._position == 0:
+            again = (
+                "; an iterator can be read only once, give something to iterate again" if self._pass else ""
+            )
+            raise ConfigError(f"the training data is empty: pass {self._pass} has no batch{again}")
+
+    # -- beginning a pass --
+
+    def _begin(self) -> Iterator[Any]:
+        loader, position = self.loader, self._position
+        if not isinstance(loader, PassLoader):
+            return self._begin_foreign(loader, position)
+        by_index = self._sampler is not None
+        # of a stream the last batch consumed is drawn again, since a rank may have to repeat it
+        ahead = position if by_index else max(position - 1, 0) if loader.can_skip else 0
+        loader.set_pass(self._pass, ahead)
+        iterator = iter(loader)
+        if not by_index:
+            self._discard(iterator, position - ahead)
+        return iterator
+
+    def _begin_foreign(self, loader: Iterable[Any], position: int) -> Iterator[Any]:
+        sampler = getattr(loader, "batch_sampler", None)
+        for target in (
+            loader,
+            getattr(loader, "dataset", None),
+            getattr(loader, "sampler", None),
+            sampler,
+            getattr(sampler, "sampler", None),
+        ):
+            set_epoch(target, self._pass)
+        with RandomStream(derive_seed("pass", self.seed, self._pass, self.rank)):
+            iterator = iter(loader)
+            if position > 0:
+                self._discard(iterator, position)
+                return iterator
+            first = list(islice(iterator, 1))  # here, since a generator may shuffle when it is first asked
+        return chain(first, iterator)
+
+    def _discard(self, iterator: Iterator[Any], count: int) -> None:
+        if count > 1:
+            logger.info("skipping %d batches of pass %d by reading them", count, self._pass)
+        for batch in islice(iterator, count):
+            self._last = [batch]
+
+    def _rescaled(self, position: int, global_batch: int) -> int:
+        ours = self._global_batch
+        if position == 0 or not global_batch or not ours or ours == global_batch:
+            return position
+        samples = position * global_batch
+        if isinstance(self._sampler, GlobalBatchSampler) and samples >= self._sampler.length:
+            return len(self._sampler)
+        if samples % ours:
+            logger.warning("the global batch size has changed: %d samples will be seen twice", samples % ours)
+        return samples // ours
+
+    def _common_length(self) -> int | None:
+        """Batches of the longest rank. Collective where there are several ranks."""
+        length = _length_of(self.loader)
+        if self._reduce is None or self.world_size == 1:
+            return length
+        own = [0.0] * self.world_size
+        own[self.rank] = float("nan") if length is None else float(length)
+        lengths = self._reduce(own)
+        return None if any(value != value for value in lengths) else int(max(lengths))
+
+
+def _sampler_of(loader: Iterable[Any]) -> GlobalBatchSampler | GroupedBatchSampler | None:
+    sampler = getattr(loader, "batch_sampler", None)
+    ours = isinstance(loader, PassLoader) and isinstance(sampler, (GlobalBatchSampler, GroupedBatchSampler))
+    return sampler if ours else None
+
+
+def _global_batch_of(loader: Iterable[Any], world_size: int) -> int:
+    """Samples of a full global batch, or 0 where that is not known."""
+    if not isinstance(loader, PassLoader):
+        return 0
+    if isinstance(loader.batch_sampler, GlobalBatchSampler):
+        return loader.batch_sampler.global_batch_size
+    known = isinstance(loader.dataset, IterableDataset) and loader.batch_size is not None
+    return (loader.batch_size or 0) * world_size if known else 0
+
+
+def _length_of(loader: Iterable[Any]) -> int | None:
+    """Batches of a loader that can tell. What an iterable data set says of its length is not trusted."""
+    if isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset):
+        return None
+    return len(loader) if isinstance(loader, Sized) else None
