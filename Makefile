@@ -47,8 +47,9 @@ test-long: $(STAMP)  ## Run the long tests
 	$(BIN)/python -m pytest -m long $(TESTS)
 
 bench: $(STAMP)  ## Time our step against a bare loop, and a run under the flow against torchrun
-	$(BIN)/python -m benchmarks.step_overhead
-	$(BIN)/python -m benchmarks.flow_overhead
+	@failed=0; for each in step_overhead flow_overhead; do \
+		echo "python -m benchmarks.$$each"; $(BIN)/python -m benchmarks.$$each || failed=1; \
+	done; exit $$failed
 
 lint: $(STAMP)  ## Check the code's form
 	$(BIN)/ruff check .
