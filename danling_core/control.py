@@ -1,0 +1,158 @@
+"""Memory shared by the launcher and the ranks of a node: heartbeats go up, the wish to stop goes down."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from enum import IntEnum
+from types import TracebackType
+
+from danling_core.lifeline import start_time, watch_parent
+
+__all__ = ["Control", "Phase", "RankControl", "watch_parent"]
+
+_MAGIC = 0x444C_4354_524C_0001  # "DLCTRL", layout 1
+_HEADER_CELLS = 8  # magic, world size, stop requested, stop at step, and room
+_RANK_CELLS = 8  # one cache line each: pid, start time, beats, step, phase, done, and room
+_WORLD, _STOP_REQUESTED, _STOP_AT_STEP = 1, 2, 3
+_PID, _STARTED, _BEATS, _STEP, _PHASE, _DONE = range(6)
+
+
+class Phase(IntEnum):
+    """What a rank is busy with; it makes the report of a hang or a death readable."""
+
+    STARTING = 0
+    TRAINING = 1
+    EVALUATING = 2
+    SAVING = 3
+    FINISHING = 4
+
+
+class RankControl:
+    """One rank's cells. A cell is an aligned 64-bit integer with one writer: no read is torn."""
+
+    __slots__ = ("_cells", "_base")
+
+    def __init__(self, cells: memoryview, base: int) -> None:
+        self._cells = cells
+        self._base = base
+
+    def enter(self) -> None:
+        """Say that this process is the rank. The launcher's wrapper calls it, before the entrypoint."""
+        self._cells[self._base + _STARTED] = start_time(os.getpid()) or 0
+        self._cells[self._base + _PID] = os.getpid()
+
+    def beat(self, step: int) -> None:
+        """Say that this rank is alive and working on `step`, counted from 0. Called by the rank, at least
+        once a step and once an evaluated batch; silence for `hang_timeout_seconds` is taken for a hang."""
+        cells, base = self._cells, self._base
+        cells[base + _STEP] = step
+        cells[base + _BEATS] += 1
+
+    def enter_phase(self, phase: Phase) -> None:
+        """Say what follows; counts as a beat."""
+        self._cells[self._base + _PHASE] = phase
+        self._cells[self._base + _BEATS] += 1
+
+    def finish(self) -> None:
+        """Say that this rank has nothing more to do: its death is no failure now, its silence no hang."""
+        self._cells[self._base + _DONE] = 1
+
+    @property
+    def pid(self) -> int:
+        """The rank's process; 0 before it came up."""
+        return int(self._cells[self._base + _PID])
+
+    @property
+    def started(self) -> int:
+        """When that process began, as `lifeline.start_time` counts."""
+        return int(self._cells[self._base + _STARTED])
+
+    @property
+    def beats(self) -> int:
+        """How often it has beaten."""
+        return int(self._cells[self._base + _BEATS])
+
+    @property
+    def step(self) -> int | None:
+        """The step it was last working on; None before the first."""
+        step = int(self._cells[self._base + _STEP])
+        return None if step < 0 else step
+
+    @property
+    def phase(self) -> Phase:
+        """What it was last busy with."""
+        return Phase(self._cells[self._base + _PHASE])
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it called `finish`."""
+        return bool(self._cells[self._base + _DONE])
+
+
+class Control:
+    """A small file mapped into the launcher and into each rank of one node.
+
+    Ranks are counted by their place on the node (LOCAL_RANK). The launcher makes one file for each launch.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with open(path, "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+        self._cells = memoryview(self._map).cast("q")
+        if self._cells[0] != _MAGIC:
+            self.close()
+            raise ValueError(f"{path} is not a control file of this version")
+        self.world_size = int(self._cells[_WORLD])
+        self.ranks = [
+            RankControl(self._cells, _HEADER_CELLS + rank * _RANK_CELLS) for rank in range(self.world_size)
+        ]
+
+    @classmethod
+    def create(cls, path: str, world_size: int) -> Control:
+        """Make the file, which must not exist, and map it."""
+        with open(path, "xb") as file:
+            cells = memoryview(bytearray(8 * (_HEADER_CELLS + world_size * _RANK_CELLS))).cast("q")
+            cells[0], cells[_WORLD], cells[_STOP_AT_STEP] = _MAGIC, world_size, -1
+            for rank in range(world_size):
+                cells[_HEADER_CELLS + rank * _RANK_CELLS + _STEP] = -1
+            file.write(cells)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str) -> Control:
+        """Map an existing file."""
+        return cls(path)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the ranks shall save and stop; set by the launcher, or by a rank that got SIGTERM."""
+        return bool(self._cells[_STOP_REQUESTED])
+
+    def request_stop(self) -> None:
+        """Ask the ranks to save and stop. May be called again, by anyone."""
+        self._cells[_STOP_REQUESTED] = 1
+
+    @property
+    def stop_at_step(self) -> int | None:
+        """The step before which all ranks stop, once rank 0 has chosen one."""
+        step = int(self._cells[_STOP_AT_STEP])
+        return None if step < 0 else step
+
+    @stop_at_step.setter
+    def stop_at_step(self, step: int) -> None:
+        self._cells[_STOP_AT_STEP] = step
+
+    def close(self) -> None:
+        """Unmap the file; its cells must not be touched afterwards."""
+        self._cells.release()
+        self._map.close()
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

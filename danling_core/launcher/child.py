@@ -1,0 +1,164 @@
+"""What a process made by the fork server does around the foreign code: a rank, or a preparation."""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+from danling_core.control import Control
+from danling_core.errors import ConfigError
+from danling_core.lifeline import children_die_with_us, die_with_parent, lead_group, watch_parent
+
+# What elastic tells a rank. Everything else in a rank's environment is the driver's at the time of its
+# request.
+_ELASTIC = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "ROLE_RANK",
+)
+_ELASTIC += ("ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_LOST_PEER = (
+    "closed by peer",
+    "reset by peer",
+    "broken pipe",
+    "connection refused",
+    "was aborted",
+    "remote process exited",
+)
+
+
+def run_rank(order: Mapping[str, Any]) -> None:
+    """Be one rank: called by elastic in a new process, with the order that `group.run_group` made.
+
+    An exception is written to the failure file of the rank before it ends the process, so that the launcher
+    knows every rank's, and when each happened, instead of only the first that it noticed.
+    """
+    local_rank = int(os.environ["LOCAL_RANK"])
+    enter(order)
+    control = Control.open(order["control_path"])
+    cells = control.ranks[local_rank]
+    cells.enter()
+    try:
+        load(order["entrypoint"])(order["request"], order["control_path"], order["restart"])
+    except BaseException as error:
+        failure = describe(error)
+        _write_failure(order["failure_path"].format(rank=local_rank), {**failure, "step": cells.step})
+        if isinstance(error, Exception):
+            raise
+        raise RuntimeError(
+            failure["error"]
+        ) from error  # else elastic would take the silent end for a success
+    cells.finish()
+
+
+def prepare(order: Mapping[str, Any], reply: Connection) -> None:
+    """Run the prepare function on each config, in a process of its own, and send what came of it."""
+    enter(order)
+    answers: list[dict[str, Any]] = []
+    try:
+        function = load(order["entrypoint"])
+        for config in order["configs"]:
+            answers.append({"prepared": _prepare_one(function, config, order["cwd"])})
+    except ConfigError as error:
+        answers.append({"error": str(error)})
+    json.dumps(answers)  # what cannot be sent fails here, in the process whose fault it is
+    reply.send(answers)
+
+
+def _prepare_one(function: Callable[..., Any], config: dict[str, Any], cwd: str) -> Any:
+    try:
+        return function(config, cwd)
+    except ConfigError:
+        raise
+    except BaseException as error:
+        what = describe(error)
+        tail = "\n".join(what["traceback"].rstrip().splitlines()[-12:])
+        raise ConfigError(
+            f"cannot import runner {config.get('runner')!r}: {what['error']}\n{tail}"
+        ) from error
+
+
+def enter(order: Mapping[str, Any]) -> None:
+    """Take on the driver's folder and environment, and tie this process and its children to the launcher."""
+    lead_group()
+    die_with_parent()
+    server = sys.modules.get("danling_core.launcher.fork_server")  # absent where the preload failed
+    if server is not None and os.getppid() != server.PID:  # it died before the line above
+        os._exit(1)
+    children_die_with_us()
+    watch_parent(order["launcher_pid"], order["launcher_started"])
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=False)
+    take_environment(order["env"])
+    os.chdir(order["cwd"])
+    prepend_sys_path(order["cwd"], order["env"].get("PYTHONPATH"))
+
+
+def take_environment(wanted: Mapping[str, str]) -> None:
+    """Replace the environment, which is the fork server's, by `wanted`, except what elastic has just set."""
+    kept = {
+        name: os.environ[name] for name in os.environ if name in _ELASTIC or name.startswith("TORCHELASTIC_")
+    }
+    os.environ.clear()
+    os.environ.update({**wanted, **kept})
+
+
+def prepend_sys_path(cwd: str, python_path: str | None) -> None:
+    """Make modules importable as they are from a script started in `cwd`."""
+    entries = [cwd, *(entry for entry in (python_path or "").split(os.pathsep) if entry)]
+    sys.path[:] = [*dict.fromkeys(entries), *(entry for entry in sys.path if entry not in entries)]
+    importlib.invalidate_caches()
+
+
+def load(address: str) -> Callable[..., Any]:
+    """The function at "module:function"."""
+    module, _, name = address.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An exception as plain JSON types: one line, the traceback without our frames, the time."""
+    if isinstance(error, SystemExit):
+        line = f"the code called sys.exit({error.code!r})"
+    else:
+        line = "".join(traceback.format_exception_only(type(error), error)).strip()
+    own = error.__traceback__
+    while own is not None and own.tb_frame.f_globals.get("__name__") == __name__:
+        own = own.tb_next
+    text = "".join(traceback.format_exception(type(error), error, own or error.__traceback__))
+    return {"error": line, "traceback": text, "time": time.time(), "is_lost_peer": is_lost_peer(error)}
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether the error may be no more than the echo of another process's death."""
+    if isinstance(error, ConfigError) or not isinstance(error, (RuntimeError, OSError)):
+        return False
+    if any(
+        base.__name__ == "DistError" for base in type(error).__mro__
+    ):  # by name: this module loads no torch
+        return True
+    text = str(error).lower()
+    if "dataloader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):
+        return True
+    is_ours = any(word in text for word in ("gloo", "nccl", "socket", "tcpstore", "connection", "pair.cc"))
+    return is_ours and any(word in text for word in _LOST_PEER)
+
+
+def _write_failure(path: str, failure: dict[str, Any]) -> None:
+    partial = f"{path}.part"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(failure, file)
+    os.replace(partial, path)

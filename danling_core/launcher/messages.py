@@ -1,0 +1,105 @@
+"""What driver and launcher say to each other: JSON lines, one request or reply each."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from danling_core.errors import RunFailed, RunInterrupted
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One run, as the launcher and the ranks get it.
+
+    Args:
+        config: the canonical full config.
+        work_dir: the run's local folder, made by the driver.
+        remote_url: the run's folder on an object store, where there is one; `work_dir` is then its local
+        copy. generation: of the driver's lease; an attempt is called `{generation}.{restart}`.
+        stages: what to do, in order, of "train" and "evaluate".
+        nproc: the number of ranks, resolved.
+        hang_timeout_seconds: silence of a rank that is taken for a hang.
+        max_restarts: relaunches after a death or a hang.
+        stop_grace_seconds: from the wish to stop until the ranks are killed.
+    """
+
+    config: dict[str, Any]
+    work_dir: str
+    remote_url: str | None = None
+    generation: int = 1
+    stages: tuple[str, ...] = ("train", "evaluate")
+    threads_per_rank: int = 1
+    nproc: int = 1
+    hang_timeout_seconds: float = 600.0
+    max_restarts: int = 3
+    stop_grace_seconds: float = 30.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {**asdict(self), "stages": list(self.stages)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> RunRequest:
+        """The inverse of `to_dict`; unknown fields are a TypeError."""
+        return cls(**{**fields, "stages": tuple(fields.get("stages", ("train", "evaluate")))})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the launcher found out about a config by importing its runner.
+
+    Args:
+        config: the canonical full config, params validated.
+        experiment_id: of the code.
+        source_file: where the runner is defined.
+        world_size: the number of ranks, `auto` resolved.
+        device: "cpu" or "cuda".
+    """
+
+    config: dict[str, Any]
+    experiment_id: str
+    source_file: str | None = None
+    world_size: int = 1
+    device: str = "cpu"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Prepared:
+        """From what `worker.prepare` returned; fields unknown here land in `extra`."""
+        known = {
+            name: fields[name] for name in cls.__dataclass_fields__ if name in fields and name != "extra"
+        }
+        return cls(**known, extra={name: value for name, value in fields.items() if name not in known})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: what its terminal event says, or, where it has none, what the launcher saw.
+
+    Args:
+        error: the first failure in one line.
+        traceback: of the rank that failed first.
+        rank: the rank that failed first.
+        step: the step it was working on.
+        restarts: how often the ranks were relaunched.
+    """
+
+    status: Literal["complete", "failed", "interrupted"]
+    error: str | None = None
+    traceback: str | None = None
+    rank: int | None = None
+    step: int | None = None
+    restarts: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+    def check(self) -> Outcome:
+        """Return self if the run is complete; raise RunFailed or RunInterrupted otherwise."""
+        if self.status == "failed":
+            raise RunFailed(self.error or "the run failed", self.traceback, self.rank)
+        if self.status == "interrupted":
+            raise RunInterrupted(self.error or "the run was interrupted; run it again to resume")
+        return self

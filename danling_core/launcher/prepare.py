@@ -1,0 +1,100 @@
+"""Ask a fresh process about configs: it imports the user's code, so that nobody else has to."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from danling_core.errors import ConfigError
+from danling_core.launcher import child
+from danling_core.lifeline import kill_tree, start_time
+
+
+class Preparation:
+    """One process that prepares some configs. `run` in the launcher's main thread; `kill` from any."""
+
+    def __init__(
+        self, entrypoint: str, configs: Sequence[dict[str, Any]], env: Mapping[str, str], cwd: str
+    ) -> None:
+        self._order = {
+            "entrypoint": entrypoint,
+            "configs": list(configs),
+            "env": dict(env),
+            "cwd": cwd,
+            "launcher_pid": os.getpid(),
+            "launcher_started": start_time(os.getpid()),
+        }
+        self._runners = ", ".join(dict.fromkeys(repr(config.get("runner")) for config in configs))
+        self._pid: int | None = None
+        self._started: int | None = None
+
+    def run(self, timeout_seconds: float, stderr_path: str) -> list[Any]:
+        """What the prepare function returned for each config.
+
+        Raises:
+            ConfigError: for a config that cannot be run: the function says so, or the runner cannot be
+            imported.
+        """
+        context = multiprocessing.get_context("forkserver")
+        receiver, sender = context.Pipe(duplex=False)
+        printed = os.path.getsize(stderr_path) if os.path.exists(stderr_path) else 0
+        process = context.Process(target=child.prepare, args=(self._order, sender))
+        process.start()
+        sender.close()
+        pid = process.pid or 0
+        self._pid, self._started = pid, start_time(pid)
+        try:
+            wait([receiver, process.sentinel], timeout_seconds)
+            answers = receiver.recv() if receiver.poll() else None
+        except EOFError:
+            answers = None
+        finally:
+            is_timed_out = process.is_alive()
+            self.kill()
+            process.join()
+            receiver.close()
+        if answers is None:
+            raise ConfigError(
+                self._what_happened(process.exitcode, is_timed_out, timeout_seconds, stderr_path, printed)
+            )
+        return _unpack(answers)
+
+    def kill(self) -> None:
+        """End the process, if it runs."""
+        if self._pid is not None:
+            kill_tree(self._pid, self._started)
+
+    def _what_happened(
+        self,
+        exit_code: int | None,
+        is_timed_out: bool,
+        timeout_seconds: float,
+        stderr_path: str,
+        printed: int,
+    ) -> str:
+        what = f"cannot import runner {self._runners}: "
+        if is_timed_out:
+            return f"{what}no end after {timeout_seconds:g} s; move long work from the module into the runner"
+        how = f"signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"
+        lines = tail(stderr_path, printed)
+        return f"{what}the importing process died by {how}" + (f":\n{lines}" if lines else "")
+
+
+def _unpack(answers: Sequence[Mapping[str, Any]]) -> list[Any]:
+    for answer in answers:
+        if "error" in answer:
+            raise ConfigError(answer["error"])
+    return [answer["prepared"] for answer in answers]
+
+
+def tail(path: str, from_offset: int = 0, lines: int = 12) -> str:
+    """The last lines of a text file, of what follows the offset; empty if there is no file."""
+    try:
+        text = Path(path).read_bytes()[from_offset:].decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(text.rstrip().splitlines()[-lines:])

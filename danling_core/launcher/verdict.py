@@ -1,0 +1,146 @@
+"""Decide what a group's end means: which rank failed first, and whether a relaunch may help."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from danling_core.control import Phase
+from danling_core.launcher.watch import Hang
+
+_UNKNOWN_EXIT = 255  # what multiprocessing says when the fork server died before it could tell
+
+
+@dataclass(frozen=True)
+class RankEnd:
+    """How one rank ended.
+
+    Args:
+        exit_code: negative for a signal; None if it was never started.
+        failure: what its failure file says, where it raised (see `child.describe`).
+        was_killed: by the launcher, for another rank's sake or after the grace.
+    """
+
+    exit_code: int | None
+    is_done: bool
+    step: int | None
+    phase: Phase
+    failure: Mapping[str, Any] | None = None
+    was_killed: bool = False
+
+
+@dataclass(frozen=True)
+class GroupEnd:
+    """How a group ended: its ranks in order, the hang that was found, and what elastic itself had to say."""
+
+    ranks: list[RankEnd]
+    hang: Hang | None = None
+    launch_error: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The first failure. A death or a hang may be cured by a relaunch, an exception is not."""
+
+    kind: Literal["none", "raised", "died", "hung", "not launched"]
+    message: str
+    rank: int | None = None
+    step: int | None = None
+    phase: Phase = Phase.STARTING
+    traceback: str | None = field(default=None, repr=False)
+
+    @property
+    def is_restartable(self) -> bool:
+        """Whether trying again may help."""
+        return self.kind in ("died", "hung", "not launched")
+
+    @property
+    def place(self) -> tuple[int, Phase] | None:
+        """Where it happened, to recognise a poisoned step; None if it was before any step."""
+        return None if self.step is None else (self.step, self.phase)
+
+
+def judge(end: GroupEnd) -> Verdict:
+    """Find the first failure of a group.
+
+    The order in which the deaths were noticed says little, as all happen within milliseconds. So: an
+    exception that cannot be the echo of a lost peer comes first; then a hang; then a death without an
+    exception that we did not cause; then the echo itself.
+    """
+    if end.launch_error is not None:
+        return Verdict("not launched", end.launch_error)
+    raised = sorted(
+        (rank.failure["time"], index) for index, rank in enumerate(end.ranks) if rank.failure is not None
+    )
+    own = [index for _, index in raised if not _failure(end.ranks[index])["is_lost_peer"]]
+    if own and end.hang is None:
+        return _raised(own[0], end.ranks[own[0]])
+    if end.hang is not None:
+        return _hung(end.hang)
+    silent = [index for index, rank in enumerate(end.ranks) if _died_silently(rank)]
+    if silent:
+        return _died(silent[0], end.ranks[silent[0]])
+    if raised:
+        return _echo(raised[0][1], end.ranks[raised[0][1]])
+    return Verdict("none", "the ranks ended without a terminal event")
+
+
+def _failure(rank: RankEnd) -> Mapping[str, Any]:
+    return rank.failure or {}
+
+
+def _died_silently(rank: RankEnd) -> bool:
+    return rank.failure is None and not rank.is_done and not rank.was_killed and rank.exit_code is not None
+
+
+def _raised(index: int, rank: RankEnd) -> Verdict:
+    failure = _failure(rank)
+    message = f"rank {index} failed{_at(rank.step, rank.phase)}: {failure['error']}"
+    return Verdict("raised", message, index, rank.step, rank.phase, failure["traceback"])
+
+
+def _echo(index: int, rank: RankEnd) -> Verdict:
+    found = _raised(index, rank)
+    is_worker_killed = (
+        "killed by signal" in _failure(rank)["error"]
+    )  # a loader's worker: a death like any other
+    return Verdict(
+        "died" if is_worker_killed else "raised", found.message, index, rank.step, rank.phase, found.traceback
+    )
+
+
+def _hung(hang: Hang) -> Verdict:
+    message = (
+        f"rank {hang.rank} hung{_at(hang.step, hang.phase)}: silent for {hang.silent_seconds:.0f} s; "
+        "the stacks of all ranks are in their logs"
+    )
+    return Verdict("hung", message, hang.rank, hang.step, hang.phase)
+
+
+def _died(index: int, rank: RankEnd) -> Verdict:
+    code = rank.exit_code or 0
+    where = _at(rank.step, rank.phase)
+    if code < 0:
+        hint = ": out of memory?" if code == -signal.SIGKILL else ""
+        return Verdict(
+            "died", f"rank {index} was killed by {_signal(-code)}{where}{hint}", index, rank.step, rank.phase
+        )
+    if code == _UNKNOWN_EXIT:
+        return Verdict("died", f"rank {index} died with the fork server{where}", index, rank.step, rank.phase)
+    message = f"rank {index} exited with code {code}{where}, without an exception: something called os._exit"
+    return Verdict("raised", message, index, rank.step, rank.phase)
+
+
+def _at(step: int | None, phase: Phase) -> str:
+    if step is None:
+        return " before its first step"
+    return f" at step {step}" + ("" if phase is Phase.TRAINING else f" ({phase.name.lower()})")
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
