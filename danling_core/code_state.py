@@ -1,0 +1,183 @@
+"""What git says about the code around a file: the commit, and a hash of what differs from it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from danling_core.errors import ConfigError
+
+_TIMEOUT_SECONDS = 60.0
+# The user's settings must not change the hash, and reading must not change the repository.
+_GIT = (
+    "git --no-pager -c safe.directory=* -c core.fsmonitor=false -c core.quotePath=true"
+    " -c diff.suppressBlankEmpty=false -c diff.interHunkContext=0 -c submodule.recurse=false"
+    f" -c diff.orderFile={os.devnull}"
+).split()
+_DIFF = (
+    "diff HEAD --binary --full-index --no-ext-diff --no-textconv --no-color --no-renames --no-relative --unified=3"
+    " --diff-algorithm=myers --no-indent-heuristic --src-prefix=a/ --dst-prefix=b/ --submodule=short"
+    " --ignore-submodules=dirty"
+).split()
+_KEPT_VARIABLES = (
+    "GIT_CONFIG",
+    "GIT_CEILING_DIRECTORIES",
+    "GIT_DISCOVERY_ACROSS_FILESYSTEM",
+    "GIT_EXEC_PATH",
+)
+
+
+@dataclass(frozen=True)
+class CodeState:
+    """A commit (40 or 64 hex digits) and the sha256 of what differs from it; None when nothing does."""
+
+    commit: str
+    difference: str | None
+
+
+def code_state(source: Path, exclude: Sequence[Path] = ()) -> CodeState | None:
+    """The state of the git repository that holds `source`.
+
+    None outside a repository, in one without a commit, or where there is no git program.
+
+    Args:
+        source: absolute, without symbolic links.
+        exclude: absolute folders or files that do not count as code. One that contains the source or the whole
+            repository is not excluded: nothing would be left.
+
+    Raises:
+        ConfigError: git does not answer in time, or fails on a repository it has found.
+    """
+    top = _ask(source.parent, "rev-parse", "--show-toplevel")
+    commit = _ask(source.parent, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+    if not top or not commit:
+        return None
+    root = Path(top)
+    kept_out = [path for path in exclude if path.is_relative_to(root) and not source.is_relative_to(path)]
+    changes = _changes(root, kept_out)
+    if not _is_known(root, source):
+        changes.append(_part(b"ignored source", source.read_bytes()))
+    if not changes:
+        return CodeState(commit, None)
+    return CodeState(commit, hashlib.sha256(b"".join(changes)).hexdigest())
+
+
+def _changes(root: Path, exclude: Sequence[Path]) -> list[bytes]:
+    """A digest for each thing under `root` that differs from its commit, submodules included, in a fixed order."""
+    pathspec = [":(top)", *(f":(top,exclude,literal){path.relative_to(root).as_posix()}" for path in exclude)]
+    changes = []
+    with tempfile.TemporaryFile() as output:
+        _run(root, [*_DIFF, "--", *pathspec], output)
+        if os.fstat(output.fileno()).st_size:
+            output.seek(0)
+            changes.append(hashlib.file_digest(output, "sha256").digest())
+    listed = ["ls-files", "--others", "--exclude-standard", "-z", "--", ":(top,glob)**/*.py", *pathspec[1:]]
+    for name in sorted(_names(root, listed)):
+        changes.append(_part(name, _content(root / os.fsdecode(name))))
+    for name in _submodules(root, exclude):
+        inner = root / os.fsdecode(name)
+        changes += [_part(name, change) for change in _changes(inner, _inside(inner, exclude))]
+    return changes
+
+
+def _submodules(root: Path, exclude: Sequence[Path]) -> list[bytes]:
+    """Submodules that are checked out and have a commit. A repository without `.gitmodules` has none."""
+    if not (root / ".gitmodules").is_file():
+        return []
+    staged = (entry.partition(b"\t") for entry in _names(root, ["ls-files", "--stage", "-z"]))
+    names = sorted(name for meta, _, name in staged if meta.startswith(b"160000 "))
+    folders = {name: root / os.fsdecode(name) for name in names}
+    return [
+        name
+        for name, folder in folders.items()
+        if (folder / ".git").exists()
+        and not any(folder.is_relative_to(path) for path in exclude)
+        and _ask(folder, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+    ]
+
+
+def _is_known(root: Path, source: Path) -> bool:
+    """Whether git tracks `source` or would list it as untracked, so that its edits are seen."""
+    name = f":(top,literal){source.relative_to(root).as_posix()}"
+    tracked = _names(root, ["ls-files", "-z", "--", name])
+    return bool(tracked) or bool(
+        source.suffix == ".py"
+        and _names(root, ["ls-files", "--others", "--exclude-standard", "-z", "--", name])
+    )
+
+
+def _inside(root: Path, paths: Sequence[Path]) -> list[Path]:
+    return [path for path in paths if path.is_relative_to(root) and path != root]
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes; a link's target, so that a link out of the tree is not followed."""
+    try:
+        if path.is_symlink():
+            return b"link " + os.fsencode(os.readlink(path))
+        return path.read_bytes() if path.is_file() else b""
+    except FileNotFoundError:  # deleted since git listed it
+        return b""
+
+
+def _part(name: bytes, content: bytes) -> bytes:
+    return hashlib.sha256(b"%d %b %b" % (len(name), name, hashlib.sha256(content).digest())).digest()
+
+
+def _names(folder: Path, arguments: Sequence[str]) -> list[bytes]:
+    with tempfile.TemporaryFile() as output:
+        _run(folder, arguments, output)
+        output.seek(0)
+        return [name for name in output.read().split(b"\0") if name]
+
+
+def _ask(folder: Path, *arguments: str) -> str | None:
+    """A one-line answer; None when git says no, or is not installed."""
+    with tempfile.TemporaryFile() as output:
+        try:
+            code, _ = _call(folder, arguments, output)
+        except FileNotFoundError:
+            return None
+        output.seek(0)
+        return os.fsdecode(output.read()).removesuffix("\n") if code == 0 else None
+
+
+def _run(folder: Path, arguments: Sequence[str], output: IO[bytes]) -> None:
+    code, error = _call(folder, arguments, output)
+    if code != 0:
+        raise ConfigError(
+            f"git {arguments[0]} failed in {folder} ({error or f'exit {code}'}): the code cannot be identified; "
+            f"mend the repository or state experiment_id"
+        )
+
+
+def _call(folder: Path, arguments: Sequence[str], output: IO[bytes]) -> tuple[int, str]:
+    """Exit code and last line of the errors. FileNotFoundError when there is no git program."""
+    kept = {name: value for name, value in os.environ.items() if _is_kept(name)}
+    environment = {**kept, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        done = subprocess.run(
+            [*_GIT, "-C", str(folder), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            env=environment,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"git {arguments[0]} in {folder} gave no answer in {_TIMEOUT_SECONDS:g} s: state experiment_id instead"
+        ) from error
+    return done.returncode, done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+
+
+def _is_kept(name: str) -> bool:
+    """Inside a git hook, variables such as GIT_DIR and GIT_INDEX_FILE point at another repository or index."""
+    return not name.startswith("GIT_") or name.startswith(_KEPT_VARIABLES)

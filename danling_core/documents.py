@@ -1,0 +1,216 @@
+"""YAML and JSON text that comes back exactly as it went out: reading, writing, and errors that name the line."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, ScalarNode
+
+from danling_core.errors import ConfigError
+
+_MAX_DEPTH = 50
+_TAG = "tag:yaml.org,2002:"
+_FLOAT = re.compile(
+    r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+_INT = re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
+
+
+class YamlLoader(yaml.SafeLoader):
+    """Plain scalars as in YAML 1.2: `1e-3` is a number; `yes`, `1:30` and `2026-11-21` are text. No key twice."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def compose_mapping_node(self, anchor: Any) -> MappingNode:
+        """A mapping as it is written (merges not yet resolved), in which a key that comes twice is an error."""
+        node = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, ScalarNode):
+                continue
+            if (key.tag, key.value) in lines:
+                problem = f"key {key.value!r} is given twice (first on line {lines[key.tag, key.value]})"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            lines[key.tag, key.value] = key.start_mark.line + 1
+        assert isinstance(node, MappingNode)
+        return node
+
+
+class YamlDumper(yaml.SafeDumper):
+    """Quotes every string that YAML 1.1 or 1.2 readers could take for something else; writes no anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _construct_int(loader: yaml.SafeLoader, node: ScalarNode) -> int:
+    text = node.value
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+for _name, _pattern, _first in [
+    ("bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
+    ("int", _INT, "-+0123456789"),
+    ("float", _FLOAT, "-+.0123456789"),
+    ("null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("merge", re.compile(r"^<<$"), "<"),
+]:
+    YamlLoader.add_implicit_resolver(_TAG + _name, _pattern, list(_first))  # type: ignore[no-untyped-call]
+YamlLoader.add_constructor(_TAG + "int", _construct_int)
+YamlDumper.add_implicit_resolver(_TAG + "int", _INT, list("-+0123456789"))  # type: ignore[no-untyped-call]
+YamlDumper.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))  # type: ignore[no-untyped-call]
+
+
+def parse_yaml(text: str, label: str = "YAML") -> Any:
+    """The value of one YAML document. ConfigError names `label` and the line, and never quotes the text."""
+    try:
+        return yaml.load(text, Loader=YamlLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise ConfigError(f"{label}{line}: not valid YAML: {error.problem or error.context}") from None
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise ConfigError(f"{label}, line {line}: not valid YAML: {error.reason}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{label}: not valid YAML: {type(error).__name__}") from None
+
+
+def parse_scalar(text: str) -> Any:
+    """One plain value as YAML would read it: `1e-3` a float, `true` a bool, `null` None, anything else text."""
+    text = text.strip()
+    loader = YamlLoader("")
+    try:
+        tag = loader.resolve(ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+        return text if tag == _TAG + "merge" else loader.construct_object(ScalarNode(tag, text), deep=True)
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def dump_yaml(value: Mapping[str, Any]) -> str:
+    """YAML text in the mapping's own order, that `parse_yaml` turns back into an equal mapping."""
+    text: str = yaml.dump(
+        value, Dumper=YamlDumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=10**6
+    )
+    return text
+
+
+def parse_json(text: str, label: str = "JSON") -> Any:
+    """The value of one JSON document. ConfigError names `label` and the line, and never quotes the text."""
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, label))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{label}, line {error.lineno}: not valid JSON: {error.msg}") from None
+    except RecursionError:
+        raise ConfigError(f"{label}: not valid JSON: nested too deeply") from None
+
+
+def dump_json(value: Mapping[str, Any], indent: int | None = 2) -> str:
+    """JSON text in the mapping's own order. The values are finite, so it is valid JSON."""
+    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: keys sorted, no spaces, ASCII, floats by their shortest exact `repr`."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def read_mapping(location: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON (`.json`) file, local or at a URL. Every failure is one ConfigError."""
+    location = str(location)
+    text = read_text(location)
+    value = parse_json(text, location) if location.endswith(".json") else parse_yaml(text, location)
+    return as_mapping(value, location)
+
+
+def read_text(location: str) -> str:
+    """UTF-8 text of a local file, or of anything storage can read."""
+    try:
+        data = _read_bytes(location)
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{location}: wanted UTF-8 text, found other bytes at offset {error.start}"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{location}: cannot be read: {error.strerror or error}") from error
+
+
+def write_text(location: str | Path, text: str) -> None:
+    """Write UTF-8 text to a local file (its folder must exist) or to anything storage can write."""
+    if "://" in str(location):
+        from danling_core import storage
+
+        storage.write_bytes(str(location), text.encode())
+    else:
+        Path(location).write_text(text, encoding="utf-8", newline="\n")
+
+
+def as_mapping(value: Any, label: str) -> dict[str, Any]:
+    """`value` if it is a mapping with text keys, else a ConfigError that says what it is."""
+    if value is None:
+        raise ConfigError(f"{label}: wanted a mapping of keys, found nothing (empty)")
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{label}: wanted a mapping of keys, found a {type(value).__name__}")
+    for key in value:
+        if not isinstance(key, str):
+            raise ConfigError(f"{label}: wanted text as a key, found {key!r} (put it in quotes)")
+    return dict(value)
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """A copy of `value` in the types that YAML and JSON carry exactly: None, bool, int, finite float, str, list, dict.
+
+    Tuples become lists. Raises ValueError for anything else, with the position in the message.
+    """
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"wanted at most {_MAX_DEPTH} levels of nesting")
+    if isinstance(value, Mapping):
+        return {_plain_key(key): _at(key, item, depth) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        return [_at(index, item, depth) for index, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"wanted a finite number, found {value} (JSON has none; give it as text: '{value}')")
+    if value is None or type(value) in (bool, int, float, str):
+        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+            raise ValueError("wanted Unicode text, found a lone surrogate")
+        return value
+    raise ValueError(
+        f"wanted null, true, false, a number, text, a list or a mapping, found a {type(value).__name__}"
+    )
+
+
+def _at(key: object, item: Any, depth: int) -> Any:
+    try:
+        return plain(item, depth + 1)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(f"at {key!r}, {text.removeprefix('at ')}" if depth < 3 else text) from None
+
+
+def _plain_key(key: object) -> str:
+    if not isinstance(key, str):
+        raise ValueError(f"wanted text as a key, found {key!r} (put it in quotes)")
+    return key
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]], label: str) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{label}: key {twice!r} is given twice")
+    return dict(pairs)
+
+
+def _read_bytes(location: str) -> bytes:
+    if "://" not in location:
+        return Path(location).expanduser().read_bytes()
+    from danling_core import storage
+
+    return storage.read_bytes(location)

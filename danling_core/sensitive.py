@@ -1,0 +1,106 @@
+"""Keeps secrets out of configs: which keys and URLs may hold one, and what to say then."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_SECRET_NAMES = frozenset(
+    "password passwd passphrase pwd secret secrets secret_key secret_access_key client_secret private_key "
+    "api_key apikey api_token api_secret access_key access_key_id access_token auth_token bearer_token refresh_token "
+    "session_token token hf_token github_token wandb_api_key aws_access_key_id aws_secret_access_key "
+    "aws_session_token account_key sas_token connection_string credential credentials".split()
+)
+_SECRET_OPTION_ENDINGS = (
+    "token",
+    "secret",
+    "password",
+    "_key",
+    "credentials",
+    "access_key_id",
+    "connection_string",
+)
+_PUBLIC_OPTION_VALUES = frozenset(
+    {"anon", "google_default", "cache", "cloud", "browser"}
+)  # gcsfs: ways to log in
+_USERINFO = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<userinfo>[^/?#\s@]*)@", re.IGNORECASE)
+_USER_IS_AN_ADDRESS = frozenset({"abfs", "abfss", "wasb", "wasbs", "sftp", "ssh"})
+_SIGNATURE = re.compile(
+    r"://\S*[?&](?:sig|signature|x-amz-signature|x-amz-security-token|x-goog-signature|token|access_token"
+    r"|password|secret)=",
+    re.IGNORECASE,
+)
+_WAY_OUT = (
+    "a config is written to disk and shown: give secrets through the environment or the store's own login"
+)
+
+
+def is_secret_name(key: str) -> bool:
+    """Whether a hyperparameter of exactly this name holds a secret. `max_tokens` and `pad_token` do not."""
+    return _snake(key) in _SECRET_NAMES
+
+
+def url_secret(text: str) -> str | None:
+    """What makes a URL secret ("user:password@", "a signature"), or None when nothing does."""
+    for match in _USERINFO.finditer(text):
+        if ":" in match["userinfo"] or match["scheme"].lower() not in _USER_IS_AN_ADDRESS:
+            return "user:password@"
+    return "a signature or token" if _SIGNATURE.search(text) else None
+
+
+def refuse_in_url(url: str) -> str:
+    """The URL itself; ValueError (which does not repeat it) when it carries a secret."""
+    found = url_secret(url)
+    if found is not None:
+        raise ValueError(f"wanted a URL without secrets, found {found} in it; {_WAY_OUT}")
+    return url
+
+
+def refuse_in_values(values: Mapping[str, Any]) -> None:
+    """ValueError naming the key when free values hold a secret under its usual name, or a URL with a password."""
+    for path, key, value in _leaves(values):
+        if isinstance(value, str) and value and is_secret_name(key):
+            raise ValueError(f"{path!r} looks like a secret; {_WAY_OUT}")
+        if isinstance(value, str) and any(":" in match["userinfo"] for match in _USERINFO.finditer(value)):
+            raise ValueError(f"{path!r} holds a URL with user:password@; {_WAY_OUT}")
+
+
+def refuse_in_options(options: Mapping[str, Any]) -> None:
+    """The stricter rule for storage options: any key that may hold a secret, whatever its value."""
+    for path, key, value in _leaves(options):
+        name = _snake(key)
+        is_secret = is_secret_name(name) or name == "key" or name.endswith(_SECRET_OPTION_ENDINGS)
+        if is_secret and value not in (None, False) and value not in _PUBLIC_OPTION_VALUES:
+            raise ValueError(f"{path!r} looks like a secret; {_WAY_OUT}")
+        if isinstance(value, str) and url_secret(value):
+            raise ValueError(f"{path!r} holds a URL with {url_secret(value)}; {_WAY_OUT}")
+
+
+def shown(value: Any, path: Sequence[object] = ()) -> str:
+    """A short repr of what was found at `path`, for an error message; "(hidden)" where it may be a secret."""
+    names = [str(part) for part in path]
+    if any(is_secret_name(name) or _snake(name).endswith(_SECRET_OPTION_ENDINGS) for name in names):
+        return "(hidden)"
+    if isinstance(value, (Mapping, list, tuple, set)):
+        return f"a {type(value).__name__}"  # its parts may be secret
+    text = repr(value)
+    if url_secret(text):
+        return "(hidden)"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _leaves(value: Any, path: str = "", key: str = "") -> Iterator[tuple[str, str, Any]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _leaves(item, f"{path}.{name}" if path else str(name), str(name))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}[{index}]", "" if isinstance(item, str) else key)
+    else:
+        yield path, key, value
+
+
+def _snake(key: str) -> str:
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key)
+    return spaced.replace("-", "_").replace(" ", "_").lower()
