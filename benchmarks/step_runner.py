@@ -90,9 +90,15 @@ class StepRunner(dl.TorchRunner):
         if self.params.data == "ready":
             return lambda: bare_epoch(model, criterion, optimizer, batches)
         data = TensorDataset(*tensors)
-        sampler = DistributedSampler(data) if self.distributed else None
+        sampler: DistributedSampler[Batch] | None = DistributedSampler(data) if self.distributed else None
         loader = DataLoader(data, BATCH_SIZE, shuffle=sampler is None, sampler=sampler)
-        return lambda: bare_epoch(model, criterion, optimizer, loader)
+
+        def epoch() -> None:
+            if sampler is not None:
+                sampler.set_epoch(self.epochs)
+            bare_epoch(model, criterion, optimizer, loader)
+
+        return epoch
 
     @staticmethod
     def _tensors(length: int) -> tuple[Tensor, Tensor]:
