@@ -1,6 +1,7 @@
 """Checkpoints: committed or non-existent. Commit, verify, restore, prune; the background saver.
 
-`Record` and `CheckpointStore` need no torch; `dump`, `load`, `load_state` and `BackgroundSaver` load it when touched.
+`Record` and `CheckpointStore` need no torch; `dump`, `load`, `load_state` and `BackgroundSaver` load it when
+touched.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from typing import Protocol
 
 from danling_core.checkpoints import durable
@@ -15,7 +16,7 @@ Signature = tuple[int, int, int]
 
 
 class Backend(Protocol):
-    """Paths are relative to the store and built from checked names only. Everything written is durable on return."""
+    """Paths are relative to the store and built from checked names. What was written is durable on return."""
 
     url: str
 
@@ -24,6 +25,9 @@ class Backend(Protocol):
 
     def read(self, path: str) -> bytes:
         """Raises NotFound."""
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Small files, in the order of `paths`; None for those that are not there."""
 
     def write(self, path: str, data: bytes) -> None:
         """Atomically: a reader sees the old content or the new."""
@@ -41,7 +45,7 @@ class Backend(Protocol):
         """Raises NotFound."""
 
     def fetch(self, path: str, folder: str) -> str:
-        """A local path with the content of a file; one that is remote is downloaded into `folder`. Raises NotFound."""
+        """A local path with the content of a file; a remote one comes into `folder`. Raises NotFound."""
 
     def signature(self, path: str) -> Signature | None:
         """Changes when a file is written to; None where the place cannot tell."""
@@ -73,6 +77,15 @@ class LocalBackend:
         except FileNotFoundError as error:
             raise NotFound(f"there is no {self._at(path)}") from error
 
+    def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
+        found: list[bytes | None] = []
+        for path in paths:
+            try:
+                found.append(self.read(path))
+            except NotFound:
+                found.append(None)
+        return found
+
     def write(self, path: str, data: bytes) -> None:
         target = self._at(path)
         if os.path.dirname(path):
@@ -82,7 +95,7 @@ class LocalBackend:
     def claim(self, folder: str) -> bool:
         if self._existed and not os.path.isdir(self.url):
             raise CheckpointError(
-                f"the checkpoint folder {self.url} disappeared while the run was going on, and its checkpoints with it: "
+                f"the checkpoint folder {self.url} disappeared during the run, and its checkpoints with it: "
                 "put it back, or start again with a fresh run"
             )
         target = self._at(folder)
@@ -142,7 +155,7 @@ class LocalBackend:
 
 
 class RemoteBackend:
-    """A prefix in an object store, through `danling_core.storage`: payloads pass through a local temporary file."""
+    """A prefix in an object store; payloads pass through a local temporary file."""
 
     def __init__(self, url: str, scratch: str | None = None) -> None:
         from danling_core import storage
@@ -152,13 +165,13 @@ class RemoteBackend:
         self._scratch = scratch
 
     def names(self, folder: str) -> list[str]:
-        try:
-            return sorted(self._storage.list_names(self._at(folder)))
-        except NotFound:
-            return []
+        return self._storage.list_names(self._at(folder))
 
     def read(self, path: str) -> bytes:
         return self._storage.read_bytes(self._at(path))
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
+        return self._storage.read_many([self._at(path) for path in paths])
 
     def write(self, path: str, data: bytes) -> None:
         self._storage.write_bytes(self._at(path), data)
@@ -179,8 +192,7 @@ class RemoteBackend:
         return size, digest
 
     def delete(self, path: str) -> None:
-        with contextlib.suppress(NotFound):
-            self._storage.delete(self._at(path), recursive=not path.endswith(".json"))
+        self._storage.delete(self._at(path), recursive=path.startswith("data/"))
 
     def size(self, path: str) -> int:
         return self._storage.size(self._at(path))

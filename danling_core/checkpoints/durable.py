@@ -1,4 +1,4 @@
-"""Bytes that survive a crash on a local disk: hashed while written, synced with their folders, replaced atomically."""
+"""Bytes that survive a crash on a local disk: hashed while written, synced, replaced atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ Write = Callable[[BinaryIO], None]
 class HashingWriter:
     """An append-only binary file that hashes (xxh3_128) and counts what passes through it.
 
-    It remembers the first OSError, because writers in between (torch's, for one) wrap it into something vaguer.
+    It remembers the first OSError, because writers in between (torch's, for one) wrap it into something
+    vaguer.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -48,7 +49,7 @@ class HashingWriter:
 
 
 def write_hashed(path: str, write: Write) -> tuple[int, str]:
-    """Create the file `path` from what `write` puts into it, and sync it. Returns size in bytes and xxh3_128."""
+    """Create the file `path` from what `write` puts into it, and sync it. Returns bytes and xxh3_128."""
     with open(path, "xb") as file:
         writer = HashingWriter(file)
         try:
@@ -76,7 +77,7 @@ def hash_file(path: str) -> str:
 
 
 def replace_file(path: str, data: bytes) -> None:
-    """Make `data` the content of `path`, so that a reader or a crash sees the old content or the new, whole."""
+    """Make `data` the content of `path`: a reader, or a crash, sees the old content or the new."""
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
     try:

@@ -32,15 +32,17 @@ class Record:
     """One committed checkpoint.
 
     Attributes:
-        name: `<step>-<attempt>`, unique in its store: the stem of the record file and the name of the data folder.
+        name: `<step>-<attempt>`, unique in its store: the stem of the record file and the name of the data
+            folder.
         step: optimizer updates completed when the state was taken.
         attempt: who wrote it, `<generation>.<restart>`.
-        sequence: 1 for the first commit of a store, rising by one: the order of commits, whatever the clocks say.
+        sequence: 1 for the first commit of a store, rising by one: the order of commits, whatever the clocks
+            say.
         names: the pointers (`latest`, `best`, `epoch-3`) that moved to this record by the same commit.
         files: the payload.
         created_at: ISO 8601, UTC.
-        info: plain JSON given by the writer: `progress`, `score`, `world_size`, `config_hash` and what else it likes.
-            A number that is not finite is kept as text ("NaN").
+        info: plain JSON given by the writer: `progress`, `score`, `world_size`, `config_hash` and what else
+            it likes. A number that is not finite is kept as text ("NaN").
     """
 
     name: str
@@ -96,17 +98,21 @@ class Record:
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointCorrupt(f"record {name!r} is not a whole commit record: {error!r}") from error
         if claimed != _checksum(body):
-            raise CheckpointCorrupt(f"record {name!r} does not match its own checksum: it was altered or damaged")
+            raise CheckpointCorrupt(
+                f"record {name!r} does not match its own checksum: it was altered or damaged"
+            )
         if body.get("version") != VERSION:
             raise CheckpointError(
-                f"record {name!r} has version {body.get('version')!r}, this danling reads {VERSION}: use a newer one"
+                f"record {name!r} has version {body.get('version')!r}, this danling reads {VERSION}: update"
             )
         try:
             body["files"] = tuple(DataFile(**file) for file in body["files"])
             body["names"] = tuple(body["names"])
             record = cls(**body)
         except (KeyError, TypeError) as error:
-            raise CheckpointCorrupt(f"record {name!r} has not the fields of a commit record: {error}") from error
+            raise CheckpointCorrupt(
+                f"record {name!r} has not the fields of a commit record: {error}"
+            ) from error
         return record._checked(name)
 
     def _checked(self, name: str) -> Record:
@@ -128,8 +134,8 @@ def check_name(name: object) -> str:
     """
     if not isinstance(name, str) or not _SIMPLE_NAME.fullmatch(name) or ".." in name:
         raise CheckpointError(
-            f"{name!r} is not a name for a checkpoint or its files: wanted letters, digits and '.-_+', beginning "
-            "with a letter or digit, without '..' or separators"
+            f"{name!r} is not a name for a checkpoint or its files: wanted letters, digits and '.-_+', a "
+            "letter or digit first, without '..' or separators"
         )
     return name
 
@@ -147,7 +153,7 @@ def pointer_to_bytes(record: Record, as_of: int) -> bytes:
 
 
 def pointer_from_bytes(data: bytes, name: str) -> tuple[str, int]:
-    """The record named by the pointer file called `name`.json, and its `as_of`; CheckpointCorrupt if it is damaged."""
+    """The record that the pointer file `name`.json names, and its `as_of`; CheckpointCorrupt if damaged."""
     try:
         body = json.loads(data)
         return check_name(body["record"]), int(body["as_of"])

@@ -9,10 +9,12 @@ from danling_core.checkpoints.record import Record
 
 
 def pinned(pointers: Mapping[str, Record], keep_names: Sequence[str]) -> set[str]:
-    """Names of the records that `latest` or a pointer matching one of the shell patterns `keep_names` means."""
+    """Names of the records that `latest` or a pointer matching a shell pattern in `keep_names` means."""
     patterns = ("latest", *keep_names)
     return {
-        record.name for pointer, record in pointers.items() if any(fnmatchcase(pointer, each) for each in patterns)
+        record.name
+        for pointer, record in pointers.items()
+        if any(fnmatchcase(pointer, each) for each in patterns)
     }
 
 
@@ -25,7 +27,7 @@ def spare_last_good(
     records: Sequence[Record], doomed: Sequence[Record], is_good: Callable[[Record], bool]
 ) -> list[Record]:
     """`doomed` without the newest record that verifies, if none of those that stay does."""
-    if any(is_good(record) for record in records if record not in doomed):
+    if not doomed or any(is_good(record) for record in records if record not in doomed):
         return list(doomed)
     last_good = next((record for record in doomed if is_good(record)), None)
     return [record for record in doomed if record != last_good]

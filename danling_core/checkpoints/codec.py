@@ -1,0 +1,85 @@
+"""State dicts to bytes and back, by `torch.save` and `torch.load(weights_only=True)`: no file runs code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from typing import Any, BinaryIO, cast
+
+import torch
+
+from danling_core.checkpoints.record import Record
+from danling_core.checkpoints.snapshot import compact
+from danling_core.checkpoints.store import CheckpointStore
+from danling_core.errors import CheckpointCorrupt, CheckpointError
+
+
+def dump(state: Any, file: BinaryIO) -> None:
+    """Write a state (nested dicts, lists and tuples of tensors and plain values) into an open binary file.
+
+    NumPy values are converted, tensors come to the CPU, a storage shared by several is written once, and a
+    view without the rest of its base.
+
+    Raises:
+        CheckpointError: the state has something that could not be loaded safely again, named by its path.
+    """
+    write(compact(state), file)
+
+
+def write(plain_state: Any, file: BinaryIO) -> None:
+    """`dump` for a state that is plain and compact already, such as a staged snapshot."""
+    checked = torch.serialization.get_crc32_options()
+    # The store has a better checksum of its own; torch's costs more than all the rest (817 against 243 ms for
+    # 1 GB). torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(plain_state, file)
+    finally:
+        torch.serialization.set_crc32_options(checked)
+
+
+def load(path: str, map_location: Any = "cpu", *, mmap: bool = False) -> Any:
+    """Read what `dump` (or `torch.save`, of tensors and plain values) wrote, and never run code from it.
+
+    Args:
+        mmap: map the file instead of reading it; it must stay as long as the tensors do.
+
+    Raises:
+        CheckpointCorrupt: the file is empty, cut short or not a checkpoint.
+        CheckpointError: it is missing, or wants code to be run.
+    """
+    try:
+        if os.path.getsize(path) == 0:
+            raise CheckpointCorrupt(f"{path} is empty")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is refused: it is not plain tensors and values, and reading it could run code. "
+            f"Save a state_dict of tensors instead. ({_first_line(error)})"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise CheckpointCorrupt(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint {path}: {error}") from error
+
+
+def load_state(store: CheckpointStore, record: Record, map_location: Any = "cpu") -> dict[str, Any]:
+    """The verified state of a committed checkpoint, downloaded first where the store is remote.
+
+    Raises:
+        CheckpointCorrupt: it is not what was committed; `store.newest_good()` finds one that is.
+    """
+    path = store.open(record)
+    try:
+        state = load(path, map_location)
+    finally:
+        store.release(record)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {record.name} holds a {type(state).__name__}, wanted a dict")
+    return cast(dict[str, Any], state)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or repr(error)).splitlines()[0][:300]

@@ -1,0 +1,146 @@
+"""The records and pointers of a store: which checkpoints exist, in which order, and what each name means."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from danling_core.checkpoints.backend import Backend, Signature
+from danling_core.checkpoints.record import Record, check_name, pointer_from_bytes, pointer_to_bytes
+from danling_core.errors import CheckpointCorrupt, CheckpointError, NotFound
+
+
+class BadCheckpoint(NamedTuple):
+    """A checkpoint that cannot be used: its name, and why in one line."""
+
+    name: str
+    reason: str
+
+
+class Ledger:
+    """`records/<name>.json`, one per checkpoint, and `<pointer>.json`, each naming one of them.
+
+    A record also says which pointers moved with it, and a pointer file how far it looked. So what a pointer
+    means follows from the records where a crash left its file behind, and a commit with all its pointers is
+    one rename.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._parsed: dict[str, tuple[Signature | None, Record]] = {}
+
+    def survey(self) -> tuple[list[Record], list[BadCheckpoint]]:
+        """Every record that can be read, newest commit first, and those that cannot, with the reason."""
+        names = [name.removesuffix(".json") for name in self._backend.names("records") if _is_document(name)]
+        records: list[Record] = []
+        bad: list[BadCheckpoint] = []
+        for found in self._read(names):
+            if isinstance(found, Record):
+                records.append(found)
+            else:
+                bad.append(found)
+        return sorted(records, key=lambda record: (record.sequence, record.step), reverse=True), bad[::-1]
+
+    def records(self) -> list[Record]:
+        return self.survey()[0]
+
+    def append(self, draft: Record) -> Record:
+        """Write the record of a payload that is in place: from here on the checkpoint exists."""
+        check_name(draft.name)
+        sequence = 1 + max((record.sequence for record in self.records()), default=0)
+        data = replace(draft, sequence=sequence).to_bytes()
+        record = Record.from_bytes(data, draft.name)
+        self._backend.write(_record_path(draft.name), data)
+        return record
+
+    def remove(self, record: Record, pointers: Sequence[str] = ()) -> None:
+        """Forget a checkpoint, and the pointer files that would be left dangling."""
+        for name in pointers:
+            self._backend.delete(f"{name}.json")
+        self._backend.delete(_record_path(record.name))
+        self._parsed.pop(record.name, None)
+
+    def point(self, name: str, record: Record) -> None:
+        newest = max((each.sequence for each in self.records()), default=record.sequence)
+        self._backend.write(f"{check_name(name)}.json", pointer_to_bytes(record, newest))
+
+    def pointed(self, name: str) -> Record | None:
+        return self._meaning(check_name(name), self.records())
+
+    def pointers(self, records: Sequence[Record]) -> dict[str, Record]:
+        """What every pointer means; damaged ones are left out. `records` as `survey` gave them."""
+        names = {name.removesuffix(".json") for name in self._backend.names("") if _is_document(name)}
+        names |= {name for record in records for name in record.names}
+        found: dict[str, Record] = {}
+        for name in sorted(names):
+            with contextlib.suppress(CheckpointError):
+                record = self._meaning(check_name(name), records)
+                if record is not None:
+                    found[name] = record
+        return found
+
+    def _meaning(self, name: str, records: Sequence[Record]) -> Record | None:
+        """The newest commit that moved the pointer since its file was written, else what the file says."""
+        target, as_of, damage = None, 0, None
+        try:
+            target, as_of = pointer_from_bytes(self._backend.read(f"{name}.json"), name)
+        except NotFound:
+            pass  # Never written, or a crash came between the record and the pointer file.
+        except CheckpointCorrupt as error:
+            damage = error
+        for record in records:
+            if record.sequence > as_of and name in record.names:
+                return record
+        if damage is not None:
+            raise damage
+        for record in records:
+            if record.name == target:
+                return record
+        if target is not None:
+            raise CheckpointCorrupt(
+                f"pointer {name!r} names checkpoint {target}, which has no readable record"
+            )
+        return None
+
+    def _read(self, names: Sequence[str]) -> list[Record | BadCheckpoint]:
+        """Those of the named records that are still there, parsed again only if they were touched."""
+        signatures = {name: self._signature(name) for name in names}
+        known = {name: self._parsed.get(name) for name in names}
+        stale = [name for name, entry in known.items() if entry is None or entry[0] != signatures[name]]
+        contents = dict(
+            zip(stale, self._backend.read_many([_record_path(name) for name in stale]), strict=True)
+        )
+        found: list[Record | BadCheckpoint] = []
+        for name in names:
+            entry = known[name]
+            if name not in contents and entry is not None:
+                found.append(entry[1])
+                continue
+            data = contents[name]
+            if data is not None:  # else it was pruned just now
+                found.append(self._parse(name, data, signatures[name]))
+        return found
+
+    def _parse(self, name: str, data: bytes, signature: Signature | None) -> Record | BadCheckpoint:
+        try:
+            record = Record.from_bytes(data, check_name(name))
+        except CheckpointError as error:
+            return BadCheckpoint(name, str(error))
+        self._parsed[name] = signature, record
+        return record
+
+    def _signature(self, name: str) -> Signature | None:
+        try:
+            return self._backend.signature(_record_path(name))
+        except NotFound:
+            return None
+
+
+def _record_path(name: str) -> str:
+    return f"records/{name}.json"
+
+
+def _is_document(name: str) -> bool:
+    return name.endswith(".json") and not name.startswith(".")

@@ -1,0 +1,114 @@
+"""The payloads of a store: written once, checked against what was committed, fetched for reading."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+
+from danling_core.checkpoints import durable
+from danling_core.checkpoints.backend import Backend, Signature
+from danling_core.checkpoints.record import DataFile, Record
+from danling_core.errors import CheckpointCorrupt, NotFound
+
+PAYLOAD = "state.pt"
+
+
+class Payloads:
+    """`data/<name>/state.pt`, one folder per checkpoint."""
+
+    def __init__(self, backend: Backend, scratch: str | None) -> None:
+        self._backend = backend
+        self._scratch = scratch
+        self._verified: dict[str, list[Signature | None]] = {}
+        self._opened: dict[str, str] = {}
+        self._downloads: str | None = None
+
+    def put(self, name: str, write: durable.Write) -> DataFile:
+        """Write the payload of the claimed folder `name`, durably."""
+        size, digest = self._backend.put(f"data/{name}/{PAYLOAD}", write)
+        return DataFile(PAYLOAD, size, digest)
+
+    def remove(self, name: str) -> None:
+        self._backend.delete(f"data/{name}")
+        self._verified.pop(name, None)
+
+    def verify(self, record: Record) -> None:
+        """Read everything and compare; raises CheckpointCorrupt on any difference."""
+        with tempfile.TemporaryDirectory(prefix="danling-verify-", dir=self._scratch) as folder:
+            for file in record.files:
+                self._check(record, file, folder)
+        self.trust(record)
+
+    def trust(self, record: Record) -> None:
+        """Take the files, as they are now, for those that were committed."""
+        self._verified[record.name] = self._signatures(record)
+
+    def verify_once(self, record: Record) -> None:
+        """`verify`, unless it passed before and the files have not been touched since."""
+        known = self._verified.get(record.name)
+        if known is None or None in known or known != self._signatures(record):
+            self.verify(record)
+
+    def is_good(self, record: Record) -> bool:
+        """Whether `verify_once` passes."""
+        try:
+            self.verify_once(record)
+        except (CheckpointCorrupt, NotFound):
+            return False
+        return True
+
+    def open_local(self, record: Record) -> str:
+        """The verified payload where it lies."""
+        try:
+            self.verify_once(record)
+            return self._backend.fetch(_path(record, record.files[0]), "")
+        except NotFound as error:
+            raise CheckpointCorrupt(f"checkpoint {record.name}: its payload is missing") from error
+
+    def open_remote(self, record: Record) -> str:
+        """A verified local copy, which stays until `release`."""
+        if record.name not in self._opened:
+            folder = tempfile.mkdtemp(dir=self._download_folder())
+            try:
+                self._opened[record.name] = self._check(record, record.files[0], folder)
+            except BaseException:
+                shutil.rmtree(folder)
+                raise
+        return self._opened[record.name]
+
+    def release(self, record: Record) -> None:
+        path = self._opened.pop(record.name, None)
+        if path is not None:
+            shutil.rmtree(os.path.dirname(path))
+
+    def _check(self, record: Record, file: DataFile, folder: str) -> str:
+        """The local path of a payload file whose size and hash are as committed."""
+        what = f"checkpoint {record.name}: {file.name}"
+        try:
+            size = self._backend.size(_path(record, file))
+            if size != file.size:
+                raise CheckpointCorrupt(f"{what} has {size} bytes, committed were {file.size}")
+            local = self._backend.fetch(_path(record, file), folder)
+            found = durable.hash_file(local)
+        except (NotFound, FileNotFoundError) as error:
+            raise CheckpointCorrupt(f"{what} is missing") from error
+        if found != file.xxh3:
+            raise CheckpointCorrupt(
+                f"{what} has changed bits: its xxh3 is {found}, committed was {file.xxh3}"
+            )
+        return local
+
+    def _signatures(self, record: Record) -> list[Signature | None]:
+        return [self._backend.signature(_path(record, file)) for file in record.files]
+
+    def _download_folder(self) -> str:
+        if self._downloads is None:
+            self._downloads = tempfile.mkdtemp(prefix="danling-checkpoints-", dir=self._scratch)
+            weakref.finalize(self, shutil.rmtree, self._downloads, ignore_errors=True)
+        return self._downloads
+
+
+def _path(record: Record, file: DataFile) -> str:
+    return f"data/{record.name}/{file.name}"
