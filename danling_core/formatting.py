@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from danling_core.result_values import flatten
+from danling_core.results import Results
 
 
 def format_value(value: float) -> str:
@@ -56,7 +57,7 @@ def format_epoch_result(
         index: the key of the result, as in `results`.
         total: where the index ends, if known.
         is_best: marks the line with a star.
-        label: what the index counts: "epoch", or "step" in step mode.
+        label: what the index counts: "epoch", or "step" in step mode; empty for none.
     """
     index = result.get("index") if index is None else index
     parts = [
@@ -64,12 +65,19 @@ def format_epoch_result(
         for split, metrics in result.items()
         if isinstance(metrics, Mapping)
     ]
-    line = " | ".join([f"{label}{_position(index, total)}", *parts])
+    head = f"{label}{_position(index, total)}".strip()
+    line = " | ".join([head, *parts] if head else parts)
     return f"{line} *" if is_best else line
 
 
-def format_result(result: Mapping[str, Any]) -> str:
-    """A small table: a row for each split, a column for each metric; the `index` on top where it is given."""
+def format_result(result: Mapping[str, Any] | Results) -> str:
+    """A small table: a row for each split, a column for each metric; the `index` on top where it is given.
+
+    Of a whole `Results`, the tables of the latest and of the best one.
+    """
+    if isinstance(result, Results):
+        found = (("latest", result.latest_result), ("best", result.best_result))
+        return "\n".join(f"{name}: {format_result(one)}" for name, one in found if one) or "no results yet"
     rows = {split: flatten(metrics) for split, metrics in result.items() if isinstance(metrics, Mapping)}
     names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
     table = [["", *names]]

@@ -80,6 +80,6 @@ def _as_float(value: Any, path: str) -> float:
             return NON_FINITE[value]
         raise ConfigError(f"metric {path!r} must be one number, got the text {value!r}")
     try:
-        return float(value)
+        return float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"metric {path!r} must be one number, got {value!r}") from error

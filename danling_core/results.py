@@ -21,8 +21,8 @@ class Results:
     they were reported; timings do not belong here, so that a run that is repeated reports the same.
 
     Args:
-        score_split: the split whose metric is the score. Without it: val, else validate, else the second, else
-            the first. An index that lacks this split has no score.
+        score_split: the split whose metric is the score. Without it: val, else validate, the second, the
+            first. An index that lacks this split has no score.
         score_name: the metric; nested ones are named by their path, as in "task/accuracy".
         score_mode: whether smaller ("min") or larger ("max") is better; known for the common metrics.
 

@@ -12,15 +12,15 @@ from danling_core.errors import ConfigError
 ScoreMode = Literal["min", "max"]
 
 _SMALLER = """
-loss losses error err mse rmse msle rmsle mae mape smape hinge nll bce ce cross_entropy crossentropy entropy
-negative_log_likelihood brier ece ppl perplexity bpb bpc bits_per_byte bits_per_character wer cer ter fid kid lpips
-kl kl_divergence hamming distance eer fpr fnr mpjpe
+loss losses error err mse rmse msle rmsle mae mape smape hinge nll bce ce cross_entropy crossentropy
+entropy negative_log_likelihood brier ece ppl perplexity bpb bpc bits_per_byte bits_per_character
+wer cer ter fid kid lpips kl kl_divergence hamming distance eer fpr fnr mpjpe
 """
 _LARGER = """
-accuracy acc top1 top5 hits exact_match em win_rate tpr tnr f1 fbeta auc auroc aucroc auprc ap map mrr ndcg precision
-recall sensitivity specificity r2 r2score explained_variance pearson pearsonr spearman spearmanr kendall correlation
-mcc matthews kappa iou miou jaccard dice bleu chrf meteor rouge rougel psnr ssim reward returns elbo likelihood
-log_likelihood
+accuracy acc top1 top5 hits exact_match em win_rate tpr tnr f1 fbeta auc auroc aucroc auprc ap map
+mrr ndcg precision recall sensitivity specificity r2 r2score explained_variance pearson pearsonr
+spearman spearmanr kendall correlation mcc matthews kappa iou miou jaccard dice bleu chrf meteor
+rouge rougel psnr ssim reward returns elbo likelihood log_likelihood
 """
 SMALLER_IS_BETTER = frozenset(_SMALLER.split())
 LARGER_IS_BETTER = frozenset(_LARGER.split())
