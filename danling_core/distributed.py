@@ -1,0 +1,102 @@
+"""World, process group and the few collectives that the runner uses."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from danling_core.errors import ConfigError
+
+
+def world_size() -> int:
+    """Number of ranks, as the launcher says; 1 outside one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def resolve_device(wanted: str) -> torch.device:
+    """The device of this rank: `cuda:{local_rank}`, or plain `cpu` (never `cpu:1`).
+
+    Raises:
+        ConfigError: CUDA is asked for and absent, or there are fewer GPUs than ranks on this node.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but torch finds no GPU here: use device=auto or device=cpu")
+    if local_rank() >= torch.cuda.device_count():
+        if wanted == "auto":
+            return torch.device("cpu")
+        raise ConfigError(
+            f"device is 'cuda', but rank {rank()} is the {local_rank() + 1}. on this node and torch finds "
+            f"{torch.cuda.device_count()} GPUs: lower nproc_per_node, or use device=cpu"
+        )
+    return torch.device("cuda", local_rank())
+
+
+def init_process_group(device: torch.device, timeout_seconds: float) -> bool:
+    """Join the process group of this job. Collective. Returns whether this call made it (and must destroy it)."""
+    if world_size() == 1 or dist.is_initialized():
+        return False
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    return True
+
+
+def destroy_process_group() -> None:
+    """Leave the process group. Collective: a barrier first, since gloo aborts when a peer leaves early."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over the ranks, in place; returns the tensor. Collective."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def reduce_floats(values: list[float]) -> list[float]:
+    """Sum a short list of floats over the ranks, on the CPU group. Collective."""
+    return all_reduce_sum(torch.tensor(values, dtype=torch.float64)).tolist()
+
+
+def gather_objects(value: Any) -> list[Any] | None:
+    """Small objects of all ranks, in rank order, on rank 0; None elsewhere. Collective."""
+    if not dist.is_initialized():
+        return [value]
+    gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, gathered)
+    return gathered
+
+
+def all_gather_objects(value: Any) -> list[Any]:
+    """Objects of all ranks, in rank order, on every rank. Collective."""
+    if not dist.is_initialized():
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's object, on every rank. Collective."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

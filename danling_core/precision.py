@@ -1,0 +1,37 @@
+"""Mixed precision: autocast contexts and the gradient scaler."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_NULL = contextlib.nullcontext()
+
+
+class Precision:
+    """What `precision` and `non_finite` of the config mean on one device.
+
+    Args:
+        name: fp32, bf16 or fp16.
+        device_type: cpu or cuda.
+        skip_non_finite: leave out a step whose gradients are not finite, on all ranks alike: gradients are
+            reduced before they are looked at, so every rank sees the same.
+    """
+
+    def __init__(self, name: str, device_type: str, *, skip_non_finite: bool) -> None:
+        self.dtype = _DTYPES.get(name)
+        self._device_type = device_type
+        self.scaler: torch.amp.GradScaler | None = None
+        if name == "fp16":
+            self.scaler = torch.amp.GradScaler(device_type)
+        elif skip_non_finite:  # a scale that starts at 1 and only moves after a skipped step: powers of two are exact
+            self.scaler = torch.amp.GradScaler(device_type, init_scale=1.0, growth_interval=1_000_000_000)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Context for the forward pass and the loss; costs nothing in fp32."""
+        if self.dtype is None:
+            return _NULL
+        return torch.autocast(self._device_type, dtype=self.dtype)

@@ -1,0 +1,69 @@
+"""Counters of completed work, and the one end that drives the loop."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Unit = Literal["iter", "step", "epoch"]
+
+
+@dataclass
+class Progress:
+    """How far a run got. Lives in the run's state, never in its config; survives a resume.
+
+    An *iter* is one forward and backward, a *step* one optimizer update (attempted), an *epoch* one pass over the data
+    (or `steps_per_epoch` steps). All count completed work.
+
+    Args:
+        unit: which of the three drives the loop.
+        end: where that one ends.
+    """
+
+    unit: Unit
+    end: int
+    iters: int = 0
+    steps: int = 0
+    epochs: int = 0
+    iter_begin: int = 0
+    step_begin: int = 0
+    epoch_begin: int = 0
+    steps_in_epoch: int = 0
+    seconds: float = 0.0
+
+    @property
+    def done(self) -> int:
+        """Completed work in the unit that drives the loop."""
+        return {"iter": self.iters, "step": self.steps, "epoch": self.epochs}[self.unit]
+
+    @property
+    def begin(self) -> int:
+        return {"iter": self.iter_begin, "step": self.step_begin, "epoch": self.epoch_begin}[self.unit]
+
+    @property
+    def finished(self) -> bool:
+        return self.done >= self.end
+
+    @property
+    def total(self) -> int:
+        return self.end - self.begin
+
+    def fraction(self, steps_per_epoch: int | None = None) -> float:
+        """Share of the run that is done, in [0, 1]; finer than an epoch where the epoch's length is known."""
+        if self.total <= 0:
+            return 1.0
+        within = 0.0
+        if self.unit == "epoch" and steps_per_epoch:
+            within = self.steps_in_epoch / steps_per_epoch
+        return min(max((self.done + within - self.begin) / self.total, 0.0), 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = asdict(self)
+        for name in ("unit", "end"):
+            del state[name]
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the counters; the end stays what the config says, so that a run may be extended."""
+        for name, value in state.items():
+            setattr(self, name, value)

@@ -1,0 +1,261 @@
+"""What a checkpoint of a runner holds, and how it is taken up again, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+
+from danling_core import distributed, seeding, storage
+from danling_core.checkpoints.codec import load_state
+from danling_core.checkpoints.store import CheckpointStore
+from danling_core.errors import CheckpointError
+from danling_core.runner.loop import flush_losses
+
+if TYPE_CHECKING:
+    from danling_core.runner.torch_runner import TorchRunner
+
+VERSION = 1
+
+
+# saving --------------------------------------------------------------------------------------------------------------
+def shared_state(runner: TorchRunner) -> dict[str, Any]:
+    """State that is equal on all ranks; tensors are the live ones."""
+    return {
+        "version": VERSION,
+        "model": runner.unwrap(runner.model).state_dict(),
+        "ema": runner.ema.module.state_dict() if runner.ema is not None else None,
+        "optimizer": runner.optimizer.state_dict() if runner.optimizer is not None else None,
+        "scheduler": runner.scheduler.state_dict() if runner.scheduler is not None else None,
+        "scaler": runner._precision.scaler.state_dict() if runner._precision.scaler is not None else None,
+        "progress": runner._progress.state_dict(),
+        "results": runner._results.state_dict(),
+        "done_splits": dict(runner._done_splits),
+        "epoch_is_over": runner._epoch_is_over,
+        "streams": {split: stream.state_dict() for split, stream in runner._streams.items()},
+        "config": runner.config.canonical(),
+        "world_size": runner.world_size,
+    }
+
+
+def rank_state(runner: TorchRunner) -> dict[str, Any]:
+    """State that differs between ranks. The generators are as they were before an evaluation that is going on."""
+    state: dict[str, Any] = {"rng": runner._rng_before_evaluation or seeding.capture_rng()}
+    if runner._inside_split:
+        metrics = runner._metrics_in_use()
+        state["split"] = {
+            "name": runner.split,
+            "meter": runner.meters.state_dict(),
+            "metrics": metrics.state_dict() if metrics is not None else None,
+            "iters_at_split": runner._iters_at_split,
+        }
+    if runner.distributed and not runner.config.broadcast_buffers:
+        state["buffers"] = {n: b.cpu().clone() for n, b in runner.unwrap(runner.model).named_buffers()}
+    return state
+
+
+def save(runner: TorchRunner, name: str, epochs: int | None, save_best: bool, *, required: bool = False) -> None:
+    """See `TorchRunner.save_checkpoint`; a `required` save is never given up for a newer one. Collective."""
+    flush_losses(runner)
+    ranks = distributed.gather_objects(rank_state(runner))
+    files = runner._files
+    if files is None:
+        return
+    files.saver.check()
+    every = runner.save_interval
+    names = [name]
+    if save_best and runner.is_best:
+        names.append("best")
+    if epochs is not None and every is not None and (epochs + 1) % every == 0:
+        names.append(f"epoch-{epochs}")
+    files.saver.save(
+        {**shared_state(runner), "ranks": ranks},
+        step=runner.steps,
+        attempt=files.context.attempt,
+        info=_info(runner),
+        names=names,
+        required=required or len(names) > 1 or runner._progress.finished,
+    )
+
+
+def _info(runner: TorchRunner) -> dict[str, Any]:
+    config = json.dumps(runner.config.canonical(), sort_keys=True)
+    return {
+        "progress": {"iters": runner.iters, "steps": runner.steps, "epochs": runner.epochs},
+        "epochs": runner.epochs,
+        "score": runner.latest_score,
+        "best_index": runner.best_index,
+        "inside": runner.split if runner._inside_split else None,
+        "world_size": runner.world_size,
+        "config_hash": hashlib.sha256(config.encode()).hexdigest()[:16],
+    }
+
+
+# resuming ------------------------------------------------------------------------------------------------------------
+def resume(runner: TorchRunner) -> dict[str, Any] | None:
+    """Take up the newest good checkpoint of this run, if there is one. Collective. Returns where it stands."""
+    chosen = None
+    if runner._files is not None:
+        record, bad = runner._files.store.newest_good()
+        for each in bad:
+            runner.logger.warning("checkpoint %s is bad (%s): going back to the one before", each.name, each.reason)
+        chosen = record
+    record = distributed.broadcast_object(chosen)
+    if record is None:
+        return None
+    store = runner._files.store if runner._files is not None else CheckpointStore(runner._local_checkpoint_dir())
+    apply(runner, load_state(store, record, map_location="cpu"))
+    return {"step": runner.steps, "epoch": runner.epochs, "record": record.name}
+
+
+def apply(runner: TorchRunner, state: Mapping[str, Any]) -> None:
+    """Put a whole state into a runner that is set up. The order matters: generators come last, after the streams."""
+    runner.unwrap(runner.model).load_state_dict(state["model"])
+    if runner.ema is not None and state["ema"] is not None:
+        runner.ema.module.load_state_dict(state["ema"])
+    if runner.optimizer is not None and state["optimizer"] is not None:
+        runner.optimizer.load_state_dict(state["optimizer"])
+    if runner.scheduler is not None and state["scheduler"] is not None:
+        runner.scheduler.load_state_dict(state["scheduler"])
+    if runner._precision.scaler is not None and state["scaler"]:
+        runner._precision.scaler.load_state_dict(state["scaler"])
+    runner._progress.load_state_dict(state["progress"])
+    runner._results.load_state_dict(state["results"])
+    runner._done_splits = dict(state["done_splits"])
+    runner._epoch_is_over = state["epoch_is_over"]
+    for split, position in state["streams"].items():
+        if split in runner._streams:
+            runner._streams[split].load_state_dict(position)
+    _apply_rank(runner, state)
+
+
+def _apply_rank(runner: TorchRunner, state: Mapping[str, Any]) -> None:
+    ranks = state["ranks"]
+    if len(ranks) == runner.world_size:
+        mine = ranks[runner.rank]
+        runner._split_state = mine.get("split")
+        for name, buffer in runner.unwrap(runner.model).named_buffers():
+            if name in mine.get("buffers", {}):
+                buffer.copy_(mine["buffers"][name])
+        seeding.restore_rng(mine["rng"])
+        return
+    runner._resumed_bitwise = False
+    runner.logger.warning(
+        "the run was on %d rank(s) and goes on with %d: it will not be bitwise equal", len(ranks), runner.world_size
+    )
+    runner._split_state = _merged_split([rank["split"] for rank in ranks if rank.get("split")], runner.rank)
+    runner.set_seed(runner.seed + 1_000_003 * (runner.steps + 1))
+
+
+def _merged_split(states: list[dict[str, Any]], rank: int) -> dict[str, Any] | None:
+    """What all former ranks had counted, on rank 0; nothing on the others."""
+    if not states:
+        return None
+    meters = [state["meter"] for state in states]
+    share = 1 if rank == 0 else 0
+    return {
+        "name": states[0]["name"],
+        "iters_at_split": states[0]["iters_at_split"],
+        "meter": {
+            "total": share * sum(meter["total"] for meter in meters),
+            "count": share * sum(meter["count"] for meter in meters),
+            "iters": meters[0]["iters"],
+        },
+        "metrics": None,
+    }
+
+
+def restore_split(runner: TorchRunner, state: Mapping[str, Any]) -> None:
+    """Losses and metrics of the split that was being trained."""
+    if state["name"] != runner.split:
+        return
+    runner.meters.load_state_dict(state["meter"])
+    runner._iters_at_split = state["iters_at_split"]
+    metrics = runner._metrics_in_use()
+    if metrics is not None and state["metrics"] is not None:
+        metrics.load_state_dict(state["metrics"])
+
+
+# loading by hand -------------------------------------------------------------------------------------------------------
+def load(runner: TorchRunner, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> None:
+    """See `TorchRunner.load_checkpoint`. Collective."""
+    runner._set_up(runner._default_train_splits())
+    apply(runner, read(checkpoint))
+
+
+def read(checkpoint: str | os.PathLike[str] | Mapping[str, Any], name: str = "latest") -> Mapping[str, Any]:
+    """The state in a folder of checkpoints, a run's folder, or one file; a mapping is returned as it is.
+
+    Raises:
+        CheckpointError: there is none, or it is bad.
+    """
+    if isinstance(checkpoint, Mapping):
+        return checkpoint
+    url = os.fspath(checkpoint)
+    if storage.is_local(url) and os.path.isfile(storage.local_path(url)):
+        return _read_file(storage.local_path(url))
+    for folder in (url, storage.join(url, "checkpoints")):
+        store = CheckpointStore(folder)
+        record = store.pointed(name) or store.newest_good()[0]
+        if record is not None:
+            return load_state(store, record, map_location="cpu")
+    raise CheckpointError(f"there is no committed checkpoint at {url}")
+
+
+def _read_file(path: str) -> Mapping[str, Any]:
+    from danling_core.checkpoints import codec
+
+    state = codec.load(path, map_location="cpu")
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict")
+    return state
+
+
+def load_pretrained(
+    runner: TorchRunner, checkpoint: str | os.PathLike[str] | Mapping[str, Any], strict: bool
+) -> list[str]:
+    """See `TorchRunner.load_pretrained`."""
+    state = read(checkpoint, "best")
+    weights = state.get("ema") or state.get("model") or state
+    module = runner.unwrap(runner.model)
+    own = module.state_dict()
+    fitting = {n: w for n, w in weights.items() if n in own and own[n].shape == getattr(w, "shape", None)}
+    missing = [name for name in own if name not in fitting]
+    unexpected = [name for name in weights if name not in fitting]
+    if strict and (missing or unexpected):
+        raise CheckpointError(
+            f"the weights do not fit {type(module).__name__}: missing {missing}, unexpected or of another shape "
+            f"{unexpected}; strict=False takes over what fits"
+        )
+    module.load_state_dict(fitting, strict=False)
+    return missing + unexpected
+
+
+def save_interrupted(runner: TorchRunner) -> None:
+    """Save where the run stands inside an epoch, and wait until that is committed. Collective."""
+    save(runner, "latest", None, save_best=False, required=True)
+    if runner._files is not None:
+        runner._files.saver.drain()
+
+
+def load_best(runner: TorchRunner) -> str | None:
+    """Weights (averaged ones too) of the best checkpoint, else the newest, on every rank. Collective."""
+    chosen = None
+    if runner._files is not None:
+        runner._files.saver.drain()
+        store = runner._files.store
+        chosen = store.pointed("best") or store.newest_good()[0]
+    record = distributed.broadcast_object(chosen)
+    if record is None:
+        return None
+    store = runner._files.store if runner._files is not None else CheckpointStore(runner._local_checkpoint_dir())
+    state = load_state(store, record, map_location="cpu")
+    runner.unwrap(runner.model).load_state_dict(state["model"])
+    if runner.ema is not None and state["ema"] is not None:
+        runner.ema.module.load_state_dict(state["ema"])
+    return str(record.name)
+
+

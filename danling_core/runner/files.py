@@ -1,0 +1,88 @@
+"""What rank 0 keeps in the run's folder: events, results, status, checkpoints."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from danling_core import storage
+from danling_core.checkpoints.saver import BackgroundSaver
+from danling_core.checkpoints.store import CheckpointStore
+from danling_core.context import RunContext
+from danling_core.run_folder import RunFolder, Status
+from danling_core.writers import EventLog, Writer, Writers
+
+if TYPE_CHECKING:
+    from danling_core.checkpoints.record import Record
+    from danling_core.results import Results
+
+
+class RunFiles:
+    """The writing side of a run's folder. Rank 0 only; other ranks hold none.
+
+    Args:
+        context: where to write, as which attempt.
+        status: what is known of the run when it starts.
+        checkpoint_dir: local folder of the checkpoints.
+        keep_last: checkpoints kept beside best and `epoch-N`.
+        writers: told of every event, after the event log.
+    """
+
+    def __init__(
+        self, context: RunContext, status: Status, *, checkpoint_dir: str, keep_last: int, writers: list[Writer]
+    ) -> None:
+        self.folder = RunFolder(context.work_dir)
+        self.context = context
+        self.status = status
+        self.store = CheckpointStore(checkpoint_dir)
+        self.saver = BackgroundSaver(self.store, self._on_commit)
+        self._keep_last = keep_last
+        self._lock = threading.Lock()
+        event_log = EventLog(storage.local_path(self.folder.events_url), context.attempt)
+        self._writers = Writers([event_log, *writers], context.attempt)
+
+    def add_writers(self, writers: list[Writer]) -> None:
+        """Tell these, too, from now on."""
+        with self._lock:
+            self._writers.writers.extend(writers)
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Tell the event log and every writer. Any thread."""
+        with self._lock:
+            self._writers.emit(kind, **fields)
+
+    def write_results(self, results: Results, identity: dict[str, str]) -> None:
+        """Replace results.json, latest.json and best.json."""
+        storage.write_json(self.folder.results_url, {**identity, "results": results.to_json()})
+        if results.latest_result is not None:
+            storage.write_json(self.folder.latest_url, {**identity, **results.latest_result})
+        if results.best_result is not None:
+            storage.write_json(self.folder.best_url, {**identity, **results.best_result})
+
+    def write_status(self, **changes: Any) -> Status:
+        """Replace status.json; `status="complete"` is the completion record and comes last."""
+        changes["updated_at"] = datetime.now(UTC).isoformat()
+        self.status = self.status.model_copy(update=changes)
+        self.folder.write_status(self.status)
+        return self.status
+
+    def _on_commit(self, record: Record, names: tuple[str, ...]) -> None:
+        self.emit(
+            "checkpoint_committed",
+            record=record.name,
+            names=list(names),
+            step=record.step,
+            epochs=record.info.get("epochs"),
+        )
+        self.store.prune(self._keep_last)
+
+    def flush(self) -> None:
+        self._writers.flush()
+
+    def close(self) -> None:
+        """Wait for the last save and close every writer, also where one fails."""
+        try:
+            self.saver.close()
+        finally:
+            self._writers.close()

@@ -1,0 +1,75 @@
+"""The running loss of a split: summed in float64 over all batches, whenever it is looked at."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from danling_core.errors import NonFiniteLossError
+
+_PENDING = 128
+
+
+class LossMeter:
+    """Sample-weighted mean of the losses of one split.
+
+    Losses stay on the device until `flush`, so that adding one costs no host sync; the sum is taken in order, in
+    float64, so that it does not depend on when it was flushed.
+
+    Args:
+        refuse_non_finite: raise at the first NaN or infinite loss seen by a flush.
+        skip_non_finite: leave such losses out of the mean instead.
+    """
+
+    def __init__(self, *, refuse_non_finite: bool = False, skip_non_finite: bool = False) -> None:
+        self.total = 0.0
+        self.count = 0
+        self.iters = 0
+        self.latest = math.nan
+        self._refuse = refuse_non_finite
+        self._skip = skip_non_finite
+        self._losses: list[torch.Tensor] = []
+        self._counts: list[int] = []
+
+    def add(self, loss: torch.Tensor, count: int) -> None:
+        """Take the mean loss of `count` samples: a detached scalar."""
+        self._losses.append(loss)
+        self._counts.append(count)
+        if len(self._losses) >= _PENDING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring the pending losses to the host and add them up.
+
+        Raises:
+            NonFiniteLossError: with the position of the first loss that is not finite.
+        """
+        if not self._losses:
+            return
+        losses, counts = self._losses, self._counts
+        self._losses, self._counts = [], []
+        values = torch.stack([loss.reshape(()) for loss in losses]).double().tolist()
+        for value, count in zip(values, counts, strict=True):
+            self.iters += 1
+            self.latest = value
+            if count == 0 or (self._skip and not math.isfinite(value)):
+                continue
+            if self._refuse and not math.isfinite(value):
+                raise NonFiniteLossError(f"the loss is {value} at iter {self.iters} of this epoch")
+            self.total += value * count
+            self.count += count
+
+    @property
+    def mean(self) -> float:
+        """Mean over this rank's samples so far; NaN before the first."""
+        self.flush()
+        return self.total / self.count if self.count else math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        self.flush()
+        return {"total": self.total, "count": self.count, "iters": self.iters}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.total, self.count, self.iters = state["total"], state["count"], state["iters"]

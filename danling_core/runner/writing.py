@@ -1,0 +1,45 @@
+"""The writers that a run's rank 0 tells of every event."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from danling_core.writers import ProgressBar, TensorBoardWriter, TextLog
+
+if TYPE_CHECKING:
+    from danling_core.runner.torch_runner import TorchRunner
+
+
+def open_text_log(runner: TorchRunner) -> TextLog:
+    """The text log of this rank. Under a launcher the console already goes to the run's log file."""
+    context = runner._context
+    path = None
+    if runner.log and runner.is_main_process and context is not None and context.control is None:
+        path = runner.config.log_path or os.path.join(context.work_dir, "run.log")
+    by_epoch = runner._progress.unit == "epoch"
+    return TextLog(
+        path,
+        rank=runner.rank,
+        total=runner.config.epoch_end if by_epoch else runner.config.step_end,
+        label="epoch" if by_epoch else "step",
+    ).open()
+
+
+def make_writers(runner: TorchRunner) -> list[Any]:
+    """TensorBoard and progress bar, as the config asks. Rank 0, after a resume."""
+    writers: list[Any] = []
+    context = runner._context
+    assert context is not None
+    if runner.tensorboard:
+        latest = runner._results.latest_index
+        board = TensorBoardWriter(
+            os.path.join(context.work_dir, "tensorboard"),
+            runner.config.canonical(),
+            purge_step=0 if latest is None else latest + 1,
+        )
+        runner.writer = board.summary
+        writers.append(board)
+    if runner.config.progress_bar and context.control is None:
+        writers.append(ProgressBar(runner.epoch_end, runner.step_end, description=runner.name))
+    return writers

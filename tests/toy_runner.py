@@ -1,0 +1,66 @@
+"""A tiny runner for tests: an MLP on made-up data, which can be slow, fail, or hang where a test asks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import danling_core as dl
+from danling_core.metrics import Accuracy, MetricGroup
+
+
+class ToyParams(dl.Params):
+    width: int = 8
+    lr: float = 0.1
+    samples: int = 70
+    dropout: float = 0.0
+    batch_norm: bool = False
+    sleep_seconds: float = 0.0
+    fail_at_epoch: int | None = None
+    fail_rank: int = 0
+    kill_at_step: int | None = None
+    sigterm_at_step: int | None = None
+    nan_at_step: int | None = None
+
+
+class ToyRunner(dl.TorchRunner):
+    params: ToyParams
+
+    def __init__(self, config: object) -> None:
+        super().__init__(config)
+        generator = torch.Generator().manual_seed(7)
+        inputs = torch.randn(self.params.samples, 4, generator=generator)
+        targets = (inputs.sum(1) > 0).long()
+        split = self.params.samples * 5 // 7
+        self.datasets["train"] = TensorDataset(inputs[:split], targets[:split])
+        self.datasets["val"] = TensorDataset(inputs[split:], targets[split:])
+        layers: list[nn.Module] = [nn.Linear(4, self.params.width)]
+        if self.params.batch_norm:
+            layers.append(nn.BatchNorm1d(self.params.width))
+        layers += [nn.ReLU(), nn.Dropout(self.params.dropout), nn.Linear(self.params.width, 2)]
+        self.model = nn.Sequential(*layers)
+        self.criterion = nn.CrossEntropyLoss()
+        if self.config.optim is None:
+            self.optimizer = torch.optim.SGD(self.model.parameters(), lr=self.params.lr, momentum=0.9)
+        self.metrics = MetricGroup(accuracy=Accuracy())
+
+    def train_step(self, data: object) -> tuple[object, torch.Tensor]:
+        params = self.params
+        if params.sleep_seconds:
+            time.sleep(params.sleep_seconds)
+        if self.rank == params.fail_rank:
+            if params.fail_at_epoch == self.epochs:
+                raise ValueError(f"the toy fails in epoch {self.epochs}, as asked")
+            first_attempt = not self._context or self._context.attempt == "1.0"
+            if params.kill_at_step == self.steps and first_attempt:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if params.sigterm_at_step == self.steps and first_attempt:
+                os.kill(os.getpid(), signal.SIGTERM)
+        if params.nan_at_step == self.steps:
+            data = (data[0] * float("nan"), data[1])
+        return super().train_step(data)
