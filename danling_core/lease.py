@@ -1,0 +1,323 @@
+"""The right to write into a run folder: numbered generation files, of which the highest owns.
+
+An owner creates the next generation file exclusively and rewrites it at every beat. Whoever wants to take
+over creates a higher one, once the owner has released it, is dead (same machine), or has not beaten for long.
+Beats are judged by whether they change under the observer's own clock, never compared with another one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+
+from . import storage
+from .errors import Fenced, NotFound, RunBusy, StorageError
+
+logger = logging.getLogger("danling")
+
+BEAT_SECONDS = 5.0
+STALE_AFTER_SECONDS = 30.0
+_FOLDER = "lease"
+_FILE = re.compile(r"(\d{6,})\.json")
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What a generation file says.
+
+    Args:
+        token: tells this owner from every other one.
+        description: who it is, for people.
+        host: name of its machine.
+        machine: boot and process namespace, equal only where a pid means the same process.
+        pid: its process.
+        pid_started: when that process started, in the kernel's ticks: a pid may be used again.
+        since: when it acquired, seconds since the epoch by its own clock.
+        beat: counts its beats.
+        beat_at: when it last beat, by its own clock.
+        is_released: it gave the run up in good order.
+    """
+
+    token: str
+    description: str
+    host: str
+    machine: str
+    pid: int
+    pid_started: int
+    since: float
+    beat: int = 0
+    beat_at: float = 0.0
+    is_released: bool = False
+
+    @classmethod
+    def parse(cls, data: bytes) -> Owner:
+        try:
+            mapping = json.loads(data)
+            return cls(**{field.name: mapping[field.name] for field in fields(cls) if field.name in mapping})
+        except (ValueError, TypeError) as error:
+            raise StorageError(f"not a lease: {data[:80]!r}: {error}") from error
+
+    def dumps(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode()
+
+    def __str__(self) -> str:
+        since, beat = (
+            time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(t)) for t in (self.since, self.beat_at)
+        )
+        return f"{self.description}, pid {self.pid} on {self.host}, since {since}, last beat {beat}"
+
+
+class Lease:
+    """One generation of ownership of a run, made by `Lease.acquire`; release it in the end."""
+
+    def __init__(self, url: str, generation: int, owner: Owner, now: Callable[[], float] = time.time) -> None:
+        self.url = url
+        self.generation = generation
+        self.is_fenced = False
+        self._owner = owner
+        self._now = now
+        self._lock = threading.Lock()
+
+    @classmethod
+    def acquire(
+        cls,
+        parent_url: str,
+        owner: str = "danling",
+        *,
+        stale_after_seconds: float = STALE_AFTER_SECONDS,
+        wait_seconds: float = 0.0,
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> Lease:
+        """Takes the next generation under `parent_url`, waiting up to `wait_seconds` for a living owner.
+
+        An owner on another machine is watched until its beat changes (it lives) or `stale_after_seconds` have
+        passed without a change (it is taken over), so a refusal may take as long as one beat.
+
+        Raises:
+            RunBusy: a living process owns it; the message says which.
+        """
+        url = lease_url(parent_url)
+        started = monotonic()
+        watched: tuple[int, Owner] | None = None
+        watched_since = started
+        while True:
+            generation, holder = _highest(url)
+            if holder is None or holder.is_released or _is_dead(holder):
+                if lease := cls._try_create(url, generation + 1, owner, now):
+                    return lease
+                continue
+            if (generation, holder) != watched:
+                is_alive = watched is not None or _beats_on_this_machine(holder, now(), stale_after_seconds)
+                watched, watched_since = (generation, holder), monotonic()
+                if is_alive and monotonic() - started >= wait_seconds:
+                    raise RunBusy(f"{parent_url} is owned by {holder}. Wait for it, or stop it")
+            if monotonic() - watched_since >= stale_after_seconds:
+                logger.warning(
+                    "taking over %s from %s: no beat for %.0f s", parent_url, holder, stale_after_seconds
+                )
+                if lease := cls._try_create(url, generation + 1, owner, now):
+                    return lease
+                continue
+            sleep(min(_POLL_SECONDS, stale_after_seconds / 4))
+
+    @classmethod
+    def _try_create(
+        cls, url: str, generation: int, description: str, now: Callable[[], float]
+    ) -> Lease | None:
+        owner = _this_process(description, now())
+        if not storage.create_exclusive(_generation_url(url, generation), owner.dumps()):
+            return None
+        highest, holder = _highest(url)
+        if highest != generation or holder is None or holder.token != owner.token:
+            return None  # decided on an old listing, or the store has no exclusive create
+        for old in _generations(url):
+            if old < generation - 1:
+                storage.delete(_generation_url(url, old))
+        return cls(url, generation, owner, now)
+
+    def check(self) -> None:
+        """Raises `Fenced` if another process has taken over. Costs one small listing."""
+        if self.is_fenced:
+            raise Fenced(self._fenced_message(None))
+        try:
+            check_generation(self.url, self.generation)
+        except Fenced:
+            self.is_fenced = True
+            raise
+
+    def beat(self) -> None:
+        """Tells the others that this owner lives. Raises `Fenced`, or `StorageError` if the store is away."""
+        with self._lock:
+            self.check()
+            self._write(replace(self._owner, beat=self._owner.beat + 1, beat_at=self._now()))
+
+    def release(self) -> None:
+        """Gives the run up in good order: the next one acquires at once. Fenced or released: no effect."""
+        with self._lock:
+            if self._owner.is_released or self.is_fenced:
+                return
+            try:
+                self.check()
+            except Fenced as error:
+                logger.warning("%s", error)
+                return
+            self._write(replace(self._owner, is_released=True, beat_at=self._now()))
+
+    @contextmanager
+    def beating(
+        self, interval: float = BEAT_SECONDS, on_fenced: Callable[[Fenced], None] | None = None
+    ) -> Iterator[Lease]:
+        """Beats from a background thread while the block runs.
+
+        A beat that the store refuses is tried again at the next interval. Once fenced, the thread calls
+        `on_fenced` (from the thread, once) and ends. The lease is not released at the end: call `release`.
+        """
+        stopped = threading.Event()
+        arguments = (interval, stopped, on_fenced)
+        thread = threading.Thread(target=self._beat_until, args=arguments, name="danling-lease", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            stopped.set()
+            thread.join()
+
+    def _beat_until(
+        self, interval: float, stopped: threading.Event, on_fenced: Callable[[Fenced], None] | None
+    ) -> None:
+        with storage.using(retry=storage.Retry(deadline_seconds=interval, max_wait_seconds=interval / 4)):
+            while not stopped.wait(interval):
+                try:
+                    self.beat()
+                except Fenced as error:
+                    logger.error("%s", error)
+                    if on_fenced is not None:
+                        on_fenced(error)
+                    return
+                except StorageError as error:
+                    logger.warning("a beat of the lease failed and will be repeated: %s", error)
+
+    def _write(self, owner: Owner) -> None:
+        storage.write_bytes(_generation_url(self.url, self.generation), owner.dumps(), is_durable=False)
+        self._owner = owner
+
+    def _fenced_message(self, holder: Owner | None) -> str:
+        return _fenced_message(self.url, self.generation, holder)
+
+
+def lease_url(parent_url: str) -> str:
+    """The folder of the generation files of the run kept under `parent_url`."""
+    return storage.join(parent_url, _FOLDER)
+
+
+def check_generation(url: str, generation: int) -> None:
+    """Raises `Fenced` if a higher generation exists: for processes that write on behalf of an owner.
+
+    Args:
+        url: the lease's own URL, as in `Lease.url`.
+        generation: what the owner acquired.
+    """
+    highest = max(_generations(url), default=0)
+    if highest > generation:
+        raise Fenced(_fenced_message(url, generation, _read(url, highest)))
+
+
+def current_owner(parent_url: str) -> Owner | None:
+    """Who owns the run now, as far as the files say; None if nobody does."""
+    _, holder = _highest(lease_url(parent_url))
+    return None if holder is None or holder.is_released else holder
+
+
+def is_held(parent_url: str) -> bool:
+    """Whether the run's owner may be alive: false only if released, absent, or dead on this machine."""
+    holder = current_owner(parent_url)
+    return holder is not None and not _is_dead(holder)
+
+
+def _fenced_message(url: str, generation: int, holder: Owner | None) -> str:
+    new_owner = f" by {holder}" if holder else ""
+    return f"generation {generation} of {url} was taken over{new_owner}; nothing more may be written for it"
+
+
+def _generation_url(url: str, generation: int) -> str:
+    return storage.join(url, f"{generation:06d}.json")
+
+
+def _generations(url: str) -> list[int]:
+    return sorted(int(match.group(1)) for name in storage.list_names(url) if (match := _FILE.fullmatch(name)))
+
+
+def _highest(url: str) -> tuple[int, Owner | None]:
+    highest = max(_generations(url), default=0)
+    return highest, _read(url, highest) if highest else None
+
+
+def _read(url: str, generation: int) -> Owner | None:
+    try:
+        return Owner.parse(storage.read_bytes(_generation_url(url, generation)))
+    except NotFound:
+        return None
+
+
+def _this_process(description: str, now: float) -> Owner:
+    pid = os.getpid()
+    return Owner(
+        token=uuid.uuid4().hex,
+        description=description,
+        host=socket.gethostname(),
+        machine=_machine(),
+        pid=pid,
+        pid_started=_process_start(pid) or 0,
+        since=now,
+        beat_at=now,
+    )
+
+
+def _is_dead(owner: Owner) -> bool:
+    return owner.machine == _machine() and _process_start(owner.pid) != owner.pid_started
+
+
+def _beats_on_this_machine(owner: Owner, now: float, stale_after_seconds: float) -> bool:
+    return owner.machine == _machine() and 0 <= now - owner.beat_at < stale_after_seconds
+
+
+def _machine() -> str:
+    """Host, boot and pid namespace: equal for two processes only where a pid means the same to both."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+        return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{socket.gethostname()}/{uuid.getnode():012x}"
+
+
+def _process_start(pid: int) -> int | None:
+    """Clock ticks from boot to the start of the process; None if it is gone or a zombie; 0 if unknowable."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            values = file.read().rpartition(b")")[2].split()
+        return None if values[0] in (b"Z", b"X") else int(values[19])
+    except FileNotFoundError:
+        return None if os.path.isdir("/proc/self") else _exists_without_proc(pid)
+
+
+def _exists_without_proc(pid: int) -> int | None:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return 0
+    return 0

@@ -1,0 +1,58 @@
+"""`python -m danling_core.mirror --local DIR --remote URL`: see `Service` for what it reads and answers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+from .. import storage
+from ..lease import check_generation
+from ..run_folder import CHECKPOINTS
+from .service import Service
+from .uploader import Uploader
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the mirror; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    retry = storage.Retry(deadline_seconds=options.retry_seconds)
+    storage.configure(json.loads(options.storage_options), retry=retry)
+
+    def guard() -> None:
+        if options.lease is not None:
+            check_generation(options.lease, options.generation)
+
+    uploader = Uploader(options.local, options.remote, guard, checkpoints=options.checkpoints)
+    return Service(
+        uploader,
+        sys.stdin,
+        sys.stdout,
+        interval_seconds=options.interval_seconds,
+        drain_seconds=options.drain_seconds,
+    ).run()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m danling_core.mirror", description=__doc__)
+    parser.add_argument("--local", required=True, help="the working folder")
+    parser.add_argument("--remote", required=True, help="URL of the run folder")
+    parser.add_argument("--lease", help="URL of the lease; without it nothing is fenced")
+    parser.add_argument("--generation", type=int, default=0, help="of the lease, held by the run's owner")
+    parser.add_argument("--checkpoints", default=CHECKPOINTS, help="name of the checkpoints' folder")
+    parser.add_argument("--storage-options", default="{}", help="JSON, nothing secret")
+    parser.add_argument(
+        "--interval-seconds", type=float, default=30.0, help="between passes nobody asked for"
+    )
+    parser.add_argument("--drain-seconds", type=float, default=600.0, help="for the last pass")
+    parser.add_argument("--retry-seconds", type=float, default=60.0, help="for one operation within a pass")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

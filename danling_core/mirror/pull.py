@@ -1,0 +1,158 @@
+"""Brings what a resume needs from a remote run folder to a local working folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+
+from .. import storage
+from ..checkpoints.record import Record
+from ..checkpoints.store import CheckpointStore
+from ..errors import CheckpointError, NotFound
+from ..run_folder import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    EVALUATION,
+    EVENTS,
+    LATEST,
+    METADATA,
+    RESULTS,
+    STATUS,
+    RunFolder,
+    read_log,
+)
+from .layout import STAGING, Layout
+from .segments import is_segment, sizes_by_file
+
+logger = logging.getLogger("danling")
+
+_SMALL_FILES = (CONFIG, METADATA, STATUS, RESULTS, LATEST, BEST, EVALUATION)
+_WRITTEN_BY_THE_DRIVER = (CONFIG, METADATA)
+
+
+def pull_small_files(folder: RunFolder, work_dir: str) -> None:
+    """The few small files that say how a run went, replacing local ones: for a run that is complete."""
+    _fetch_all(folder, work_dir, _SMALL_FILES)
+
+
+def pull(folder: RunFolder, work_dir: str, checkpoints: str = CHECKPOINTS) -> None:
+    """Small files, logs, all commit records, and the payloads of the newest good checkpoint and of `best`.
+
+    What the working folder holds already is kept where it continues what is remote (a resume on the same
+    machine, which may be ahead of the store), and removed where another machine has written to the run since.
+    The caller holds the run's lease.
+
+    Args:
+        folder: the remote run folder; may be empty.
+        work_dir: the local working folder.
+        checkpoints: the name of the checkpoints' folder.
+    """
+    if not _continues(folder, work_dir):
+        logger.warning("%s has gone on elsewhere: the working copy in %s is replaced", folder.url, work_dir)
+        _empty(work_dir)
+    remote = [entry for entry in storage.list_tree(folder.url) if not is_segment(entry.path)]
+    layout = Layout.of(remote, checkpoints)
+    wanted = [entry.path for entry in (*layout.small, *([layout.status] if layout.status else []))]
+    missing = [path for path in wanted if not os.path.exists(os.path.join(work_dir, path))]
+    _fetch_all(folder, work_dir, {*missing, *(path for path in wanted if path in _WRITTEN_BY_THE_DRIVER)})
+    _pull_logs(folder, work_dir)
+    if layout.records:
+        pull_checkpoints(
+            storage.join(folder.url, checkpoints),
+            os.path.join(work_dir, checkpoints),
+            os.path.join(work_dir, STAGING),
+        )
+
+
+def pull_checkpoints(url: str, local: str, scratch: str) -> None:
+    """Commit records, pointers, and the payloads of the newest good checkpoint and of `best`, verified.
+
+    Args:
+        url: the remote checkpoint store.
+        local: the folder of the local one. What it has already stays.
+        scratch: a folder on the same disk, for downloads under way.
+    """
+    os.makedirs(scratch, exist_ok=True)
+    source, target = CheckpointStore(url, scratch=scratch), CheckpointStore(local)
+    records, bad = source.survey()
+    newest = _first_good(source, target, records)
+    pointed = source.pointers()
+    if "best" in pointed and pointed["best"] != newest:
+        _fetch_payload(source, target, pointed["best"])
+    unusable = {each.name for each in bad} | _newer_than(newest, records)
+    names = [f"records/{record.name}.json" for record in records if record.name not in unusable]
+    names += [f"{name}.json" for name, record in pointed.items() if record.name not in unusable]
+    _fetch_all(
+        RunFolder(url), local, [name for name in names if not os.path.exists(os.path.join(local, name))]
+    )
+
+
+def _first_good(source: CheckpointStore, target: CheckpointStore, records: Iterable[Record]) -> Record | None:
+    for record in records:
+        if _fetch_payload(source, target, record):
+            return record
+    return None
+
+
+def _newer_than(record: Record | None, records: Sequence[Record]) -> set[str]:
+    """Names of the checkpoints whose payload turned out bad: those passed over on the way to `record`."""
+    names = [each.name for each in records]
+    return set(names[: names.index(record.name)] if record else names)
+
+
+def _fetch_payload(source: CheckpointStore, target: CheckpointStore, record: Record) -> bool:
+    """Whether the payload is in the local store now, verified."""
+    folder = os.path.join(storage.local_path(target.url), "data", record.name)
+    try:
+        target.verify(record)
+        return True
+    except CheckpointError:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        downloaded = source.open(record)
+        os.makedirs(folder, exist_ok=True)
+        os.replace(downloaded, os.path.join(folder, record.files[0].name))
+        source.release(record)
+    except CheckpointError as error:
+        logger.warning("passing over a remote checkpoint: %s", error)
+        return False
+    return True
+
+
+def _continues(folder: RunFolder, work_dir: str) -> bool:
+    """Whether the local events begin with the remote ones, so that nobody else has written in between."""
+    try:
+        with open(os.path.join(work_dir, EVENTS), "rb") as file:
+            local = file.read()
+    except FileNotFoundError:
+        return not os.path.exists(os.path.join(work_dir, STATUS))
+    try:
+        return local.startswith(read_log(folder, EVENTS))
+    except NotFound:
+        return True
+
+
+def _pull_logs(folder: RunFolder, work_dir: str) -> None:
+    sizes = {entry.path: entry.size for entry in storage.list_tree(folder.url)}
+    for name, segments in sizes_by_file(sizes).items():
+        path = os.path.join(work_dir, name)
+        if os.path.exists(path) and os.path.getsize(path) >= sum(segments):
+            continue
+        storage.write_bytes(path, read_log(folder, name), is_durable=False)
+
+
+def _fetch_all(folder: RunFolder, local: str, names: Iterable[str]) -> None:
+    wanted = sorted(names)
+    contents = storage.read_many([storage.join(folder.url, name) for name in wanted])
+    for name, data in zip(wanted, contents, strict=True):
+        if data is not None:
+            storage.write_bytes(os.path.join(local, name), data, is_durable=False)
+
+
+def _empty(work_dir: str) -> None:
+    for name in os.listdir(work_dir):
+        path = os.path.join(work_dir, name)
+        shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.remove(path)

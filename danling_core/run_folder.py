@@ -1,0 +1,283 @@
+"""The names and formats of a run's files; finding and listing runs under a project root."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from . import storage
+from .errors import ConfigError, NotFound, StorageError
+
+logger = logging.getLogger("danling")
+
+CONFIG, METADATA, LOG, EVENTS = "config.yaml", "metadata.json", "run.log", "events.jsonl"
+RESULTS, LATEST, BEST, EVALUATION = "results.json", "latest.json", "best.json", "evaluation.json"
+STATUS, CHECKPOINTS, TENSORBOARD, LEASE = "status.json", "checkpoints", "tensorboard", "lease"
+
+_TIMESTAMP = re.compile(r"\d{8}-\d{6}-\d{6}")
+_ID = re.compile(r"[0-9a-f]{16}")
+_SHORTEST_ID_PREFIX = 4
+
+
+class Status(BaseModel):
+    """How far a run got, in a few hundred bytes; `status="complete"`, written last, is its completion record.
+
+    Fields written by a newer version are ignored. Numbers that are not finite survive the file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    status: Literal["running", "complete", "failed", "interrupted"]
+    name: str
+    id: str
+    run_id: str = ""
+    experiment_id: str = ""
+    experiment_name: str = ""
+    run_name: str = ""
+    group: str | None = None
+    timestamp: str = ""
+    attempt: str = ""
+    world_size: int = 1
+    bitwise: bool = True
+    epochs: int = 0
+    steps: int = 0
+    iters: int = 0
+    progress: float = 0.0
+    score_split: str | None = None
+    score_name: str | None = None
+    score_mode: str | None = None
+    best_index: int | None = None
+    best_score: float | None = None
+    latest_score: float | None = None
+    evaluation: dict[str, Any] | None = None
+    seconds: float = 0.0
+    updated_at: str = ""
+    error: str | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        return self.status == "complete"
+
+    @classmethod
+    def parse(cls, data: bytes | str) -> Status:
+        """Raises `StorageError` where the bytes are no status."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+            raise StorageError(f"not a status record: {problems}") from error
+
+
+@dataclass(frozen=True, order=True)
+class RunFolder:
+    """The folder of one run, local or remote; it need not exist."""
+
+    url: str
+
+    @property
+    def config_url(self) -> str:
+        return storage.join(self.url, CONFIG)
+
+    @property
+    def metadata_url(self) -> str:
+        return storage.join(self.url, METADATA)
+
+    @property
+    def log_url(self) -> str:
+        return storage.join(self.url, LOG)
+
+    @property
+    def events_url(self) -> str:
+        return storage.join(self.url, EVENTS)
+
+    @property
+    def results_url(self) -> str:
+        return storage.join(self.url, RESULTS)
+
+    @property
+    def latest_url(self) -> str:
+        return storage.join(self.url, LATEST)
+
+    @property
+    def best_url(self) -> str:
+        return storage.join(self.url, BEST)
+
+    @property
+    def evaluation_url(self) -> str:
+        return storage.join(self.url, EVALUATION)
+
+    @property
+    def status_url(self) -> str:
+        return storage.join(self.url, STATUS)
+
+    @property
+    def checkpoints_url(self) -> str:
+        return storage.join(self.url, CHECKPOINTS)
+
+    @property
+    def tensorboard_url(self) -> str:
+        return storage.join(self.url, TENSORBOARD)
+
+    @property
+    def timestamp(self) -> str:
+        """The folder's own name: the creation time of the run."""
+        return storage.base_name(self.url)
+
+    @property
+    def lease_parent_url(self) -> str:
+        """What `Lease.acquire` is given: the folder above, shared by all timestamps of the run; or, for
+        a folder that is not named by a timestamp, itself."""
+        return storage.parent(self.url) if _TIMESTAMP.fullmatch(self.timestamp) else self.url
+
+    def holds_run(self) -> bool:
+        """Whether a config or a status lies here."""
+        return not {STATUS, CONFIG}.isdisjoint(storage.list_names(self.url))
+
+    def read_status(self) -> Status | None:
+        """The status, or None where none is written yet. Raises `StorageError` where it cannot be read."""
+        try:
+            return Status.parse(storage.read_bytes(self.status_url))
+        except NotFound:
+            return None
+
+    def write_status(self, status: Status) -> None:
+        """Replaces the status whole. Only the run's owner calls this (rank 0, or the launcher after it)."""
+        storage.write_json(self.status_url, status.model_dump(mode="python"))
+
+
+def list_runs(root_url: str) -> list[tuple[RunFolder, Status | None]]:
+    """Every run under a project root, sorted: one flat listing, then one small read per run, in parallel.
+
+    A folder with a config and no readable status is listed with None; foreign files are ignored.
+    """
+    folders = sorted(
+        _local_run_folders(root_url) if storage.is_local(root_url) else _remote_run_folders(root_url)
+    )
+    contents = storage.read_many([folder.status_url for folder in folders])
+    return [(folder, _parse_leniently(folder, data)) for folder, data in zip(folders, contents, strict=True)]
+
+
+def _remote_run_folders(root_url: str) -> set[RunFolder]:
+    found = set()
+    for entry in storage.list_tree(root_url):
+        parts = entry.path.split("/")
+        if len(parts) == 3 and parts[2] in (STATUS, CONFIG) and _TIMESTAMP.fullmatch(parts[1]):
+            found.add(RunFolder(storage.join(root_url, parts[0], parts[1])))
+    return found
+
+
+def _local_run_folders(root_url: str) -> set[RunFolder]:
+    found = set()
+    for name in storage.list_names(root_url):
+        for folder in _timestamped(storage.join(root_url, name)):
+            if folder.holds_run():
+                found.add(folder)
+    return found
+
+
+def _parse_leniently(folder: RunFolder, data: bytes | None) -> Status | None:
+    if data is None:
+        return None
+    try:
+        return Status.parse(data)
+    except StorageError as error:
+        logger.warning("%s: %s", folder.status_url, error)
+        return None
+
+
+def _timestamped(parent_url: str) -> list[RunFolder]:
+    names = [name for name in storage.list_names(parent_url) if _TIMESTAMP.fullmatch(name)]
+    return [RunFolder(storage.join(parent_url, name)) for name in sorted(names, reverse=True)]
+
+
+def parent_url(root_url: str, name: str, id: str) -> str:
+    """The folder that holds every attempt at one run: `{root}/{name}-{id}`."""
+    return storage.join(root_url, f"{name}-{id}")
+
+
+def find_folders(root_url: str, name: str, id: str) -> list[RunFolder]:
+    """The folders of one run, newest first."""
+    return _timestamped(parent_url(root_url, name, id))
+
+
+def resolve(root_url: str, text: str) -> RunFolder:
+    """The run that a user means: path or URL of its folder, `{name}-{id}`, an id, its beginning, or a name.
+
+    Raises:
+        NotFound: no run is called so; the message lists what there is.
+        ConfigError: several runs are called so.
+    """
+    if _looks_like_location(text) and (folder := _at_location(text)):
+        return folder
+    names = [name for name in storage.list_names(root_url) if _ID.fullmatch(name.rpartition("-")[2])]
+    matches = [name for name in names if _is_called(name, text)]
+    if len(matches) > 1:
+        raise ConfigError(f"{text!r} may be any of {', '.join(matches[:8])}: give more of its id")
+    if not matches:
+        known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise NotFound(f"no run {text!r} under {root_url}; there is {known or 'none at all'}")
+    folders = _timestamped(storage.join(root_url, matches[0]))
+    if not folders:
+        raise NotFound(f"{matches[0]} under {root_url} holds no run")
+    return folders[0]
+
+
+def _looks_like_location(text: str) -> bool:
+    return "://" in text or "/" in text or text in (".", "..") or storage.exists(text)
+
+
+def _at_location(url: str) -> RunFolder | None:
+    folder = RunFolder(url.rstrip("/") or "/")
+    if folder.holds_run():
+        return folder
+    return next(iter(_timestamped(url)), None)
+
+
+def _is_called(folder_name: str, text: str) -> bool:
+    name, _, id = folder_name.rpartition("-")
+    is_prefix = len(text) >= _SHORTEST_ID_PREFIX and id.startswith(text)
+    return text in (folder_name, name, id) or is_prefix
+
+
+def segments_url(folder_url: str, name: str) -> str:
+    """Where the segments of an append-only file lie on an object store: `events/` for `events.jsonl`."""
+    return storage.join(folder_url, name.rpartition(".")[0] or f"{name}.segments")
+
+
+def segment_name(name: str, number: int) -> str:
+    """`000001.jsonl` for segment 1 of `events.jsonl`."""
+    return f"{number:06d}.{name.rpartition('.')[2]}"
+
+
+def segment_names(folder_url: str, name: str) -> list[str]:
+    """The segments of an append-only file, in order."""
+    pattern = re.compile(rf"\d{{6}}\.{re.escape(name.rpartition('.')[2])}")
+    return [found for found in storage.list_names(segments_url(folder_url, name)) if pattern.fullmatch(found)]
+
+
+def read_log(folder: RunFolder | str, name: str) -> bytes:
+    """The whole of an append-only file (`events.jsonl`, `run.log`), from itself or from its segments.
+
+    Raises:
+        NotFound: neither is there.
+    """
+    url = folder.url if isinstance(folder, RunFolder) else folder
+    try:
+        return storage.read_bytes(storage.join(url, name))
+    except NotFound:
+        parts = [storage.join(segments_url(url, name), part) for part in segment_names(url, name)]
+        if not parts:
+            raise
+        return b"".join(_all_present(parts, storage.read_many(parts)))
+
+
+def _all_present(urls: Iterable[str], contents: Iterable[bytes | None]) -> Iterable[bytes]:
+    for url, data in zip(urls, contents, strict=True):
+        if data is None:
+            raise NotFound(f"{url} was listed a moment ago and is gone")
+        yield data

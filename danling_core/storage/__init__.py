@@ -1,0 +1,51 @@
+"""Bytes at a URL: a local path, `s3://`, `gs://`, `memory://`, or whatever fsspec knows."""
+
+from __future__ import annotations
+
+from .backend import Entry
+from .documents import read_json, to_json, write_json
+from .operations import (
+    create_exclusive,
+    delete,
+    exists,
+    get_file,
+    list_names,
+    list_tree,
+    put_file,
+    read_bytes,
+    read_many,
+    reconnect,
+    size,
+    write_bytes,
+)
+from .retries import Retry
+from .settings import configure, using
+from .urls import base_name, is_local, join, local_path, parent, scheme
+
+__all__ = [
+    "Entry",
+    "Retry",
+    "base_name",
+    "configure",
+    "create_exclusive",
+    "delete",
+    "exists",
+    "get_file",
+    "is_local",
+    "join",
+    "list_names",
+    "list_tree",
+    "local_path",
+    "parent",
+    "put_file",
+    "read_bytes",
+    "read_json",
+    "read_many",
+    "reconnect",
+    "scheme",
+    "size",
+    "to_json",
+    "using",
+    "write_bytes",
+    "write_json",
+]

@@ -1,0 +1,55 @@
+"""The seam between operations on URLs and the stores that carry them out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+TEMPORARY_MARK = ".tmp-"
+"""Part of the name of every unfinished local file: listings leave such files out."""
+
+
+class Entry(NamedTuple):
+    """A file below a folder.
+
+    Args:
+        path: relative to the folder, with `/`.
+        size: in bytes.
+        mtime: seconds since the epoch, by the store's clock; 0 where the store does not say.
+    """
+
+    path: str
+    size: int
+    mtime: float
+
+
+class Backend(Protocol):
+    """A store. Each method is one attempt, raising what its library raises; callers retry and translate.
+
+    `names` and `tree` of a missing folder raise `FileNotFoundError` or return nothing, as the store has it.
+    """
+
+    def read(self, path: str) -> bytes: ...
+
+    def write(self, path: str, data: bytes, is_durable: bool) -> None:
+        """Replaces the whole object at once: a reader sees the old bytes or the new ones."""
+
+    def create(self, path: str, data: bytes) -> None:
+        """Creates the object, or raises an error for which `already_exists` is true."""
+
+    def put(self, local: str, path: str) -> None:
+        """Streams a local file into an object; nothing is visible before all of it is."""
+
+    def get(self, path: str, local: str) -> None:
+        """Streams an object into a local file."""
+
+    def size(self, path: str) -> int: ...
+
+    def exists(self, path: str) -> bool: ...
+
+    def delete(self, path: str) -> None: ...
+
+    def delete_tree(self, path: str) -> None: ...
+
+    def names(self, path: str) -> list[str]: ...
+
+    def tree(self, path: str) -> list[Entry]: ...

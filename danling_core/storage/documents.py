@@ -1,0 +1,32 @@
+"""JSON documents at URLs: always valid JSON, also with NaN in them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .. import json_safe
+from ..errors import StorageError
+from ..redaction import redact
+from .operations import Options, read_bytes, write_bytes
+
+
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """Valid JSON text: NaN and the infinities become the strings "NaN", "Infinity", "-Infinity"."""
+    return json_safe.dumps(value, indent=indent, ensure_ascii=False)
+
+
+def read_json(url: str, storage_options: Options | None = None) -> Any:
+    """The document. Raises `NotFound`, or `StorageError` where the bytes are no JSON."""
+    data = read_bytes(url, storage_options)
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise StorageError(f"{redact(url)!r} holds {len(data)} bytes that are not JSON: {error}") from error
+
+
+def write_json(
+    url: str, value: Any, storage_options: Options | None = None, *, is_durable: bool = True
+) -> None:
+    """Writes `to_json(value)` whole."""
+    write_bytes(url, (to_json(value) + "\n").encode(), storage_options, is_durable=is_durable)

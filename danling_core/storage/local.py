@@ -1,0 +1,115 @@
+"""The local disk as a store: whole writes are atomic and durable."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .backend import TEMPORARY_MARK, Entry
+
+
+class LocalBackend:
+    """Implements `Backend` by the operating system alone: paths are absolute."""
+
+    def read(self, path: str) -> bytes:
+        with open(path, "rb") as file:
+            return file.read()
+
+    def write(self, path: str, data: bytes, is_durable: bool) -> None:
+        with _temporary_beside(path) as temporary:
+            _write_file(temporary, data, is_durable)
+            os.replace(temporary, path)
+        if is_durable:
+            _sync_folder(os.path.dirname(path))
+
+    def create(self, path: str, data: bytes) -> None:
+        with _temporary_beside(path) as temporary:
+            _write_file(temporary, data, is_durable=True)
+            os.link(temporary, path)  # unlike O_EXCL, never shows an empty file to a reader
+        _sync_folder(os.path.dirname(path))
+
+    def put(self, local: str, path: str) -> None:
+        with _temporary_beside(path) as temporary:
+            shutil.copyfile(local, temporary)
+            _sync_file(temporary)
+            os.replace(temporary, path)
+        _sync_folder(os.path.dirname(path))
+
+    def get(self, path: str, local: str) -> None:
+        shutil.copyfile(path, local)
+
+    def size(self, path: str) -> int:
+        return os.stat(path).st_size
+
+    def exists(self, path: str) -> bool:
+        return os.path.lexists(path)
+
+    def delete(self, path: str) -> None:
+        if os.path.isdir(path) and not os.path.islink(path):
+            raise IsADirectoryError(f"{path} is a folder; delete it with recursive=True")
+        os.remove(path)
+
+    def delete_tree(self, path: str) -> None:
+        shutil.rmtree(path)
+
+    def names(self, path: str) -> list[str]:
+        return sorted(name for name in os.listdir(path) if TEMPORARY_MARK not in name)
+
+    def tree(self, path: str) -> list[Entry]:
+        return sorted(_walk(path, ""))
+
+
+@contextmanager
+def _temporary_beside(path: str) -> Iterator[str]:
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}{TEMPORARY_MARK}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        yield temporary
+    finally:
+        if os.path.lexists(temporary):
+            os.remove(temporary)
+
+
+def _write_file(path: str, data: bytes, is_durable: bool) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        if is_durable:
+            os.fsync(file.fileno())
+
+
+def _sync_file(path: str) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _walk(folder: str, prefix: str) -> Iterator[Entry]:
+    try:
+        children = list(os.scandir(folder))
+    except FileNotFoundError:  # removed by a prune since it was listed
+        if not prefix:
+            raise
+        return
+    for child in children:
+        if TEMPORARY_MARK in child.name:
+            continue
+        if child.is_dir(follow_symlinks=False):
+            yield from _walk(child.path, f"{prefix}{child.name}/")
+            continue
+        try:
+            stat = child.stat()
+        except FileNotFoundError:
+            continue
+        yield Entry(f"{prefix}{child.name}", stat.st_size, stat.st_mtime)

@@ -1,0 +1,53 @@
+"""How this process reaches its stores: options and retries, for the process or for one block of code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from .retries import Retry
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options for the clients of stores (endpoint_url, region, project: no secrets) and the retry policy."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    retry: Retry = field(default_factory=Retry)
+
+
+_process_settings = Settings()
+_block_settings: ContextVar[Settings | None] = ContextVar("danling_storage_settings", default=None)
+
+
+def current() -> Settings:
+    """The settings that an operation started here would use."""
+    return _block_settings.get() or _process_settings
+
+
+def configure(storage_options: Mapping[str, Any] | None = None, *, retry: Retry | None = None) -> None:
+    """Sets the options and the retry policy of this process; what is None stays as it is.
+
+    Child processes do not inherit them: pass URLs and options on, and configure there too.
+    """
+    global _process_settings
+    _process_settings = _changed(_process_settings, storage_options, retry)
+
+
+@contextmanager
+def using(storage_options: Mapping[str, Any] | None = None, *, retry: Retry | None = None) -> Iterator[None]:
+    """Other settings for the operations of this block, in this thread only."""
+    token = _block_settings.set(_changed(current(), storage_options, retry))
+    try:
+        yield
+    finally:
+        _block_settings.reset(token)
+
+
+def _changed(settings: Settings, options: Mapping[str, Any] | None, retry: Retry | None) -> Settings:
+    return Settings(
+        settings.options if options is None else dict(options), settings.retry if retry is None else retry
+    )
