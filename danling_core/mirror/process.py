@@ -18,7 +18,7 @@ from .service import FENCED, OK
 
 
 class MirrorProcess:
-    """A running mirror. Rank 0 only; its methods may be called from any thread. Close it, or use it as a context.
+    """A running mirror. Rank 0 only; any thread may call its methods. Close it, or use it as a context.
 
     Args:
         local: the working folder.

@@ -21,7 +21,7 @@ _END = ""
 
 
 class Service:
-    """Answers lines on `requests`: `sync` with `ok N` once everything that existed then is up, `soon` with nothing.
+    """Answers lines: `sync` with `ok N` once everything that existed then is up, `soon` with nothing.
 
     `soon` asks for a pass without the big, slowly growing files. A pass that fails is repeated with a growing
     wait for as long as the input is open: training goes on meanwhile. At the end of the input there is a last
