@@ -31,9 +31,7 @@ class MeanMeter:
         elif value.dim() and value.numel() == 1:
             value = value.reshape(())
         elif value.dim():
-            raise ConfigError(
-                f"a mean takes one number at a time, got a tensor of shape {tuple(value.shape)}"
-            )
+            raise ConfigError(f"a mean takes one number at a time, got shape {tuple(value.shape)}")
         if isinstance(weight, Tensor):
             weight = weight.detach().to(value.device, torch.float64, non_blocking=True).reshape(())
             self.add(torch.where(weight > 0, value.detach().double() * weight, 0.0), weight)
@@ -42,10 +40,11 @@ class MeanMeter:
             self._known_weight += weight
 
     def add(self, total: Tensor, weight: Tensor | float) -> None:
-        """Count a sum that is weighted already, such as a number of hits among `weight` of them; both 0-dim."""
+        """Count a sum that is weighted already, such as the hits among `weight` samples; both 0-dim."""
         self._total(total.device).add_(total.detach())
         if isinstance(weight, Tensor):
-            self._weight = weight.double() if self._weight is None else self._weight + weight
+            weight = weight.detach().to(torch.float64, copy=True)
+            self._weight = weight if self._weight is None else self._weight + weight
         else:
             self._known_weight += weight
 

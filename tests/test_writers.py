@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import io
 import json
 import logging
@@ -14,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from danling_core.errors import StorageError
+from danling_core.errors import ConfigError, StorageError
 from danling_core.follow import follow
 from danling_core.json_safe import dumps, from_json_safe, to_json_safe
 from danling_core.writers import EventLog, ProgressBar, TensorBoardWriter, TextLog, Writer, Writers
 from danling_core.writers.tensorboard import SCORE_TAG, hyperparameters
 
+MLFLOW_HAS_SQL = importlib.util.find_spec("sqlalchemy") is not None
 FINISHED = {
     "event": "epoch_finished",
     "epoch": 0,
@@ -276,6 +279,57 @@ def hparams_experiment(log_dir: Path) -> Any:
 def test_hyperparameters_are_flat_numbers_and_texts() -> None:
     config = {"a": {"b": 1e-3, "none": None, "flag": True}, "betas": (0.9, 0.95), "name": "x"}
     assert hyperparameters(config) == {"a.b": 1e-3, "a.flag": "true", "betas": "[0.9, 0.95]", "name": "x"}
+
+
+# Optional extras: run where they are installed
+
+
+def test_wandb_is_told_of_scalars_config_and_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    from danling_core.writers.wandb import WandbWriter
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    writer = WandbWriter("digits", "abc", name="a", group="g", config={"seed": 0}, log_dir=str(tmp_path))
+    run = writer._run
+    writer.on_event(finished(0, 0.5))
+    writer.on_event({"event": "evaluate_finished", "result": {"test": {"acc": 0.5}}})
+    writer.on_event({"event": "completed", "status": {"best_score": 0.5}})
+    assert dict(run.config) == {"seed": 0} and run.summary["score"] == 0.5
+    assert run.summary["evaluation/test/acc"] == 0.5
+    writer.close()
+    writer.close()
+
+
+def test_mlflow_continues_the_run_of_the_same_id(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    from danling_core.writers.mlflow import MLflowWriter
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db" if MLFLOW_HAS_SQL else (tmp_path / "mlruns").as_uri()
+    for index, loss in enumerate([0.5, 0.25]):
+        writer = MLflowWriter("digits", "abc", name="a", config={"optim": {"lr": 0.1}}, tracking_uri=uri)
+        writer.on_event(finished(index, loss))
+        writer.on_event({"event": "completed", "status": {"best_score": loss}})
+        writer.close()
+        writer.close()
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED" and run.data.params == {"optim.lr": "0.1"}
+    assert run.data.metrics["score"] == 0.25
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [0, 1]
+
+
+@pytest.mark.parametrize(("module", "writer"), [("wandb", "WandbWriter"), ("mlflow", "MLflowWriter")])
+def test_a_missing_extra_says_what_to_install(
+    module: str, writer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (module, f"{module}.tracking"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=f"pip install {module}"):
+        getattr(importlib.import_module(f"danling_core.writers.{module}"), writer)("project", "id")
 
 
 # The progress bar

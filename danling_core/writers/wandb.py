@@ -1,0 +1,79 @@
+"""Curves and hyperparameters for Weights & Biases (an optional extra)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from danling_core.errors import ConfigError
+from danling_core.result_values import flatten
+from danling_core.writers.protocol import Event
+
+
+class WandbWriter:
+    """Logs `{split}/{metric}` against the result's index, and the score in the summary.
+
+    The run keeps its id through resumes, so that W&B continues it. Credentials are W&B's own business (its
+    environment variables and its login); nothing of them passes through here.
+
+    Args:
+        project: the W&B project, such as the experiment's name.
+        run_id: the run's `id`; name and group as in the config.
+        log_dir: a local folder for W&B's own files.
+
+    Raises:
+        ConfigError: where wandb is not installed.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        run_id: str,
+        *,
+        name: str | None = None,
+        group: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        log_dir: str | None = None,
+    ) -> None:
+        try:
+            wandb: Any = import_module("wandb")
+        except ImportError as error:
+            raise ConfigError("logging to W&B needs the package wandb: pip install wandb") from error
+        self._run: Any = wandb.init(
+            project=project,
+            id=run_id,
+            name=name,
+            group=group,
+            config=dict(config or {}),
+            dir=log_dir,
+            resume="allow",
+        )
+        self._run.define_metric("*", step_metric="index")
+        self._exit_code = 1
+
+    def on_event(self, event: Event) -> None:
+        """Log a finished epoch or evaluation; note the score and how the run ended."""
+        if self._run is None:
+            return
+        kind = event.get("event")
+        if kind == "epoch_finished":
+            self._run.log({"index": event["index"], **_numbers(event["result"])})
+        elif kind == "evaluate_finished":
+            self._run.summary.update(_numbers({"evaluation": event["result"]}))
+        elif kind == "completed":
+            self._run.summary["score"] = (event.get("status") or {}).get("best_score")
+            self._exit_code = 0
+
+    def flush(self) -> None:
+        """Nothing to do: W&B uploads in a process of its own."""
+
+    def close(self) -> None:
+        """Finish the run, as failed unless it completed. A second call does nothing."""
+        if self._run is not None:
+            self._run.finish(exit_code=self._exit_code)
+            self._run = None
+
+
+def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
+    return {tag: float(value) for tag, value in flatten(result).items()}
