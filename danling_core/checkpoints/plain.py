@@ -104,7 +104,8 @@ def _checked_tensor(tensor: torch.Tensor, path: Path) -> torch.Tensor:
         raise _refusal(tensor, path, "give its plain tensor, for example `full_tensor()` of a DTensor")
     if tensor.is_meta:
         raise _refusal(tensor, path, "on the meta device it has no values")
-    tensor = tensor.detach()
+    if tensor.requires_grad or type(tensor) is not torch.Tensor:
+        tensor = tensor.detach()
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
     return tensor

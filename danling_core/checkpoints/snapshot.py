@@ -84,12 +84,12 @@ class Staging:
         staged: list[Tensor] = [torch.empty(0)] * len(layout.tensors)
         on_cuda: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for source, buffer in zip(layout.sources, buffers, strict=True):
-            if source.tensor.is_cuda:
+            if source.tensor.layout is not torch.strided:
+                buffer = source.tensor.to("cpu", copy=True)
+            elif source.tensor.is_cuda:
                 on_cuda[source.tensor.device].append((buffer, source.tensor))
-            elif source.tensor.layout is torch.strided:
-                buffer.copy_(source.tensor)
             else:
-                buffer = source.tensor.clone()
+                buffer.copy_(source.tensor)
             for place in source.places:
                 staged[place] = (
                     buffer if source.begin is None else _view(buffer, layout.tensors[place], source.begin)
