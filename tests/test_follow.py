@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from danling_core.errors import StorageError
 from danling_core.follow import end_of_lines, follow
+from danling_core.writers import EventLog
 
 
 class Script:
@@ -104,3 +106,19 @@ def test_an_idle_poll_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("builtins.open", lambda *args, _open=open: opened.append(args) or _open(*args))
     assert numbers(path, *[lambda: None] * 10) == [1]
     assert len(opened) == 1
+
+
+def test_a_reader_gets_every_event_of_a_writer_at_work(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+
+    def write() -> None:
+        log = EventLog(path, "1.0")
+        for n in range(2000):
+            log.emit("progress", n=n, padding="x" * (n % 97))
+        log.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    found = [event["n"] for event in follow(path, poll_seconds=0.0001, stop=lambda: not writer.is_alive())]
+    writer.join()
+    assert found == list(range(2000))

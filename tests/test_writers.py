@@ -226,8 +226,10 @@ def test_scalars_are_named_by_split_and_metric_and_visible_after_each_epoch(tmp_
         assert points(tmp_path, "train/loss")[-1] == (index, loss)
     assert points(tmp_path, "val/task/acc") == [(0, 0.5), (1, 0.75)]
     writer.on_event({"event": "evaluate_finished", "result": {"test": {"acc": 0.5}}, "seconds": 1})
+    writer.summary.add_scalar("own", 3.0, 1)
     writer.close()
     writer.close()
+    assert writer.summary is None and points(tmp_path, "own") == [(1, 3.0)]
     assert points(tmp_path, "evaluation/test/acc") == [(1, 0.5)]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 

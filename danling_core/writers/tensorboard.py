@@ -43,6 +43,11 @@ class TensorBoardWriter:
         if config is not None:
             self._announce(hyperparameters(config))
 
+    @property
+    def summary(self) -> Any:
+        """The `SummaryWriter` itself, for a user's own images and histograms; None once closed."""
+        return self._writer
+
     def on_event(self, event: Event) -> None:
         """Write the scalars of a finished epoch or evaluation, and the score of a completed run."""
         if self._writer is None:
