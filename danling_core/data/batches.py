@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -46,17 +47,26 @@ def _move(value: Any, device: torch.device, non_blocking: bool) -> Any:
         return value.to(device)
     if isinstance(value, Mapping):
         moved = {key: _move(item, device, non_blocking) for key, item in value.items()}
-        return moved if type(value) is dict else type(value)(moved)  # type: ignore[call-arg]
+        return _like(value, moved)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_move(item, device, non_blocking) for item in value))
     if isinstance(value, (list, tuple)):
         return type(value)(_move(item, device, non_blocking) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        return dataclasses.replace(
-            value, **{name: _move(item, device, non_blocking) for name, item in fields.items()}
-        )
+        fresh = copy.copy(value)
+        for field in dataclasses.fields(value):
+            # past __setattr__: the dataclass may be frozen
+            object.__setattr__(fresh, field.name, _move(getattr(value, field.name), device, non_blocking))
+        return fresh
     return value
+
+
+def _like(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    if type(mapping) is dict or not isinstance(mapping, MutableMapping):
+        return items
+    fresh = copy.copy(mapping)
+    fresh.update(items)
+    return fresh
 
 
 def _first_dimension(value: Any) -> int | None:

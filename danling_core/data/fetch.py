@@ -44,7 +44,13 @@ class TensorBatches(Dataset[Any]):
     def __init__(self, tensors: Any, indices: torch.Tensor | None = None) -> None:
         self.tensors = tensors
         self.indices = indices
-        self.length = _common_length(tensors) if indices is None else len(indices)
+        whole = [tensors] if isinstance(tensors, torch.Tensor) else _values(tensors)
+        if len({len(tensor) for tensor in whole}) != 1:
+            sizes = [len(tensor) for tensor in whole]
+            raise ConfigError(f"tensors that make up a data set need equal first dimensions, found {sizes}")
+        self.length = len(whole[0]) if indices is None else len(indices)
+        self.device = whole[0].device
+        self._on_device = self.device.type != "cpu"
 
     def __len__(self) -> int:
         return self.length
@@ -56,6 +62,8 @@ class TensorBatches(Dataset[Any]):
         rows = indices if isinstance(indices, torch.Tensor) else torch.tensor(indices)
         if self.indices is not None:
             rows = self.indices.index_select(0, rows)
+        if self._on_device:
+            rows = rows.to(self.device)
         tensors = self.tensors
         if type(tensors) is tuple:
             return [tensor.index_select(0, rows) for tensor in tensors]
@@ -83,10 +91,9 @@ def as_tensor_batches(dataset: Any) -> TensorBatches | None:
         return TensorBatches(tuple(dataset.tensors)) if plain else None
     if isinstance(dataset, torch.Tensor):
         return TensorBatches(dataset)
-    values = dataset.values() if isinstance(dataset, Mapping) else dataset
-    if isinstance(dataset, (tuple, Mapping)) and values and all(isinstance(v, torch.Tensor) for v in values):
-        return TensorBatches(dataset)
-    return None
+    values = _values(dataset) if isinstance(dataset, (tuple, Mapping)) else []
+    whole = bool(values) and all(isinstance(value, torch.Tensor) for value in values)
+    return TensorBatches(dataset) if whole else None
 
 
 class SeededSamples(Dataset[Any]):
@@ -144,11 +151,5 @@ def ready(batch: Any) -> Any:
     return batch
 
 
-def _common_length(tensors: Any) -> int:
-    if isinstance(tensors, torch.Tensor):
-        return len(tensors)
-    values = tensors.values() if isinstance(tensors, Mapping) else tensors
-    lengths = [len(tensor) for tensor in values]
-    if len(set(lengths)) != 1:
-        raise ConfigError(f"tensors that make up a data set need equal first dimensions, found {lengths}")
-    return lengths[0]
+def _values(tensors: Any) -> list[torch.Tensor]:
+    return list(tensors.values() if isinstance(tensors, Mapping) else tensors)

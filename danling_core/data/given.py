@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data import Sampler
 
 from danling_core.data.samplers import GlobalBatchSampler, ShardBatchSampler, share
 from danling_core.data.seeded import RandomStream, derive_seed
@@ -49,12 +49,20 @@ class Given:
                 self._cached = number, list(self.sampler)
         return self._cached[1]
 
+    @property
+    def yields_batches(self) -> bool:
+        """Whether this is a batch sampler: its entries are lists of indices."""
+        entries = self.entries(0)
+        return bool(entries) and isinstance(entries[0], (list, tuple))
+
 
 def set_epoch(target: object, number: int) -> None:
-    """Tell a data set or a sampler which pass comes, where it wants to know."""
-    method = getattr(target, "set_epoch", None)
-    if callable(method):
-        method(number)
+    """Tell a data set or a sampler which pass comes, where it wants to know; also those that it wraps."""
+    while target is not None:
+        method = getattr(target, "set_epoch", None)
+        if callable(method):
+            method(number)
+        target = getattr(target, "dataset", None)
 
 
 class OrderedBatchSampler(GlobalBatchSampler):
@@ -139,9 +147,3 @@ class BatchShardSampler(Sampler[list[Any]]):
 
     def __iter__(self) -> Iterator[list[Any]]:
         return iter(self.batches)
-
-
-def is_batch_sampler(sampler: object) -> bool:
-    """Whether a user's sampler yields batches of indices: torch's `BatchSampler`, or what has a
-    `batch_size`."""
-    return isinstance(sampler, BatchSampler) or hasattr(sampler, "batch_size")

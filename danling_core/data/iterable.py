@@ -52,6 +52,7 @@ class StreamShards(IterableDataset[Any]):
         self.clock = clock
         self.drop_last = drop_last
         self._worker: tuple[int, int] | None = None
+        self._in_worker = False
 
     def __iter__(self) -> Iterator[Any]:
         return self._own_stream() if self.sharded else self._common_stream()
@@ -76,6 +77,7 @@ class StreamShards(IterableDataset[Any]):
         number, _ = self.clock.read()
         info = get_worker_info()
         worker = 0 if info is None else info.id
+        self._in_worker = info is not None
         random_stream, samples = self._open("stream", self.seed, number, self.rank, worker)
         for group in itertools.count():
             with random_stream:
@@ -107,12 +109,12 @@ class StreamShards(IterableDataset[Any]):
         if self._worker is None:
             info = get_worker_info()
             self._worker = (0, 1) if info is None else (info.id, info.num_workers)
-            torch_worker._worker_info = None
             self._in_worker = info is not None
+            torch_worker._worker_info = None
         return self._worker
 
     def _seed_collate(self, number: int, group: int) -> None:
-        if getattr(self, "_in_worker", get_worker_info() is not None):
+        if self._in_worker:
             seed_generators(derive_seed("collate", self.seed, number, self.rank, group))
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from danling_core.data.fetch import PassClock, SeededSamples, as_tensor_batches, collate_samples, ready
@@ -15,13 +15,10 @@ from danling_core.data.given import (
     GroupedBatchSampler,
     OrderedBatchSampler,
     OrderedShardSampler,
-    is_batch_sampler,
-    set_epoch,
 )
 from danling_core.data.iterable import StreamShards
+from danling_core.data.pass_loader import PassLoader
 from danling_core.data.samplers import GlobalBatchSampler, ShardBatchSampler
-from danling_core.data.seeded import derive_seed
-from danling_core.data.workers import start_worker
 from danling_core.errors import ConfigError
 
 Collate = Callable[[Any], Any]
@@ -46,38 +43,6 @@ class LoaderOptions(Protocol):
     def prefetch_factor(self) -> int | None: ...
 
 
-class PassLoader(DataLoader[Any]):
-    """A torch `DataLoader` of which every pass is a function of (seed, pass, rank), and can begin in its
-    middle.
-
-    Making an iterator draws nothing from the global generators. `batch_sampler` is a `GlobalBatchSampler` (or
-    keeps its promises) for training on sized data.
-    """
-
-    def __init__(self, dataset: Any, *, seed: int, rank: int, clock: PassClock, **options: Any) -> None:
-        self._key = seed, rank
-        self._clock = clock
-        super().__init__(dataset, generator=torch.Generator(), worker_init_fn=start_worker, **options)
-        self.set_pass(0)
-
-    def set_pass(self, number: int, skip: int = 0) -> None:
-        """Choose the pass that the next iterator makes, beginning at global batch `skip`. Called on every
-        rank."""
-        assert isinstance(self.generator, torch.Generator)
-        self.generator.manual_seed(derive_seed("loader", self._key[0], number, self._key[1]))
-        self._clock.set(number, skip)
-        sampler = self.batch_sampler
-        if isinstance(sampler, (GlobalBatchSampler, GroupedBatchSampler)):
-            sampler.set_pass(number)
-            sampler.skip(skip)
-        set_epoch(getattr(self.dataset, "dataset", self.dataset), number)
-
-    @property
-    def can_skip(self) -> bool:
-        """Whether `set_pass` obeys `skip`: all but data sets that split themselves."""
-        return not (isinstance(self.dataset, StreamShards) and self.dataset.sharded)
-
-
 def build_train_loader(
     dataset: Any,
     options: LoaderOptions,
@@ -89,13 +54,15 @@ def build_train_loader(
     sampler: Iterable[Any] | None = None,
     device_type: str = "cpu",
 ) -> DataLoader[Any]:
-    """A loader of this rank's part of every global batch: shuffled, keeping the last batch, unless told
+    """A loader of this rank's part of every global batch: shuffled, and with its last batch, unless told
     otherwise.
 
     Args:
         dataset: map-style or iterable data, a tensor, a tuple or mapping of whole tensors, or a user's own
             `DataLoader`, which is returned as it is.
         seed: the run's seed, without the rank's bias.
+        collate_fn: gets a list of samples. Without one, whole tensors and ready batches of `__getitems__` are
+            not collated at all.
         sampler: a user's sampler or batch sampler, which takes the place of shuffling.
         device_type: where batches go; memory is pinned for "cuda" unless the settings say otherwise.
 
@@ -108,39 +75,18 @@ def build_train_loader(
     """
     if isinstance(dataset, DataLoader):
         return dataset
-    shuffle = True if options.shuffle is None else options.shuffle
-    drop_last = bool(options.drop_last)
+    maker = _Maker(options, rank, world_size, seed, collate_fn, device_type)
     if not _is_sized(dataset):
-        return _build_iterable(dataset, options, rank, world_size, seed, collate_fn, device_type, drop_last)
-    build = _Build(dataset, options, rank, seed, collate_fn, device_type)
-    place: dict[str, Any] = {"rank": rank, "world_size": world_size}
-    batches: GlobalBatchSampler | GroupedBatchSampler
-    if sampler is None:
-        batches = GlobalBatchSampler(
-            build.length,
-            options.batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            drop_last=drop_last,
-            as_tensors=build.as_tensors,
-            **place,
-        )
-    elif is_batch_sampler(sampler):
-        batches = GroupedBatchSampler(Given(sampler, seed), **place)
-    else:
-        batches = OrderedBatchSampler(
-            Given(sampler, seed),
-            options.batch_size,
-            drop_last=drop_last,
-            as_tensors=build.as_tensors,
-            **place,
-        )
+        return maker.streamed(_unsampled(dataset, sampler), drop_last=bool(options.drop_last))
+    source = maker.source(dataset)
+    batches = _train_batches(source, options, rank, world_size, seed, sampler)
     if len(batches) == 0:
         raise ConfigError(
-            f"no training batch: {build.length} samples, batch_size {options.batch_size} on {world_size} "
-            f"rank(s), drop_last {drop_last}; lower batch_size, keep the last batch, or look at the sampler"
+            f"no training batch: {source.length} samples, batch_size {options.batch_size} on {world_size} "
+            f"rank(s), drop_last {options.drop_last}; lower batch_size, keep the last batch, or look at "
+            "the sampler"
         )
-    return build.loader(batches)
+    return maker.indexed(source, batches)
 
 
 def build_evaluate_loader(
@@ -156,97 +102,126 @@ def build_evaluate_loader(
 ) -> DataLoader[Any]:
     """A loader of this rank's exact part: nothing shuffled, dropped, or read twice, at any world size.
 
-    Arguments as for `build_train_loader`; `shuffle` and `drop_last` of the settings are not looked at. Sized
-    data comes in contiguous parts: the ranks' outputs in rank order are in data set order. Iterable data
-    comes in chunks: batch 0 of every rank in rank order, then batch 1 of every rank, is data set order. Ranks
-    may have unequal numbers of batches, also none.
+    Arguments as for `build_train_loader`; `shuffle` and `drop_last` of the settings are not looked at. Ranks
+    may have unequal numbers of batches, also none. A user's own `DataLoader` is returned as it is: what each
+    rank reads of it is the user's affair.
+
+    Sized data comes in contiguous parts: the ranks' batches in rank order are in the data set's order. Of
+    iterable data each rank has a chunk of every global batch: batch 0 of all ranks in rank order, then batch
+    1 of all ranks, and so on, are in the data set's order.
 
     Raises:
         ConfigError: the data is empty.
     """
     if isinstance(dataset, DataLoader):
         return dataset
+    maker = _Maker(options, rank, world_size, seed, collate_fn, device_type)
     if not _is_sized(dataset):
-        return _build_iterable(dataset, options, rank, world_size, seed, collate_fn, device_type, False)
-    build = _Build(dataset, options, rank, seed, collate_fn, device_type)
-    place: dict[str, Any] = {"rank": rank, "world_size": world_size}
-    batches: ShardBatchSampler | BatchShardSampler
-    if sampler is None:
-        batches = ShardBatchSampler(build.length, options.batch_size, as_tensors=build.as_tensors, **place)
-    elif is_batch_sampler(sampler):
-        batches = BatchShardSampler(Given(sampler, seed), **place)
-    else:
-        batches = OrderedShardSampler(
-            Given(sampler, seed), options.batch_size, as_tensors=build.as_tensors, **place
-        )
-    return build.loader(batches)
+        return maker.streamed(_unsampled(dataset, sampler), drop_last=False)
+    source = maker.source(dataset)
+    return maker.indexed(
+        source, _evaluate_batches(source, options.batch_size, rank, world_size, seed, sampler)
+    )
 
 
-class _Build:
-    """How a sized data set is fetched: as whole tensors, or sample by sample."""
+@dataclass(frozen=True)
+class _Source:
+    """A sized data set as it will be fetched."""
 
-    def __init__(
-        self,
-        dataset: Any,
-        options: LoaderOptions,
-        rank: int,
-        seed: int,
-        collate_fn: Collate | None,
-        device_type: str,
-    ) -> None:
-        tensors = as_tensor_batches(dataset) if collate_fn is None else None
-        self.length = len(dataset) if tensors is None else len(tensors)
-        if self.length == 0:
+    dataset: Any
+    length: int
+    collate: Collate
+    as_tensors: bool
+    on_cpu: bool
+    clock: PassClock
+
+
+@dataclass(frozen=True)
+class _Maker:
+    options: LoaderOptions
+    rank: int
+    world_size: int
+    seed: int
+    collate_fn: Collate | None
+    device_type: str
+
+    def source(self, dataset: Any) -> _Source:
+        clock = self._clock()
+        tensors = as_tensor_batches(dataset) if self.collate_fn is None else None
+        length = len(dataset) if tensors is None else len(tensors)
+        if length == 0:
             raise ConfigError(f"the data set is empty: {type(dataset).__name__} of length 0")
-        self.options, self.rank, self.seed, self.device_type = options, rank, seed, device_type
-        self.clock = PassClock(shared=options.num_workers > 0)
-        self.as_tensors = tensors is not None and options.num_workers == 0
-        self.collate = collate_fn or (ready if tensors is not None else collate_samples)
-        if tensors is None and options.num_workers > 0:
-            dataset = SeededSamples(dataset, seed, self.clock)
-        self.dataset = dataset if tensors is None else tensors
+        workers = self.options.num_workers > 0
+        if tensors is not None:
+            return _Source(tensors, length, ready, not workers, tensors.device.type == "cpu", clock)
+        fetched = SeededSamples(dataset, self.seed, clock) if workers else dataset
+        return _Source(fetched, length, self.collate_fn or collate_samples, False, True, clock)
 
-    def loader(self, batch_sampler: Any) -> PassLoader:
+    def indexed(self, source: _Source, batch_sampler: Any) -> PassLoader:
         return PassLoader(
-            self.dataset,
+            source.dataset,
             seed=self.seed,
             rank=self.rank,
-            clock=self.clock,
+            clock=source.clock,
             batch_sampler=batch_sampler,
-            collate_fn=self.collate,
-            **_transport(self.options, self.device_type),
+            collate_fn=source.collate,
+            **self._transport(source.on_cpu),
         )
 
+    def streamed(self, dataset: Any, drop_last: bool) -> PassLoader:
+        clock, size = self._clock(), self.options.batch_size
+        place: dict[str, Any] = {"rank": self.rank, "seed": self.seed, "clock": clock}
+        shards = StreamShards(dataset, size, world_size=self.world_size, drop_last=drop_last, **place)
+        settings = self._transport(on_cpu=True)
+        return PassLoader(shards, batch_size=size, collate_fn=self.collate_fn, **place, **settings)
 
-def _build_iterable(
-    dataset: Any,
+    def _clock(self) -> PassClock:
+        return PassClock(shared=self.options.num_workers > 0)
+
+    def _transport(self, on_cpu: bool) -> dict[str, Any]:
+        options = self.options
+        pin = options.pin_memory
+        if pin is None:
+            pin = self.device_type == "cuda" and on_cpu
+        settings: dict[str, Any] = {"num_workers": options.num_workers, "pin_memory": pin}
+        if options.num_workers > 0:
+            persistent = options.persistent_workers
+            settings["persistent_workers"] = True if persistent is None else persistent
+            settings["prefetch_factor"] = options.prefetch_factor
+        return settings
+
+
+def _train_batches(
+    source: _Source,
     options: LoaderOptions,
     rank: int,
     world_size: int,
     seed: int,
-    collate_fn: Collate | None,
-    device_type: str,
-    drop_last: bool,
-) -> PassLoader:
-    clock = PassClock(shared=options.num_workers > 0)
-    shards = StreamShards(
-        dataset,
-        options.batch_size,
-        rank=rank,
-        world_size=world_size,
-        seed=seed,
-        clock=clock,
-        drop_last=drop_last,
-    )
-    return PassLoader(
-        shards,
-        seed=seed,
-        rank=rank,
-        clock=clock,
-        batch_size=options.batch_size,
-        collate_fn=collate_fn,
-        **_transport(options, device_type),
-    )
+    sampler: Iterable[Any] | None,
+) -> GlobalBatchSampler | GroupedBatchSampler:
+    place: dict[str, Any] = {"rank": rank, "world_size": world_size}
+    cut: dict[str, Any] = {"drop_last": bool(options.drop_last), "as_tensors": source.as_tensors}
+    if sampler is None:
+        shuffle = True if options.shuffle is None else options.shuffle
+        return GlobalBatchSampler(
+            source.length, options.batch_size, shuffle=shuffle, seed=seed, **cut, **place
+        )
+    given = Given(sampler, seed)
+    if given.yields_batches:
+        return GroupedBatchSampler(given, **place)
+    return OrderedBatchSampler(given, options.batch_size, **cut, **place)
+
+
+def _evaluate_batches(
+    source: _Source, batch_size: int, rank: int, world_size: int, seed: int, sampler: Iterable[Any] | None
+) -> ShardBatchSampler | BatchShardSampler:
+    place: dict[str, Any] = {"rank": rank, "world_size": world_size}
+    if sampler is None:
+        return ShardBatchSampler(source.length, batch_size, as_tensors=source.as_tensors, **place)
+    given = Given(sampler, seed)
+    if given.yields_batches:
+        return BatchShardSampler(given, **place)
+    return OrderedShardSampler(given, batch_size, as_tensors=source.as_tensors, **place)
 
 
 def _is_sized(dataset: Any) -> bool:
@@ -262,12 +237,10 @@ def _is_sized(dataset: Any) -> bool:
     )
 
 
-def _transport(options: LoaderOptions, device_type: str) -> dict[str, Any]:
-    workers = options.num_workers
-    pin = device_type == "cuda" if options.pin_memory is None else options.pin_memory
-    settings: dict[str, Any] = {"num_workers": workers, "pin_memory": pin}
-    if workers > 0:
-        persistent = options.persistent_workers
-        settings["persistent_workers"] = True if persistent is None else persistent
-        settings["prefetch_factor"] = options.prefetch_factor
-    return settings
+def _unsampled(dataset: Any, sampler: Iterable[Any] | None) -> Any:
+    if sampler is not None:
+        raise ConfigError(
+            f"a sampler picks samples by index, which {type(dataset).__name__}, being iterable, does not "
+            "have: leave the sampler out, or give map-style data"
+        )
+    return dataset

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
-
 from danling_core.data.batches import batch_size_of
-from danling_core.data.given import GroupedBatchSampler, set_epoch
-from danling_core.data.loaders import PassLoader
+from danling_core.data.foreign import begin_pass, length_of
+from danling_core.data.pass_loader import PassLoader
 from danling_core.data.samplers import GlobalBatchSampler
-from danling_core.data.seeded import RandomStream, derive_seed
+from danling_core.data.seeded import derive_seed
 from danling_core.errors import ConfigError
 
 Reduce = Callable[[list[float]], Sequence[float]]
@@ -81,7 +79,8 @@ class TrainStream:
         self.world_size = world_size
         self.rank = rank
         self.seed = seed
-        self._sampler = _sampler_of(loader)
+        self._ours = loader if isinstance(loader, PassLoader) else None
+        self._sampler = self._ours.global_batches if self._ours is not None else None
         self._by_index = self._sampler is not None and size_of is None
         self._reduce = reduce
         self._size_of = size_of or batch_size_of
@@ -93,8 +92,8 @@ class TrainStream:
             raise ConfigError(
                 "data of unknown size on several ranks needs `reduce`, which sums over the ranks"
             )
-        self._global_batch = _global_batch_of(loader, world_size)
-        self._length = None if self._sampler is not None else self._common_length()
+        self._global_batch = self._ours.global_batch_size if self._ours is not None else 0
+        self._length = self._common_length() if self._ours is None else None
 
     @property
     def windows_per_pass(self) -> int | None:
@@ -190,8 +189,8 @@ class TrainStream:
         self._refuse_empty()
 
     def _window(self, batches: Iterable[Any], counts: list[int], total: int) -> Window:
-        scale = self.world_size / total if total else 0.0
-        return Window(batches, tuple(count * scale for count in counts), tuple(counts), total)
+        weights = tuple(count * self.world_size / total if total else 0.0 for count in counts)
+        return Window(batches, weights, tuple(counts), total)
 
     def _count(self, batch: Any, index: int) -> int:
         if self._sampler is not None and self._sampler.counts(index)[0] == 0:
@@ -223,35 +222,19 @@ class TrainStream:
     # -- beginning a pass --
 
     def _begin(self) -> Iterator[Any]:
-        loader, position = self.loader, self._position
-        if not isinstance(loader, PassLoader):
-            return self._begin_foreign(loader, position)
-        by_index = self._sampler is not None
+        ours, position = self._ours, self._position
+        if ours is None:
+            iterator = begin_pass(
+                self.loader, self._pass, derive_seed("pass", self.seed, self._pass, self.rank)
+            )
+            self._discard(iterator, position)
+            return iterator
         # of a stream the last batch consumed is drawn again, since a rank may have to repeat it
-        ahead = position if by_index else max(position - 1, 0) if loader.can_skip else 0
-        loader.set_pass(self._pass, ahead)
-        iterator = iter(loader)
-        if not by_index:
-            self._discard(iterator, position - ahead)
+        ahead = position if self._sampler is not None else max(position - 1, 0) if ours.can_skip else 0
+        ours.set_pass(self._pass, ahead)
+        iterator = iter(ours)
+        self._discard(iterator, position - ahead)
         return iterator
-
-    def _begin_foreign(self, loader: Iterable[Any], position: int) -> Iterator[Any]:
-        sampler = getattr(loader, "batch_sampler", None)
-        for target in (
-            loader,
-            getattr(loader, "dataset", None),
-            getattr(loader, "sampler", None),
-            sampler,
-            getattr(sampler, "sampler", None),
-        ):
-            set_epoch(target, self._pass)
-        with RandomStream(derive_seed("pass", self.seed, self._pass, self.rank)):
-            iterator = iter(loader)
-            if position > 0:
-                self._discard(iterator, position)
-                return iterator
-            first = list(islice(iterator, 1))  # here, since a generator may shuffle when it is first asked
-        return chain(first, iterator)
 
     def _discard(self, iterator: Iterator[Any], count: int) -> None:
         if count > 1:
@@ -272,33 +255,10 @@ class TrainStream:
 
     def _common_length(self) -> int | None:
         """Batches of the longest rank. Collective where there are several ranks."""
-        length = _length_of(self.loader)
+        length = length_of(self.loader)
         if self._reduce is None or self.world_size == 1:
             return length
         own = [0.0] * self.world_size
         own[self.rank] = float("nan") if length is None else float(length)
         lengths = self._reduce(own)
         return None if any(value != value for value in lengths) else int(max(lengths))
-
-
-def _sampler_of(loader: Iterable[Any]) -> GlobalBatchSampler | GroupedBatchSampler | None:
-    sampler = getattr(loader, "batch_sampler", None)
-    ours = isinstance(loader, PassLoader) and isinstance(sampler, (GlobalBatchSampler, GroupedBatchSampler))
-    return sampler if ours else None
-
-
-def _global_batch_of(loader: Iterable[Any], world_size: int) -> int:
-    """Samples of a full global batch, or 0 where that is not known."""
-    if not isinstance(loader, PassLoader):
-        return 0
-    if isinstance(loader.batch_sampler, GlobalBatchSampler):
-        return loader.batch_sampler.global_batch_size
-    known = isinstance(loader.dataset, IterableDataset) and loader.batch_size is not None
-    return (loader.batch_size or 0) * world_size if known else 0
-
-
-def _length_of(loader: Iterable[Any]) -> int | None:
-    """Batches of a loader that can tell. What an iterable data set says of its length is not trusted."""
-    if isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset):
-        return None
-    return len(loader) if isinstance(loader, Sized) else None

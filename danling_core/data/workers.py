@@ -1,36 +1,32 @@
-"""What a loader worker does when it starts: leave signals to its rank, and die with it."""
+"""What a loader worker does when it starts: leave signals to its rank, and end with it."""
 
 from __future__ import annotations
 
-import ctypes
+import multiprocessing
 import os
 import signal
-import sys
 import threading
 
-_PR_SET_PDEATHSIG = 1
+_POLL_SECONDS = 0.5
 
 
 def start_worker(worker_id: int) -> None:
-    """The `worker_init_fn` of every loader: Ctrl-C, or a SIGTERM to the whole process group, reaches the
-    rank, which finishes its step and saves; its workers must live until then. A SIGTERM from the rank itself
-    is obeyed."""
+    """The `worker_init_fn` of every loader.
+
+    A Ctrl-C or SIGTERM to the whole process group reaches the rank, which finishes its step and saves: its
+    workers must live until then. They end when the rank says so by a SIGTERM of its own, or is gone.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    rank = os.getppid()
-    _die_with_parent(rank)
+    if not hasattr(signal, "sigtimedwait"):
+        return  # macOS: torch's own watchdog ends the worker some seconds after its rank
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_obey, args=(rank,), name="danling-signals", daemon=True).start()
+    threading.Thread(target=_wait_for_end, args=(os.getppid(),), name="danling-end", daemon=True).start()
 
 
-def _obey(rank: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank:
-        pass
+def _wait_for_end(parent: int) -> None:
+    rank = multiprocessing.parent_process()  # not the parent, where a fork server started the worker
+    while os.getppid() == parent and (rank is None or rank.is_alive()):
+        received = signal.sigtimedwait({signal.SIGTERM}, _POLL_SECONDS)
+        if received is not None and received.si_pid in (parent, rank and rank.pid):
+            break
     os._exit(0)
-
-
-def _die_with_parent(rank: int) -> None:
-    if not sys.platform.startswith("linux"):
-        return  # torch's own watchdog ends the worker within 5 s
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != rank:
-        os._exit(0)
