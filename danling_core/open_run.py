@@ -220,7 +220,7 @@ def _check_same_run(folder: RunFolder, identity: Identity) -> None:
         return
     if found not in (None, identity.run_id):
         raise ConfigError(
-            f"{folder.url} holds run {found}; this code and config are run {identity.run_id}: name another dir"
+            f"{folder.url} holds run {found}; this code and config are {identity.run_id}: name another dir"
         )
 
 

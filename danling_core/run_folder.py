@@ -20,7 +20,7 @@ RESULTS, LATEST, BEST, EVALUATION = "results.json", "latest.json", "best.json", 
 STATUS, CHECKPOINTS, TENSORBOARD, LEASE = "status.json", "checkpoints", "tensorboard", "lease"
 
 _TIMESTAMP = re.compile(r"\d{8}-\d{6}-\d{6}")
-_ID = re.compile(r"[0-9a-f]{16}")
+_NAME_AND_ID = re.compile(r"(?P<name>.+)-(?P<id>.{8}[0-9a-f]{8})")
 _SHORTEST_ID_PREFIX = 4
 
 
@@ -214,7 +214,7 @@ def resolve(root_url: str, text: str) -> RunFolder:
     """
     if _looks_like_location(text) and (folder := _at_location(text)):
         return folder
-    names = [name for name in storage.list_names(root_url) if _ID.fullmatch(name.rpartition("-")[2])]
+    names = [name for name in storage.list_names(root_url) if _NAME_AND_ID.fullmatch(name)]
     matches = [name for name in names if _is_called(name, text)]
     if len(matches) > 1:
         raise ConfigError(f"{text!r} may be any of {', '.join(matches[:8])}: give more of its id")
@@ -239,9 +239,11 @@ def _at_location(url: str) -> RunFolder | None:
 
 
 def _is_called(folder_name: str, text: str) -> bool:
-    name, _, id = folder_name.rpartition("-")
-    is_prefix = len(text) >= _SHORTEST_ID_PREFIX and id.startswith(text)
-    return text in (folder_name, name, id) or is_prefix
+    match = _NAME_AND_ID.fullmatch(folder_name)
+    if match is None:
+        return False
+    is_prefix = len(text) >= _SHORTEST_ID_PREFIX and match["id"].startswith(text)
+    return is_prefix or text in (folder_name, match["name"], match["id"])
 
 
 def segments_url(folder_url: str, name: str) -> str:
