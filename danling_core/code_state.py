@@ -15,16 +15,27 @@ from danling_core.errors import ConfigError
 
 _TIMEOUT_SECONDS = 60.0
 # The user's settings must not change the hash, and reading must not change the repository.
-_GIT = (
-    "git --no-pager -c safe.directory=* -c core.fsmonitor=false -c core.quotePath=true"
-    " -c diff.suppressBlankEmpty=false -c diff.interHunkContext=0 -c submodule.recurse=false"
-    f" -c diff.orderFile={os.devnull}"
-).split()
-_DIFF = (
-    "diff HEAD --binary --full-index --no-ext-diff --no-textconv --no-color --no-renames --no-relative --unified=3"
-    " --diff-algorithm=myers --no-indent-heuristic --src-prefix=a/ --dst-prefix=b/ --submodule=short"
-    " --ignore-submodules=dirty"
-).split()
+_SETTINGS = [
+    "safe.directory=*",
+    "core.fsmonitor=false",
+    "core.quotePath=true",
+    "diff.suppressBlankEmpty=false",
+    "diff.interHunkContext=0",
+    f"diff.orderFile={os.devnull}",
+]
+_GIT = ["git", "--no-pager", *(word for setting in _SETTINGS for word in ("-c", setting))]
+_DIFF = [
+    *("diff", "HEAD", "--binary", "--full-index", "--unified=3", "--diff-algorithm=myers"),
+    *(
+        "--no-ext-diff",
+        "--no-textconv",
+        "--no-color",
+        "--no-renames",
+        "--no-relative",
+        "--no-indent-heuristic",
+    ),
+    *("--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--ignore-submodules=dirty"),
+]
 _KEPT_VARIABLES = (
     "GIT_CONFIG",
     "GIT_CEILING_DIRECTORIES",
@@ -48,8 +59,8 @@ def code_state(source: Path, exclude: Sequence[Path] = ()) -> CodeState | None:
 
     Args:
         source: absolute, without symbolic links.
-        exclude: absolute folders or files that do not count as code. One that contains the source or the whole
-            repository is not excluded: nothing would be left.
+        exclude: absolute folders or files that do not count as code. One that contains the source is not
+            excluded: nothing would be left.
 
     Raises:
         ConfigError: git does not answer in time, or fails on a repository it has found.
@@ -69,7 +80,7 @@ def code_state(source: Path, exclude: Sequence[Path] = ()) -> CodeState | None:
 
 
 def _changes(root: Path, exclude: Sequence[Path]) -> list[bytes]:
-    """A digest for each thing under `root` that differs from its commit, submodules included, in a fixed order."""
+    """A digest for each thing under `root` that differs from its commit, submodules too, in a fixed order."""
     pathspec = [":(top)", *(f":(top,exclude,literal){path.relative_to(root).as_posix()}" for path in exclude)]
     changes = []
     with tempfile.TemporaryFile() as output:
@@ -152,8 +163,8 @@ def _run(folder: Path, arguments: Sequence[str], output: IO[bytes]) -> None:
     code, error = _call(folder, arguments, output)
     if code != 0:
         raise ConfigError(
-            f"git {arguments[0]} failed in {folder} ({error or f'exit {code}'}): the code cannot be identified; "
-            f"mend the repository or state experiment_id"
+            f"git {arguments[0]} failed in {folder} ({error or f'exit {code}'}): "
+            f"the code cannot be identified; mend the repository or state experiment_id"
         )
 
 
@@ -173,11 +184,11 @@ def _call(folder: Path, arguments: Sequence[str], output: IO[bytes]) -> tuple[in
         )
     except subprocess.TimeoutExpired as error:
         raise ConfigError(
-            f"git {arguments[0]} in {folder} gave no answer in {_TIMEOUT_SECONDS:g} s: state experiment_id instead"
+            f"git {arguments[0]} in {folder} gave no answer in {_TIMEOUT_SECONDS:g} s: state experiment_id"
         ) from error
     return done.returncode, done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
 
 
 def _is_kept(name: str) -> bool:
-    """Inside a git hook, variables such as GIT_DIR and GIT_INDEX_FILE point at another repository or index."""
+    """Inside a git hook, GIT_DIR and GIT_INDEX_FILE point at another repository or index."""
     return not name.startswith("GIT_") or name.startswith(_KEPT_VARIABLES)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from danling_core import canonical, documents
 from danling_core.errors import ConfigError
@@ -59,8 +58,8 @@ def _aside(default: Any, description: str, **rules: Any) -> Any:
 class Config(Model):
     """What a run was told. Frozen, closed to unknown keys, free of secrets; ConfigError says what is wrong.
 
-    Exactly one of `epoch_end`, `step_end` and `iter_end` is given. Fields whose schema says `identity: false` cannot
-    change a result and stay out of the run's identity. The same model is the parameter of the flows.
+    Exactly one of `epoch_end`, `step_end` and `iter_end` is given. Fields whose schema says
+    `identity: false` cannot change a result and stay out of the run's identity. Flows take it as parameter.
     """
 
     experiment_name: Name = _aside("experiment", "what was run: the unit of code")
@@ -158,15 +157,16 @@ class Config(Model):
     @classmethod
     def elsewhere(cls) -> Mapping[str, list[str]]:
         """Keys that belong to a section, and the dotted keys that were probably meant."""
-        sections = {"optim": OptimConfig, "scheduler": SchedulerConfig, "dataloader": DataLoaderConfig}
-        found = {
-            key: [f"{section}.{key}", f"params.{key}"]
-            for section, model in sections.items()
-            for key in model.model_fields
-            if key not in cls.model_fields
+        keys = {
+            "dataloader": [*DataLoaderConfig.model_fields],
+            "scheduler": [*SchedulerConfig.model_fields],
+            "optim": [*OptimConfig.model_fields, "weight_decay", "momentum", "betas"],
         }
-        return found | {
-            key: [f"optim.{key}", f"params.{key}"] for key in ("weight_decay", "momentum", "betas")
+        return {
+            key: [f"{section}.{key}", f"params.{key}"]
+            for section, known in keys.items()
+            for key in known
+            if key not in cls.model_fields
         }
 
     @model_validator(mode="before")
@@ -191,7 +191,7 @@ class Config(Model):
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | Config, overrides: Overrides = ()) -> Self:
-        """A config from a YAML or JSON file, a URL or a mapping, with `overrides` applied before it is checked.
+        """A config from a YAML or JSON file, a URL or a mapping; `overrides` come before it is checked.
 
         Relative locations inside the config are relative to the current folder, not to the file.
 
@@ -212,6 +212,10 @@ class Config(Model):
     def override(self, overrides: Overrides) -> Self:
         """A new config with dotted overrides applied: `config.override(["params.lr=0.01"])`."""
         return type(self).load(self, overrides)
+
+    def replace(self, **fields: Any) -> Self:
+        """A new config, checked again, with whole fields replaced: `config.replace(experiment_id=...)`."""
+        return self.from_dict({**self.dict(), **fields})
 
     def canonical(self) -> Values:
         """What the run's identity hashes: fields that can change a result and differ from their default."""

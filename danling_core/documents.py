@@ -1,4 +1,4 @@
-"""YAML and JSON text that comes back exactly as it went out: reading, writing, and errors that name the line."""
+"""YAML and JSON text that comes back exactly as it went out, and errors that name the line."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from yaml.nodes import MappingNode, ScalarNode
 from danling_core.errors import ConfigError
 
 _MAX_DEPTH = 50
+_TOO_DEEP = f"wanted at most {_MAX_DEPTH} levels of nesting"
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = re.compile(
     r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
@@ -24,13 +25,13 @@ _INT = re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
 
 
 class YamlLoader(yaml.SafeLoader):
-    """Plain scalars as in YAML 1.2: `1e-3` is a number; `yes`, `1:30` and `2026-11-21` are text. No key twice."""
+    """Plain scalars as in YAML 1.2: `1e-3` is a number; `yes` and `1:30` are text. No key comes twice."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
     def compose_mapping_node(self, anchor: Any) -> MappingNode:
-        """A mapping as it is written (merges not yet resolved), in which a key that comes twice is an error."""
-        node = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        """A mapping as it is written, merges not yet resolved: there a key that comes twice is an error."""
+        node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
             if not isinstance(key, ScalarNode):
@@ -62,35 +63,39 @@ for _name, _pattern, _first in [
     ("null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
     ("merge", re.compile(r"^<<$"), "<"),
 ]:
-    YamlLoader.add_implicit_resolver(_TAG + _name, _pattern, list(_first))  # type: ignore[no-untyped-call]
+    YamlLoader.add_implicit_resolver(_TAG + _name, _pattern, list(_first))
 YamlLoader.add_constructor(_TAG + "int", _construct_int)
-YamlDumper.add_implicit_resolver(_TAG + "int", _INT, list("-+0123456789"))  # type: ignore[no-untyped-call]
-YamlDumper.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))  # type: ignore[no-untyped-call]
+YamlDumper.add_implicit_resolver(_TAG + "int", _INT, list("-+0123456789"))
+YamlDumper.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
 
 
 def parse_yaml(text: str, label: str = "YAML") -> Any:
     """The value of one YAML document. ConfigError names `label` and the line, and never quotes the text."""
     try:
-        return yaml.load(text, Loader=YamlLoader)  # noqa: S506 (a SafeLoader)
+        return _refuse_deep(yaml.load(text, Loader=YamlLoader), label)
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise ConfigError(f"{label}{line}: not valid YAML: {error.problem or error.context}") from None
     except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1
-        raise ConfigError(f"{label}, line {line}: not valid YAML: {error.reason}") from None
+        number = text[: error.position].count("\n") + 1
+        raise ConfigError(f"{label}, line {number}: not valid YAML: {error.reason}") from None
+    except ConfigError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{label}: not valid YAML: {type(error).__name__}") from None
 
 
 def parse_scalar(text: str) -> Any:
-    """One plain value as YAML would read it: `1e-3` a float, `true` a bool, `null` None, anything else text."""
+    """One plain value as YAML reads it: `1e-3` a float, `true` a bool, `null` None, anything else text."""
     text = text.strip()
     loader = YamlLoader("")
     try:
-        tag = loader.resolve(ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+        tag = loader.resolve(ScalarNode, text, (True, False))
         return text if tag == _TAG + "merge" else loader.construct_object(ScalarNode(tag, text), deep=True)
+    except ValueError:
+        raise ConfigError("wanted a value that can be read, found a number of too many digits") from None
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
@@ -104,11 +109,14 @@ def dump_yaml(value: Mapping[str, Any]) -> str:
 def parse_json(text: str, label: str = "JSON") -> Any:
     """The value of one JSON document. ConfigError names `label` and the line, and never quotes the text."""
     try:
-        return json.loads(text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, label))
+        value = json.loads(text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, label))
+        return _refuse_deep(value, label)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{label}, line {error.lineno}: not valid JSON: {error.msg}") from None
-    except RecursionError:
-        raise ConfigError(f"{label}: not valid JSON: nested too deeply") from None
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{label}: not valid JSON: {type(error).__name__}") from None
 
 
 def dump_json(value: Mapping[str, Any], indent: int | None = 2) -> str:
@@ -164,40 +172,49 @@ def as_mapping(value: Any, label: str) -> dict[str, Any]:
     return dict(value)
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """A copy of `value` in the types that YAML and JSON carry exactly: None, bool, int, finite float, str, list, dict.
+def plain(value: Any, at: str = "", depth: int = 0) -> Any:
+    """A copy of `value` in what YAML and JSON carry exactly: None, bool, int, finite float, str, list, dict.
 
-    Tuples become lists. Raises ValueError for anything else, with the position in the message.
+    Tuples become lists. Raises ValueError for anything else, with its place (`at` and below) in the message.
     """
     if depth > _MAX_DEPTH:
-        raise ValueError(f"wanted at most {_MAX_DEPTH} levels of nesting")
+        raise ValueError(_TOO_DEEP)
     if isinstance(value, Mapping):
-        return {_plain_key(key): _at(key, item, depth) for key, item in value.items()}
+        keys = {_plain_key(key): f"{at}.{key}" if at else str(key) for key in value}
+        return {key: plain(value[key], place, depth + 1) for key, place in keys.items()}
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
-        return [_at(index, item, depth) for index, item in enumerate(value)]
+        return [plain(item, f"{at}[{index}]", depth + 1) for index, item in enumerate(value)]
+    problem = _problem(value)
+    if problem is not None:
+        raise ValueError(f"at {at!r}, {problem}" if at else problem)
+    return value
+
+
+def _problem(value: Any) -> str | None:
+    if value is not None and type(value) not in (bool, int, float, str):
+        return (
+            f"wanted null, true, false, a number, text, a list or a mapping, found a {type(value).__name__}"
+        )
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"wanted a finite number, found {value} (JSON has none; give it as text: '{value}')")
-    if value is None or type(value) in (bool, int, float, str):
-        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
-            raise ValueError("wanted Unicode text, found a lone surrogate")
-        return value
-    raise ValueError(
-        f"wanted null, true, false, a number, text, a list or a mapping, found a {type(value).__name__}"
-    )
-
-
-def _at(key: object, item: Any, depth: int) -> Any:
-    try:
-        return plain(item, depth + 1)
-    except ValueError as error:
-        text = str(error)
-        raise ValueError(f"at {key!r}, {text.removeprefix('at ')}" if depth < 3 else text) from None
+        return f"wanted a finite number, found {value} (JSON has none; give it as text: '{value}')"
+    if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+        return "wanted Unicode text, found a lone surrogate"
+    return None
 
 
 def _plain_key(key: object) -> str:
     if not isinstance(key, str):
         raise ValueError(f"wanted text as a key, found {key!r} (put it in quotes)")
     return key
+
+
+def _refuse_deep(value: Any, label: str, depth: int = 0) -> Any:
+    """The value itself; ConfigError when it is nested too deeply, or by a YAML alias without end."""
+    if depth > _MAX_DEPTH:
+        raise ConfigError(f"{label}: {_TOO_DEEP}")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_deep(item, label, depth + 1)
+    return value
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]], label: str) -> dict[str, Any]:

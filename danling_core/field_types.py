@@ -1,4 +1,4 @@
-"""The types of a config's fields: numbers that are not booleans, names fit for folders, URLs without secrets."""
+"""The types of a config's fields: numbers that are no booleans, names for folders, URLs without secrets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Values: TypeAlias = dict[str, Any]
 
 _NAME = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|\[\]]+")
 _EXPERIMENT_ID = re.compile(r"[0-9A-Za-z._-]{8,100}")
-_RUNNER = re.compile(r"(?P<module>.+):(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
+_RUNNER = re.compile(r".*[^:]:[^:\s/]+")
 
 
 def _not_bool(value: Any) -> Any:

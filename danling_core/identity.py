@@ -17,7 +17,7 @@ from danling_core.documents import canonical_json
 from danling_core.errors import ConfigError
 
 NO_SOURCE = "0" * 40  # the experiment id of code that lies in no file, as in a notebook
-_FILE_RUNNER = re.compile(r"(?P<file>.*\.py):(?P<name>[^:]+)")
+_FILE_RUNNER = re.compile(r"(?P<file>.*\.py|__main__):(?P<name>[^:]+)")
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Identity:
     """The ids and the name of a run.
 
     Attributes:
-        experiment_id: the code. 40 hex digits: a git commit, or outside git the hash of the source; "-" and 12 more
-            when the tree is dirty; or what the config states.
+        experiment_id: the code. 40 hex digits: a git commit, or outside git the hash of the source; "-" and
+            12 more when the tree is dirty; or what the config states.
         run_id: the code and the canonical config, as 32 hex digits.
         id: first 8 of `experiment_id` + first 8 of `run_id`.
         uuid: uuid5 of `id` in the namespace UUID(run_id).
@@ -63,8 +63,9 @@ def identify(config: Config, source_file: str | None, exclude: Sequence[str] = (
 def experiment_id_of(source_file: str | None, exclude: Sequence[str] = ()) -> str:
     """The id of the code around `source_file`.
 
-    In a git repository with a commit: that commit, and for a dirty tree a hash of what differs from it (`git diff HEAD`
-    and untracked, unignored `.py` files, `exclude` left out). Elsewhere, or without a git program: a hash of the file.
+    In a git repository with a commit: that commit, and for a dirty tree a hash of what differs from it
+    (`git diff HEAD` and untracked, unignored `.py` files, `exclude` left out). Elsewhere, or without a git
+    program: a hash of the file.
     """
     if source_file is None:
         return NO_SOURCE
@@ -89,16 +90,16 @@ def new_timestamp(now: datetime | None = None) -> str:
 
 
 def _canonical(config: Config, source_file: str | None) -> dict[str, object]:
-    """The canonical config, in which a runner given as a file is named by its content instead of its path.
+    """The canonical config, in which a runner in a file or a script is named by its content, not its path.
 
     A path depends on the current folder, and two files of one commit may define classes of the same name.
     """
     values = dict(config.canonical())
     match = _FILE_RUNNER.fullmatch(config.runner or "")
     if match is not None:
-        values["runner"] = f"{Path(match['file']).name}:{match['name']}"
-        if source_file is not None and Path(source_file).is_file():
-            values["runner"] += f"@{_source_digest(Path(source_file))[:12]}"
+        file = Path(source_file or match["file"])
+        digest = f"@{_source_digest(file)[:12]}" if file.is_file() else ""
+        values["runner"] = f"{file.name}:{match['name']}{digest}"
     return values
 
 

@@ -1,4 +1,4 @@
-"""Dotted overrides and sweeps, on raw mappings: `params.lr=0.01`, grids, lists of runs, and names for them."""
+"""Dotted overrides and sweeps on raw mappings: `params.lr=0.01`, grids, lists of runs, and names for them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Swept(Protocol):
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     """`"a.b=1e-3"` as `(("a", "b"), 0.001)`.
 
-    The value is read as YAML reads it after a key. Only `[`, `{` and quotes open a structure, so that `#fff` and
-    `a: b` stay text. ConfigError (which does not repeat the value) when there is no key or no `=`.
+    The value is read as YAML reads it after a key. Only `[`, `{` and quotes open a structure, so that `#fff`
+    and `a: b` stay text. ConfigError (which does not repeat the value) when there is no key or no `=`.
     """
     key, equals, value = text.partition("=")
     if not equals:
@@ -54,7 +54,8 @@ def split_key(key: str) -> tuple[str, ...]:
 def apply(values: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
     """A new mapping with `overrides` applied in order; `values` is left as it is.
 
-    Keys may be dotted. A mapping given as a value is merged into the section that is there; anything else replaces.
+    Keys may be dotted. A mapping given as a value is merged into the section that is there; anything else
+    replaces what is there.
 
     Raises:
         ConfigError: a key leads through something that is not a section.
@@ -78,7 +79,7 @@ def grid(sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def expand(experiment: Swept) -> list[dict[str, Any]]:
-    """The dotted overrides of each run of an experiment; one empty dict where it neither sweeps nor lists runs."""
+    """The dotted overrides of each run; one empty dict where the experiment neither sweeps nor lists runs."""
     if experiment.sweep is not None and experiment.runs is not None:
         raise ConfigError("sweep and runs are both given: a grid or a list, not both")
     if experiment.sweep is not None:

@@ -52,7 +52,7 @@ class SplitOptions(BaseModel):
 
 
 class DataLoaderConfig(SplitOptions):
-    """Options for all splits, and one sub-section for each split that differs: `{batch_size: 64, val: {...}}`."""
+    """Options for all splits, and a sub-section for each that differs: `{batch_size: 64, val: {...}}`."""
 
     model_config = OPEN
     __pydantic_extra__: dict[str, SplitOptions]
@@ -76,12 +76,12 @@ class DataLoaderConfig(SplitOptions):
     def for_split(self, split: str, training: bool, trained: bool = False) -> LoaderOptions:
         """The options of `split`, resolved.
 
-        Training shuffles and keeps the last batch unless told otherwise; evaluation never shuffles and never drops.
+        Training shuffles and keeps the last batch unless told otherwise. Evaluation never shuffles or drops.
 
         Args:
             split: the split's name; its own sub-section goes before the general options.
             training: whether the loader feeds training.
-            trained: whether this split is also trained on, so that its `shuffle` and `drop_last` are meant for that.
+            trained: whether this split is also trained on, and its `shuffle` and `drop_last` are for that.
                 The split named `train` always is.
 
         Raises:
@@ -92,8 +92,8 @@ class DataLoaderConfig(SplitOptions):
             for name in ("shuffle", "drop_last"):
                 if getattr(own, name):
                     raise ConfigError(
-                        f"dataloader.{split}.{name}: wanted false or nothing, found true: an evaluation counts every "
-                        f"sample once, in order"
+                        f"dataloader.{split}.{name}: wanted false or nothing, found true: an evaluation "
+                        f"counts every sample once, in order"
                     )
         workers = self._own_or_general(own, "num_workers")
         return LoaderOptions(
@@ -128,7 +128,7 @@ class _Open(BaseModel):
 
 
 class OptimConfig(_Open):
-    """An optimizer of `torch.optim` by name; extra keys are its arguments: `{name: sgd, lr: 0.1, momentum: 0.9}`."""
+    """An optimizer of `torch.optim` by name; extra keys are its arguments: `{name: sgd, momentum: 0.9}`."""
 
     name: str = Field(min_length=1, description="a class of torch.optim, in any letter case")
     lr: NonNegative | None = Field(None, description="learning rate; null: the class's own default")
@@ -160,12 +160,15 @@ class SchedulerConfig(_Open):
 class Params(Model):
     """Base of a runner's own typed hyperparameters: frozen and closed.
 
-    Declare fields in a subclass and validate with `MyParams(**config.params)`; ConfigError names what is wrong.
+    Declare fields in a subclass, and name it in the runner as `params: MyParams`. `MyParams(**config.params)`
+    raises ConfigError with a line `params.key: ..` for each problem.
     """
+
+    SECTION: ClassVar[str] = "params"
 
 
 class FreeParams(Mapping[str, Any]):
-    """Untyped hyperparameters: any key, read as `params.width` or `params["width"]`; nested mappings likewise.
+    """Untyped hyperparameters: any key, read as `params.width` or `params["width"]`, and nested.
 
     A key that is also the name of a method (`items`, `get`) is the value, as an attribute too.
     """

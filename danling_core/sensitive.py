@@ -7,10 +7,40 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 _SECRET_NAMES = frozenset(
-    "password passwd passphrase pwd secret secrets secret_key secret_access_key client_secret private_key "
-    "api_key apikey api_token api_secret access_key access_key_id access_token auth_token bearer_token refresh_token "
-    "session_token token hf_token github_token wandb_api_key aws_access_key_id aws_secret_access_key "
-    "aws_session_token account_key sas_token connection_string credential credentials".split()
+    [
+        *(
+            "password",
+            "passwd",
+            "passphrase",
+            "pwd",
+            "secret",
+            "secrets",
+            "credential",
+            "credentials",
+            "connection_string",
+        ),
+        *(
+            "secret_key",
+            "secret_access_key",
+            "client_secret",
+            "private_key",
+            "api_key",
+            "apikey",
+            "api_secret",
+            "account_key",
+        ),
+        *("access_key", "access_key_id", "aws_access_key_id", "aws_secret_access_key", "wandb_api_key"),
+        *(
+            "token",
+            "api_token",
+            "access_token",
+            "auth_token",
+            "bearer_token",
+            "refresh_token",
+            "session_token",
+        ),
+        *("aws_session_token", "sas_token", "hf_token", "github_token"),
+    ]
 )
 _SECRET_OPTION_ENDINGS = (
     "token",
@@ -58,7 +88,7 @@ def refuse_in_url(url: str) -> str:
 
 
 def refuse_in_values(values: Mapping[str, Any]) -> None:
-    """ValueError naming the key when free values hold a secret under its usual name, or a URL with a password."""
+    """ValueError naming the key when values hold a secret by its usual name, or a URL with a password."""
     for path, key, value in _leaves(values):
         if isinstance(value, str) and value and is_secret_name(key):
             raise ValueError(f"{path!r} looks like a secret; {_WAY_OUT}")

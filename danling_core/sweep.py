@@ -41,8 +41,8 @@ class ExperimentSpec(Model):
     """One experiment: a config, and a sweep or a list of runs over it."""
 
     config: PlainValues = Field(description="the config that all runs share; in a file also a path to one")
-    sweep: PlainValues | None = Field(None, description="values to combine: {optim.lr: [1e-3, 3e-3], seed: [0, 1]}")
-    runs: list[PlainValues] | None = Field(None, description="the overrides of each run: [{params.width: 16}]")
+    sweep: PlainValues | None = Field(None, description="values to combine: {optim.lr: [1e-3, 3e-3]}")
+    runs: list[PlainValues] | None = Field(None, description="overrides of each run: [{params.width: 16}]")
     overrides: Annotated[Values, BeforeValidator(_as_overrides)] = Field(
         {}, description="applied to the config before what varies"
     )
@@ -60,7 +60,7 @@ class ExperimentSpec(Model):
     def load(cls, file: str | Path, overrides: Overrides = ()) -> Self:
         """The experiment in a YAML or JSON file, checked to the last run.
 
-        A `config` that is a path is relative to the file, and is read here: the result needs no file any more.
+        A `config` that is a path is relative to the file, and is read here: the result needs no file.
         `overrides` change what all runs share.
         """
         try:
@@ -81,9 +81,9 @@ class ExperimentSpec(Model):
         names = run_names(str(shared.get("run_name", "run")), varied)
         configs = []
         for number, (changes, name) in enumerate(zip(varied, names, strict=True), start=1):
-            grouped = {} if group is None else {"group": group}
+            given = {"run_name": name} if group is None else {"run_name": name, "group": group}
             try:
-                configs.append(Config.from_dict({**_overridden(shared, changes), "run_name": name, **grouped}))
+                configs.append(Config.from_dict({**_overridden(shared, changes), **given}))
             except ConfigError as error:
                 raise labelled(f"run {number} ({name})", error) if len(varied) > 1 else error from None
         _refuse_repeats(configs, [changes.get("run_name") for changes in varied])

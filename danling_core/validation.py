@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -44,24 +44,26 @@ class Model(BaseModel):
     """A frozen, closed model whose constructor raises ConfigError: one message, a line for each problem."""
 
     model_config = CLOSED
+    SECTION: ClassVar[str] = ""  # where in a config this model's keys are
 
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(explain(error, type(self))) from None
+            raise ConfigError(explain(error, type(self), self.SECTION)) from None
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
+def explain(error: ValidationError, model: type[BaseModel], section: str = "") -> str:
     """One line `section.key: wanted .., found ..` for each problem; never the value of a secret."""
-    lines: dict[str, None] = {}  # an ordered set: the branches of a union report the same key more than once
+    lines = []
     for problem in error.errors(include_url=False):
         location = tuple(problem["loc"])
-        section = _resolve(model, location)
-        path = ".".join(str(part) for part in location)
-        text = _line(problem, location, section)
-        lines[f"{path}: {text}" if path and problem["type"] != "extra_forbidden" else text] = None
-    return "\n".join(lines) if len(lines) == 1 else "\n  ".join([f"{len(lines)} problems:", *lines])
+        unknown = problem["type"] == "extra_forbidden"
+        shown_at = [section, *location[: -1 if unknown else None]]  # an unknown key is named in its own line
+        path = ".".join(str(part) for part in shown_at if part != "")
+        text = _line(problem, location, _holder(model, location))
+        lines.append(f"{path}: {text}" if path else text)
+    return lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} problems:", *lines])
 
 
 def labelled(label: str, error: ConfigError) -> ConfigError:
@@ -69,10 +71,13 @@ def labelled(label: str, error: ConfigError) -> ConfigError:
     return type(error)(f"{label}: {error}")
 
 
-def _line(problem: Any, location: tuple[object, ...], section: type[BaseModel]) -> str:
+def _line(problem: Any, location: Sequence[object], holder: type[BaseModel]) -> str:
     kind, context = problem["type"], problem.get("ctx") or {}
     if kind == "extra_forbidden":
-        return _unknown(location, section)
+        elsewhere = getattr(holder, "elsewhere", None)
+        return unknown_key(
+            str(location[-1]), holder.model_fields, elsewhere() if callable(elsewhere) else None
+        )
     if kind == "missing":
         return "is missing"
     if kind in _WANTED:
@@ -82,20 +87,11 @@ def _line(problem: Any, location: tuple[object, ...], section: type[BaseModel]) 
     return str(problem["msg"])
 
 
-def _unknown(location: tuple[object, ...], section: type[BaseModel]) -> str:
-    *parents, key = (str(part) for part in location)
-    known = list(section.model_fields)
-    elsewhere = getattr(section, "elsewhere", None)
-    line = unknown_key(key, known, elsewhere() if callable(elsewhere) else None)
-    return f"{'.'.join(parents)}: {line}" if parents else line
-
-
-def _resolve(model: type[BaseModel], location: Sequence[object]) -> type[BaseModel]:
+def _holder(model: type[BaseModel], location: Sequence[object]) -> type[BaseModel]:
     """The model that holds the last key of `location`."""
-    section: type[BaseModel] = model
     for key in location[:-1]:
-        section = _section_of(section, str(key)) or section
-    return section
+        model = _section_of(model, str(key)) or model
+    return model
 
 
 def _section_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
