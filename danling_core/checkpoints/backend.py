@@ -105,7 +105,11 @@ class LocalBackend:
             os.mkdir(target)
         except FileExistsError:
             return False
-        durable.sync_folder(os.path.dirname(target))
+        try:
+            durable.sync_folder(os.path.dirname(target))
+        except OSError:
+            os.rmdir(target)
+            raise
         return True
 
     def put(self, path: str, write: durable.Write) -> tuple[int, str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
-import warnings
 from typing import Any, BinaryIO, cast
 
 import torch
@@ -51,9 +51,7 @@ def load(path: str, map_location: Any = "cpu", *, mmap: bool = False) -> Any:
     try:
         if os.path.getsize(path) == 0:
             raise CheckpointCorrupt(f"{path} is empty")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: it is not plain tensors and values, and reading it could run code. "
@@ -62,6 +60,8 @@ def load(path: str, map_location: Any = "cpu", *, mmap: bool = False) -> Any:
     except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
         raise CheckpointCorrupt(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # torch seeks to where a cut file's index should be
+            raise CheckpointCorrupt(f"{path} cannot be read as a checkpoint: it is cut short") from error
         raise CheckpointError(f"cannot read checkpoint {path}: {error}") from error
 
 

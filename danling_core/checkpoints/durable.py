@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 import xxhash
 
 CHUNK_BYTES = 8 << 20
-Write = Callable[[BinaryIO], None]
+Write = Callable[[BinaryIO], object]
 
 
 class HashingWriter:

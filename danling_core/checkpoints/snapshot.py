@@ -12,8 +12,6 @@ from torch import Tensor
 
 from danling_core.checkpoints.plain import to_plain
 
-_ALIGNMENT = 16  # bytes: the largest element (complex128)
-
 
 class _Place(int):
     """Stands for a tensor of the state: its index in the layout."""
@@ -34,7 +32,7 @@ class _Source(NamedTuple):
     tensor: Tensor
     geometry: _Geometry
     places: tuple[int, ...]
-    begin: int | None  # byte in the storage where a span of overlapping views begins; None: one tensor
+    begin: int | None  # element of the storage where a span of overlapping views begins; None: one tensor
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,10 @@ class Staging:
 def compact(state: Any) -> Any:
     """`state` in plain containers, on the CPU, without holes; copied only if some tensor needs it."""
     layout = Layout.of(state)
-    if all(source.begin is None and _fills_host_storage(source.tensor) for source in layout.sources):
+    storages = {
+        source.tensor.untyped_storage().data_ptr() for source in layout.sources if _is_dense_host(source)
+    }
+    if len(storages) == len(layout.sources):
         return _fill(layout.tree, layout.tensors)
     staging = Staging()
     tree = staging.copy(layout)
@@ -156,42 +157,46 @@ def _storage_key(tensor: Tensor, index: int) -> Any:
     """Equal for tensors that may share memory."""
     if tensor.layout is not torch.strided or tensor.numel() == 0:
         return index
-    return tensor.device, tensor.untyped_storage().data_ptr()
+    # torch.save refuses one storage seen as two types: those are saved apart.
+    return tensor.device, tensor.dtype, tensor.untyped_storage().data_ptr()
 
 
 def _shared(tensors: Sequence[Tensor], places: Sequence[int]) -> list[_Source]:
     """Tensors of one storage: those that overlap stay together, those apart are copied on their own."""
-    ordered = sorted(places, key=lambda place: _byte_range(tensors[place]))
+    ordered = sorted(places, key=lambda place: _span(tensors[place]))
     clusters: list[tuple[list[int], int]] = []
     for place in ordered:
-        begin, end = _byte_range(tensors[place])
+        begin, end = _span(tensors[place])
         if clusters and begin < clusters[-1][1]:
             clusters[-1] = ([*clusters[-1][0], place], max(end, clusters[-1][1]))
         else:
             clusters.append(([place], end))
-    return [_cluster(tensors, members, end) for members, end in clusters]
+    return [source for members, end in clusters for source in _cluster(tensors, members, end)]
 
 
-def _cluster(tensors: Sequence[Tensor], places: list[int], end: int) -> _Source:
+def _cluster(tensors: Sequence[Tensor], places: list[int], end: int) -> list[_Source]:
+    """Overlapping tensors as one span, so that they still overlap when loaded; apart where that has more holes."""
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for place in places:
+        alike[_exact_place(tensors[place])].append(place)
     first = tensors[places[0]]
-    if len({_exact_place(tensors[place]) for place in places}) == 1:
-        return _whole(first, tuple(places))
-    begin = _byte_range(first)[0] // _ALIGNMENT * _ALIGNMENT
-    span = torch.empty(0, dtype=torch.uint8, device=first.device)
-    span.set_(first.untyped_storage(), begin, (end - begin,), (1,))
-    return _Source(span, _Geometry((end - begin,), (1,), torch.uint8, first.is_cuda), tuple(places), begin)
+    begin = _span(first)[0]
+    if len(alike) == 1 or end - begin > sum(tensors[same[0]].numel() for same in alike.values()):
+        return [_whole(tensors[same[0]], tuple(same)) for same in alike.values()]
+    memory = torch.empty(0, dtype=first.dtype, device=first.device)
+    memory.set_(first.untyped_storage(), begin, (end - begin,), (1,))
+    return [_Source(memory, _geometry(memory), tuple(places), begin)]
 
 
 def _exact_place(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _byte_range(tensor: Tensor) -> tuple[int, int]:
-    """The bytes of its storage that a strided tensor spans."""
-    item = tensor.element_size()
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The elements of its storage from the first to the last that a strided tensor has, the end exclusive."""
     begin = int(tensor.storage_offset())
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return begin * item, (begin + last + 1) * item
+    return begin, begin + last + 1
 
 
 def _whole(tensor: Tensor, places: tuple[int, ...]) -> _Source:
@@ -221,14 +226,16 @@ def _nbytes(geometry: _Geometry) -> int:
 
 def _view(buffer: Tensor, like: Tensor, begin: int) -> Tensor:
     """The part of a staged span that holds `like`."""
-    offset = like.storage_offset() - begin // like.element_size()
+    offset = int(like.storage_offset()) - begin
     return torch.empty(0, dtype=like.dtype).set_(buffer.untyped_storage(), offset, like.shape, like.stride())
 
 
-def _fills_host_storage(tensor: Tensor) -> bool:
-    if tensor.device.type != "cpu":
+def _is_dense_host(source: _Source) -> bool:
+    """Whether one tensor in host memory fills its whole storage."""
+    tensor = source.tensor
+    if tensor.device.type != "cpu" or tensor.layout is not torch.strided or source.begin is not None:
         return False
-    return tensor.layout is not torch.strided or tensor.nbytes == tensor.untyped_storage().nbytes()
+    return tensor.numel() > 0 and tensor.nbytes == tensor.untyped_storage().nbytes()
 
 
 def _fill(tree: Any, tensors: Sequence[Tensor]) -> Any:
