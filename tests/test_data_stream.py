@@ -232,6 +232,19 @@ def test_a_run_stopped_after_any_window_goes_on_with_the_same_batches(source, st
     assert found == expected[stop:]
 
 
+def test_a_resume_of_sized_data_fetches_nothing_of_what_it_skips():
+    class Watched(Noisy):
+        fetched: list[int] = []
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            self.fetched.append(index)
+            return super().__getitem__(index)
+
+    stream = TrainStream(build_train_loader(Watched(), options(2, shuffle=False)))
+    stream.load_state_dict({"pass": 0, "position": 8})
+    assert len(read(stream)) == 3 and Watched.fetched == [16, 17, 18, 19, 20]
+
+
 def test_between_passes_the_state_names_the_next_pass():
     stream = TrainStream(build_train_loader(X[:4], options(2)))
     states = [stream.state_dict() for _ in range(2) for _ in stream.windows()]
