@@ -1,4 +1,4 @@
-"""A small Google Cloud Storage: the JSON API in memory, with preconditions, resumable uploads and faults on demand."""
+"""A small Google Cloud Storage: its JSON API in memory, with preconditions, resumable uploads and faults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 Fault = Callable[[str, str], "str | int | None"]
-"""Given method and path: None, a status to answer with, "reset", or "lost" (done, but the answer never arrives)."""
+"""Given method and path: None, a status to answer with, "reset", or "lost" (done, but not answered)."""
 
 
 @dataclass
