@@ -52,4 +52,5 @@ def _numbers_as_floats(value: Any) -> Any:
         return {key: _numbers_as_floats(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_numbers_as_floats(item) for item in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) <= 2**53 else value  # larger ones would not stay exact

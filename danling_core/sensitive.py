@@ -114,7 +114,7 @@ def shown(value: Any, path: Sequence[object] = ()) -> str:
         return "(hidden)"
     if isinstance(value, (Mapping, list, tuple, set)):
         return f"a {type(value).__name__}"  # its parts may be secret
-    text = repr(value)
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     if url_secret(text):
         return "(hidden)"
     return text if len(text) <= 80 else f"{text[:77]}..."

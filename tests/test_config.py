@@ -189,7 +189,7 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         ({"nproc_per_node": 0}, "nproc_per_node: wanted a number >= 1 or 'auto', found 0"),
         ({"nproc_per_node": "all"}, "nproc_per_node: wanted a number >= 1 or 'auto', found 'all'"),
         ({"run_name": 7}, "run_name: wanted text (put it in quotes), found 7"),
-        ({"params": None}, "params: wanted a mapping of keys, found None"),
+        ({"params": None}, "params: wanted a mapping of keys, found null"),
         (
             {"params": {"a": {1, 2}}},
             "params: at 'a', wanted null, true, false, a number, text, a list or a mapping",
@@ -302,6 +302,21 @@ def test_a_file_written_is_a_file_read(tmp_path: Path) -> None:
     assert Config.from_yaml(tmp_path / "a.yaml") == Config.from_json(tmp_path / "a.json") == made
     assert Config.load(tmp_path / "a.json") == Config.load(str(tmp_path / "a.yaml")) == made
     assert Config.from_dict(made.dict()) == made
+
+
+def test_a_config_is_read_and_written_at_a_url() -> None:
+    made = config(params={"x": 1e-3})
+    made.yaml("memory://configs/run.yaml")
+    made.json("memory://configs/run.json")
+    assert Config.load("memory://configs/run.yaml") == Config.from_json("memory://configs/run.json") == made
+    with pytest.raises(danling_core.NotFound, match="gone.yaml"):
+        Config.load("memory://configs/gone.yaml")
+
+
+def test_a_replaced_field_is_checked_again() -> None:
+    assert config(params={"a": 1}).replace(params={"b": 2}).params == {"b": 2}
+    with pytest.raises(ConfigError, match="seed: wanted"):
+        config().replace(seed="x")
 
 
 def test_what_a_caller_passes_in_is_not_shared_with_the_config() -> None:
