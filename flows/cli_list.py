@@ -1,0 +1,98 @@
+"""`danling runs` and `danling show`: read run folders, without Prefect and without torch."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from danling_core import storage
+from danling_core.errors import NotFound
+from danling_core.formatting import format_duration, format_result
+from danling_core.lease import is_held
+from danling_core.run_folder import RunFolder, Status, list_runs, resolve
+from flows.cli_table import print_table
+
+
+def runs(arguments: argparse.Namespace) -> int:
+    """Print a table (or JSON) of the runs under a root; their number is no error, even 0."""
+    rows = [_row(folder, status) for folder, status in list_runs(arguments.root)]
+    rows = [row for row in rows if _is_wanted(row, arguments)]
+    if arguments.json:
+        print(storage.to_json(rows))
+    elif rows:
+        print_table(rows)
+    else:
+        print(f"no runs under {arguments.root}")
+    return 0
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Print what one run's folder says."""
+    folder = resolve(arguments.root, arguments.run)
+    status = folder.read_status()
+    best, evaluation = _read(folder.best_url), _read(folder.evaluation_url)
+    if arguments.json:
+        row = {**_row(folder, status), "best": best, "evaluation": evaluation}
+        print(storage.to_json(row))
+        return 0
+    for line in (*_head(folder, status), *_results("best", best), *_results("evaluation", evaluation)):
+        print(line)
+    print(f"\nfiles\n  {'  '.join(sorted(storage.list_names(folder.url)))}")
+    return 0
+
+
+def _row(folder: RunFolder, status: Status | None) -> dict[str, Any]:
+    if status is None:
+        return {"name": _name_of(folder), "id": None, "status": "unknown", "folder": folder.url}
+    return {
+        "name": status.name,
+        "id": status.id,
+        "group": status.group,
+        "status": _status(folder, status),
+        "score": status.best_score,
+        "metric": None if status.score_name is None else f"{status.score_split or '?'}/{status.score_name}",
+        "epochs": status.epochs,
+        "time": format_duration(status.seconds),
+        "seconds": round(status.seconds, 3),
+        "folder": folder.url,
+    }
+
+
+def _status(folder: RunFolder, status: Status) -> str:
+    """A run that says it is running, and whose owner is gone, was interrupted."""
+    if status.status == "running" and not is_held(storage.parent(folder.url)):
+        return "interrupted"
+    return status.status
+
+
+def _name_of(folder: RunFolder) -> str:
+    return storage.base_name(storage.parent(folder.url))
+
+
+def _is_wanted(row: dict[str, Any], arguments: argparse.Namespace) -> bool:
+    return (arguments.group is None or row.get("group") == arguments.group) and (
+        arguments.status is None or row["status"] == arguments.status
+    )
+
+
+def _head(folder: RunFolder, status: Status | None) -> list[str]:
+    row = {
+        name: value for name, value in _row(folder, status).items() if value is not None and name != "seconds"
+    }
+    if status is not None and status.error:
+        row["error"] = status.error
+    width = max(len(name) for name in row)
+    return [f"{name.ljust(width)}  {value}" for name, value in row.items()]
+
+
+def _results(title: str, result: Any) -> list[str]:
+    splits = result if isinstance(result, dict) else {}
+    table = format_result({split: metrics for split, metrics in splits.items() if isinstance(metrics, dict)})
+    return ["", title, *(f"  {line}" for line in table.splitlines())] if table.strip() else []
+
+
+def _read(url: str) -> Any:
+    try:
+        return storage.read_json(url)
+    except NotFound:
+        return None

@@ -1,0 +1,152 @@
+"""One command's session: launchers, a Prefect API, and a flow called in a thread while this one minds signals."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from danling_core.config import Config
+from flows.outcome import RunOutcome
+from flows.pool import LauncherPool, Listener, pinned, using
+from flows.server import QUIET, EmbeddedServer, configured_api_url, using_api
+
+POLL_SECONDS = 0.1
+
+
+@dataclass
+class Ending:
+    """How a session ended.
+
+    Args:
+        outcomes: of every run that ended; the truth.
+        error: what Prefect raised, if it did: it spoils what is shown, not what was trained.
+        signal: the first signal that stopped the session.
+    """
+
+    outcomes: list[RunOutcome]
+    error: BaseException | None = None
+    signal: int | None = None
+
+    @property
+    def is_ctrl_c(self) -> bool:
+        """Stopped by Ctrl-C."""
+        return self.signal == signal.SIGINT
+
+
+class Session:
+    """Validates configs and calls a flow for them.
+
+    Args:
+        configs: of all runs.
+        slots: runs at a time.
+        listener: shows what happens.
+        is_verbose: leave Prefect's log lines on the console.
+    """
+
+    def __init__(
+        self, configs: Sequence[Config], slots: int, listener: Listener, is_verbose: bool = False
+    ) -> None:
+        self._configs = configs
+        self._pool = LauncherPool(min(slots, len(configs)), listener)
+        self._is_verbose = is_verbose
+
+    def call(self, flow: Callable[[list[Config]], Any]) -> Ending:
+        """Bring everything up, call `flow` with the validated configs, and take everything down.
+
+        Launchers, the import of Prefect, its server and the validation overlap.
+
+        Raises:
+            ConfigError: a config cannot be run; no flow was called and no folder made.
+        """
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        with using(self._pool):
+            self._pool.start()
+            if not self._is_verbose:
+                _quieten_prefect()
+            with _api() as wait_for_api:
+                configs = [pinned(prepared) for prepared in self._pool.prepare(self._configs)]
+                with using_api(wait_for_api()):
+                    return self._in_thread(lambda: flow(configs))
+
+    def _in_thread(self, call: Callable[[], Any]) -> Ending:
+        """Call in another thread: there Prefect installs no signal handlers, and none of ours can cut it short."""
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                call()
+            except BaseException as error:
+                errors.append(error)
+
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(work,), name="danling-flow", daemon=True)
+        with _signals_noted() as noted:
+            thread.start()
+            self._mind(thread, noted)
+        outcomes = list(self._pool.outcomes.values())
+        return Ending(outcomes, errors[0] if errors else None, noted[0] if noted else None)
+
+    def _mind(self, thread: threading.Thread, noted: list[int]) -> None:
+        is_told = False
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if noted and not is_told:
+                is_told = True
+                print("\ndanling: stopping: the runs save what they have (again: kill)", file=sys.stderr)
+                self._pool.interrupt(signal.Signals(noted[0]).name)
+            if len(noted) > 1:
+                self._pool.kill()
+                print("danling: killed", file=sys.stderr, flush=True)
+                os._exit(128 + noted[0])
+
+
+@contextlib.contextmanager
+def _signals_noted() -> Iterator[list[int]]:
+    """The numbers of the signals SIGINT and SIGTERM that arrive inside, in order."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _api() -> Iterator[Callable[[], str]]:
+    """A function that waits for the Prefect API and returns its URL: the configured one, or an embedded server."""
+    if (url := configured_api_url()) is not None:
+        yield lambda: url
+        return
+    server = EmbeddedServer()
+    server.start()
+    try:
+        yield server.wait
+    finally:
+        server.stop()
+
+
+def _quieten_prefect() -> None:
+    """Take Prefect's lines off the console; they still go to its API."""
+    import prefect  # noqa: F401  (sets its loggers up)
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in logging.Logger.manager.loggerDict)]
+    for logger in loggers:
+        for handler in logger.handlers:
+            if isinstance(handler, PrefectConsoleHandler):
+                handler.setLevel(logging.CRITICAL + 1)

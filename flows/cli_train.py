@@ -1,0 +1,97 @@
+"""`danling run`, `experiment`, `group`: load and validate, train under the flow, report how it ended."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+
+from danling_core.config import Config
+from danling_core.sweep import ExperimentSpec, GroupSpec
+from flows.cli_session import Ending, Session
+from flows.cli_table import print_table
+from flows.console import GroupConsole, RunConsole
+from flows.leaderboard import leaderboard
+from flows.outcome import RunOutcome, summarise
+
+DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train one run."""
+    config = Config.load(arguments.file, arguments.overrides)
+    console = RunConsole()
+    session = Session([config], slots=1, listener=console, is_verbose=arguments.verbose)
+    with console.showing():
+        ending = session.call(
+            lambda configs: _flows().run(configs[0], fresh=arguments.fresh, return_state=True)
+        )
+    return _conclude(ending, 1, _again(arguments))
+
+
+def experiment(arguments: argparse.Namespace) -> int:
+    """Train the runs of one experiment."""
+    spec = ExperimentSpec.load(arguments.file, arguments.overrides)
+    configs = spec.configs()
+    console = GroupConsole(len(configs))
+    session = Session(configs, spec.concurrency, console, arguments.verbose)
+    with console.showing():
+        ending = session.call(lambda configs: _flows().experiment(spec, return_state=True))
+    _print_leaderboard(ending.outcomes, f"Leaderboard of {configs[0].experiment_name}")
+    return _conclude(ending, len(configs), _again(arguments))
+
+
+def group(arguments: argparse.Namespace) -> int:
+    """Train the experiments of a group."""
+    spec = GroupSpec.load(arguments.file, arguments.overrides)
+    configs = [config for plan in spec.configs() for config in plan.configs]
+    console = GroupConsole(len(configs))
+    session = Session(configs, spec.concurrency, console, arguments.verbose)
+    with console.showing():
+        ending = session.call(lambda configs: _flows().group(spec, return_state=True))
+    _print_leaderboard(ending.outcomes, f"Leaderboard of {spec.group}")
+    return _conclude(ending, len(configs), _again(arguments))
+
+
+class _flows:
+    """The flows, imported when they are called: with them comes Prefect."""
+
+    def __init__(self) -> None:
+        from flows.experiment import experiment
+        from flows.group import group
+        from flows.run import run
+
+        self.run, self.experiment, self.group = run, experiment, group
+
+
+def _print_leaderboard(outcomes: Sequence[RunOutcome], title: str) -> None:
+    if outcomes:
+        print()
+        print_table(leaderboard(outcomes), title)
+
+
+def _conclude(ending: Ending, total: int, again: str) -> int:
+    """Say on stderr what did not go well, a rank's traceback last; the exit code."""
+    bad = [outcome for outcome in ending.outcomes if outcome.status in ("failed", "refused")]
+    stopped = [outcome for outcome in ending.outcomes if outcome.status == "interrupted"]
+    if ending.error is not None:
+        _say(f"Prefect: {type(ending.error).__name__}: {ending.error}")
+    if ending.is_ctrl_c or (stopped and not bad):
+        _say(f"interrupted; to resume: {again}")
+        return INTERRUPTED if ending.is_ctrl_c else RESUMABLE
+    if bad:
+        _say(summarise(bad, total) if total > 1 else f"{bad[0].key} failed: {bad[0].error}")
+        for outcome in bad[:1]:
+            if outcome.traceback:
+                print(f"\n{outcome.key}, rank {outcome.rank}:\n{outcome.traceback.rstrip()}", file=sys.stderr)
+        return FAILED
+    return DONE if len(ending.outcomes) == total else FAILED
+
+
+def _again(arguments: argparse.Namespace) -> str:
+    return shlex.join(["danling", *arguments.words])
+
+
+def _say(message: str) -> None:
+    print(f"danling: {message}", file=sys.stderr)

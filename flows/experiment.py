@@ -1,0 +1,88 @@
+"""The flow of an experiment: the runs of one code, each a flow of its own under this one."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run as runtime
+
+from danling_core.config import Config
+from danling_core.errors import RunInterrupted
+from danling_core.sweep import ExperimentSpec
+from flows.endings import conclude_all
+from flows.fan_out import call_all, nested
+from flows.leaderboard import leaderboard, markdown
+from flows.naming import run_display_name, tags_of
+from flows.outcome import Ending, RunOutcome
+from flows.pool import LauncherPool, launcher_pool, pinned
+from flows.run import run
+from tasks.artifacts import FlowArtifacts
+from tasks.reporter import reporting
+
+logger = logging.getLogger("danling.flows")
+
+
+def _flow_run_name() -> str:
+    return str(runtime.get_parameters()["spec"].configs()[0].experiment_name)
+
+
+@flow(name="experiment", flow_run_name=_flow_run_name, persist_result=False)
+def experiment(spec: ExperimentSpec) -> State[list[dict[str, Any]]]:
+    """Train the runs of one experiment, `concurrency` at a time; ends in a leaderboard.
+
+    Every run is validated before the first one starts. A run that fails does not stop the others.
+
+    Args:
+        spec: a config, and what varies in it.
+    """
+    with launcher_pool(spec.concurrency) as pool, reporting() as reporter:
+        artifacts = FlowArtifacts(reporter)
+        configs = [pinned(prepared) for prepared in pool.prepare(spec.configs())]
+        tags = tags_of(configs[0])
+        artifacts.tag(tags)
+        with nested(tags):
+            outcomes = _run_all(configs, pool)
+        rows = leaderboard(outcomes)
+        title = f"Experiment {configs[0].experiment_name}"
+        artifacts.markdown(f"leaderboard-{configs[0].experiment_name}", markdown(rows, title), title)
+    return conclude_all(rows, outcomes)
+
+
+def _run_all(configs: list[Config], pool: LauncherPool) -> list[RunOutcome]:
+    outcomes: list[RunOutcome | None] = [None] * len(configs)
+
+    def call(index: int) -> None:
+        outcomes[index] = _run_one(configs[index], pool)
+
+    call_all([lambda index=index: call(index) for index in range(len(configs))], pool.slots, pool)  # type: ignore[misc]
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _run_one(config: Config, pool: LauncherPool) -> RunOutcome:
+    """Call the run's flow once there is a slot for it; its outcome, whatever Prefect could be told about it."""
+    message = None
+    with pool.remembering() as ended:
+        try:
+            with pool.slot():
+                message = run(config, return_state=True).message
+        except RunInterrupted as error:
+            return pool.record(_not_started(config, "interrupted", str(error)))
+        except Exception as error:
+            logger.warning("Prefect lost sight of %s: %s: %s", config.run_name, type(error).__name__, error)
+            message = f"{type(error).__name__}: {error}"
+    return ended[-1] if ended else pool.record(_not_started(config, "failed", message))
+
+
+def _not_started(config: Config, status: Ending, error: str | None) -> RunOutcome:
+    return RunOutcome(
+        status=status,
+        name=run_display_name(config),
+        id="",
+        experiment_name=config.experiment_name,
+        run_name=config.run_name,
+        group=config.group,
+        error=error,
+    )

@@ -1,0 +1,61 @@
+"""The flow of a group: experiments with something in common, ending in one leaderboard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from danling_core.sweep import ExperimentSpec, GroupSpec
+from flows.endings import conclude_all
+from flows.experiment import experiment
+from flows.fan_out import call_all, nested
+from flows.leaderboard import leaderboard, markdown
+from flows.naming import tags_of
+from flows.outcome import RunOutcome
+from flows.pool import LauncherPool, launcher_pool
+from tasks.artifacts import FlowArtifacts
+from tasks.reporter import reporting
+
+
+@flow(name="group", flow_run_name="{spec.group}", persist_result=False)
+def group(spec: GroupSpec) -> State[list[dict[str, Any]]]:
+    """Train several experiments, `concurrency` runs at a time over all of them; ends in a leaderboard.
+
+    Every run of every experiment is validated before the first one starts.
+
+    Args:
+        spec: the experiments.
+    """
+    with launcher_pool(spec.concurrency) as pool, reporting() as reporter:
+        artifacts = FlowArtifacts(reporter)
+        configs = [config for plan in spec.configs() for config in plan.configs]
+        pool.prepare(configs)
+        tags = [tag for tag in tags_of(configs[0]) if not tag.startswith("experiment:")]
+        artifacts.tag(tags)
+        with nested(tags):
+            outcomes = _call_experiments(spec, pool)
+        rows = leaderboard(outcomes)
+        artifacts.markdown(f"leaderboard-{spec.group}", markdown(rows, f"Group {spec.group}"), "Leaderboard")
+        artifacts.table(f"leaderboard-table-{spec.group}", rows, f"Leaderboard of the group {spec.group}")
+    return conclude_all(rows, outcomes)
+
+
+def _call_experiments(spec: GroupSpec, pool: LauncherPool) -> list[RunOutcome]:
+    """As many experiments are open as there are slots: none is idle while there is work."""
+    ended: list[list[RunOutcome]] = [[] for _ in spec.experiments]
+
+    def call(index: int) -> None:
+        with pool.remembering() as outcomes:
+            try:
+                experiment(_in_group(spec.experiments[index], spec.group), return_state=True)
+            finally:
+                ended[index] = outcomes
+
+    call_all([lambda index=index: call(index) for index in range(len(ended))], pool.slots, pool)  # type: ignore[misc]
+    return [outcome for outcomes in ended for outcome in outcomes]
+
+
+def _in_group(spec: ExperimentSpec, name: str) -> ExperimentSpec:
+    return ExperimentSpec(**{**spec.model_dump(), "overrides": {**spec.overrides, "group": name}})

@@ -1,0 +1,249 @@
+"""Launchers shared by the runs of a session: one per concurrency slot, reused from run to run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from danling_core.config import Config
+from danling_core.errors import DanLingError, LaunchError, RunInterrupted
+from danling_core.launch import Launcher, Prepared, RunHandle
+from flows.outcome import RunOutcome
+
+_ambient: ContextVar[LauncherPool | None] = ContextVar("danling_launcher_pool", default=None)
+_held: ContextVar[Launcher | None] = ContextVar("danling_held_launcher", default=None)
+_ended: ContextVar[list[RunOutcome] | None] = ContextVar("danling_ended_runs", default=None)
+
+
+class Listener(Protocol):
+    """Hears what happens to runs, from several threads; must be quick and must not raise."""
+
+    def on_event(self, name: str, event: dict[str, Any]) -> None:
+        """One event of the run called `name`."""
+
+    def on_outcome(self, outcome: RunOutcome) -> None:
+        """A run has ended."""
+
+
+class LauncherPool:
+    """The launchers of one session (a command, or a top-level flow), the runs active on them, and their outcomes.
+
+    Args:
+        slots: how many runs may train at a time.
+        listener: hears events and outcomes; for a console.
+        launcher: makes a launcher; replaced in tests.
+    """
+
+    def __init__(
+        self, slots: int = 1, listener: Listener | None = None, launcher: Callable[[], Launcher] = Launcher
+    ) -> None:
+        self.slots = slots
+        self.listener = listener
+        self.stopped_because: str | None = None
+        self.outcomes: dict[str, RunOutcome] = {}
+        self._make = launcher
+        self._launchers: list[Launcher] = []
+        self._free: queue.Queue[Launcher] = queue.Queue()
+        self._active: set[RunHandle] = set()
+        self._interrupted: set[RunHandle] = set()
+        self._prepared: dict[str, Prepared] = {}
+        self._lock = threading.RLock()
+        # The parent-death signal of a child follows the thread that spawned it, and threads of a fan-out end
+        # early: every launcher is therefore born in this thread, which lives as long as the pool.
+        self._spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="danling-spawner")
+
+    def start(self) -> None:
+        """Start the launchers without waiting for them; a second call does nothing."""
+        with self._lock:
+            while len(self._launchers) < self.slots:
+                self._free.put(self._spawn())
+
+    def prepare(self, configs: Sequence[Config]) -> list[Prepared]:
+        """Validate configs against their runners (in a process of the launcher's) and return the canonical ones.
+
+        What was prepared once in this session is remembered.
+
+        Raises:
+            ConfigError: a config that cannot be run; nothing was created.
+        """
+        self.start()
+        keys = [_key(config) for config in configs]
+        with self._lock:
+            wanted = {
+                key: config for key, config in zip(keys, configs, strict=True) if key not in self._prepared
+            }
+            if wanted:
+                answers = self._launchers[0].prepare(
+                    [config.dict() for config in wanted.values()], os.getcwd()
+                )
+                for key, answer in zip(wanted, answers, strict=True):
+                    self._prepared[key] = self._prepared[_key(pinned(answer))] = answer
+            return [self._prepared[key] for key in keys]
+
+    @contextlib.contextmanager
+    def slot(self) -> Iterator[Launcher]:
+        """Wait for a free launcher and hold it; inside a slot of the same thread's context, the same one again.
+
+        Raises:
+            RunInterrupted: the pool was interrupted before a slot was free.
+        """
+        if (held := _held.get()) is not None:
+            yield held
+            return
+        self.start()
+        launcher = self._wait_for_launcher()
+        token = _held.set(launcher)
+        try:
+            self._spawner.submit(launcher.start).result()  # only one that has died is started
+            yield launcher
+        finally:
+            _held.reset(token)
+            self._free.put(launcher)
+
+    @contextlib.contextmanager
+    def active(self, handle: RunHandle) -> Iterator[RunHandle]:
+        """Make a started run reachable by `interrupt`; an error inside interrupts it, and it has ended after."""
+        with self._lock:
+            self._active.add(handle)
+            reason = self.stopped_because
+        if reason is not None:
+            self.interrupt_run(handle, reason)
+        try:
+            yield handle
+        except BaseException as error:
+            self.interrupt_run(handle, f"{type(error).__name__} in its driver")
+            _wait_for_end(handle)
+            raise
+        finally:
+            with self._lock:
+                self._active.discard(handle)
+                self._interrupted.discard(handle)
+
+    def interrupt_run(self, handle: RunHandle, reason: str) -> None:
+        """Ask one run to save and stop, once however often this is called: asked twice, it is killed."""
+        with self._lock:
+            if handle in self._interrupted:
+                return
+            self._interrupted.add(handle)
+        handle.interrupt(reason)
+
+    def interrupt(self, reason: str) -> None:
+        """Ask every active run to save and stop, and start no other. Returns at once."""
+        with self._lock:
+            self.stopped_because = reason if self.stopped_because is None else self.stopped_because
+            active = list(self._active)
+        for handle in active:
+            self.interrupt_run(handle, reason)
+
+    def publish(self, name: str, event: dict[str, Any]) -> None:
+        """Pass an event of a run on to the listener."""
+        if self.listener is not None:
+            self.listener.on_event(name, event)
+
+    def record(self, outcome: RunOutcome) -> RunOutcome:
+        """Keep how a run ended: this, and not what the orchestrator could be told, is the truth of a session."""
+        with self._lock:
+            self.outcomes[outcome.key] = outcome
+        if (ended := _ended.get()) is not None:
+            ended.append(outcome)
+        if self.listener is not None:
+            self.listener.on_outcome(outcome)
+        return outcome
+
+    @contextlib.contextmanager
+    def remembering(self) -> Iterator[list[RunOutcome]]:
+        """The outcomes that are recorded inside, in this context and in copies of it."""
+        around = _ended.get()
+        ended: list[RunOutcome] = []
+        token = _ended.set(ended)
+        try:
+            yield ended
+        finally:
+            _ended.reset(token)
+            if around is not None:
+                around.extend(ended)
+
+    def close(self) -> None:
+        """Stop every launcher; a run that is still active is interrupted first."""
+        self.interrupt("the session ended")
+        with self._lock:
+            launchers, self._launchers = self._launchers, []
+        errors = [error for launcher in launchers if (error := _error_of(launcher.close)) is not None]
+        self._spawner.shutdown()
+        if errors:
+            raise LaunchError(
+                f"{len(errors)} launchers did not close; the first said: {errors[0]}"
+            ) from errors[0]
+
+    def kill(self) -> None:
+        """Kill launchers and ranks at once, saving nothing. For a second Ctrl-C only."""
+        self.stopped_because = self.stopped_because or "killed"
+        for launcher in list(self._launchers):
+            if launcher.pid is not None:
+                # The fork server and the ranks follow their launcher into death.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(launcher.pid, signal.SIGKILL)
+
+    def _spawn(self) -> Launcher:
+        launcher = self._make()
+        self._spawner.submit(launcher.start).result()
+        self._launchers.append(launcher)
+        return launcher
+
+    def _wait_for_launcher(self) -> Launcher:
+        while self.stopped_because is None:
+            with contextlib.suppress(queue.Empty):
+                return self._free.get(timeout=0.1)
+        raise RunInterrupted(f"not started: {self.stopped_because}")
+
+
+def pinned(prepared: Prepared) -> Config:
+    """The prepared config with its experiment id stated: what is handed on means the same code everywhere."""
+    return Config.from_dict({**prepared.config, "experiment_id": prepared.experiment_id})
+
+
+def _key(config: Config) -> str:
+    return json.dumps(config.dict(), sort_keys=True, default=str)
+
+
+def _wait_for_end(handle: RunHandle) -> None:
+    """The launcher kills ranks that outlive their grace, so this ends; how is of no interest any more."""
+    with contextlib.suppress(DanLingError):
+        handle.outcome()
+
+
+def _error_of(call: Callable[[], None]) -> DanLingError | None:
+    try:
+        call()
+    except DanLingError as error:
+        return error
+    return None
+
+
+@contextlib.contextmanager
+def launcher_pool(slots: int = 1) -> Iterator[LauncherPool]:
+    """The pool of the flow around this one, or a new one that is closed at the end, whatever the end is."""
+    if (ambient := _ambient.get()) is not None:
+        yield ambient
+        return
+    with using(LauncherPool(slots)) as pool:
+        yield pool
+
+
+@contextlib.contextmanager
+def using(pool: LauncherPool) -> Iterator[LauncherPool]:
+    """Make `pool` the one that flows called inside use, and close it at the end."""
+    token = _ambient.set(pool)
+    try:
+        yield pool
+    finally:
+        _ambient.reset(token)
+        pool.close()

@@ -1,0 +1,179 @@
+"""The flow of one run: prepare, seed, train and evaluate under observation, score, store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run as runtime
+
+from danling_core import storage
+from danling_core.config import Config
+from danling_core.errors import DanLingError, LeaseError, RunInterrupted
+from danling_core.formatting import format_epoch_result
+from danling_core.identity import Identity, identify
+from danling_core.launch import Prepared, RunHandle, RunRequest
+from danling_core.open_run import OpenedRun, open_run
+from flows.endings import conclude_run
+from flows.naming import run_display_name, tags_of
+from flows.outcome import RunOutcome, describe
+from flows.pool import LauncherPool, launcher_pool, pinned
+from flows.stages import observe_stages, try_task
+from tasks.artifacts import FlowArtifacts
+from tasks.observation import Event, Observation
+from tasks.reporter import reporting
+from tasks.score import score
+from tasks.seed import record_seed
+from tasks.store import store
+
+logger = logging.getLogger("danling.flows")
+
+
+def _flow_run_name() -> str:
+    parameters = runtime.get_parameters()
+    return run_display_name(_effective(parameters["config"], parameters.get("overrides")))
+
+
+@flow(name="run", flow_run_name=_flow_run_name, persist_result=False)
+def run(
+    config: Config, overrides: dict[str, Any] | None = None, fresh: bool = False
+) -> State[dict[str, Any]]:
+    """Train and evaluate one run; when it is complete already, return what it left.
+
+    Args:
+        config: the run.
+        overrides: dotted changes of the config, such as `{"params.lr": 0.01}`.
+        fresh: begin a new run folder, whatever is there.
+    """
+    config = _effective(config, overrides)
+    with launcher_pool() as pool, reporting() as reporter, storage.using(config.storage_options):
+        artifacts = FlowArtifacts(reporter)
+        artifacts.tag(tags_of(config))
+        outcome = pool.record(execute(config, pool, artifacts, fresh))
+        artifacts.markdown(f"run-{outcome.key}", _page(outcome), "The run and where its files are")
+    return conclude_run(outcome)
+
+
+def execute(config: Config, pool: LauncherPool, artifacts: FlowArtifacts, fresh: bool = False) -> RunOutcome:
+    """Open the run, train it unless it is complete, and say how it ended.
+
+    Raises:
+        ConfigError: the config cannot be run; nothing was created.
+    """
+    [prepared] = pool.prepare([config])
+    config = pinned(prepared)
+    identity = identify(config, prepared.source_file)
+    try:
+        opened = open_run(config, identity, fresh=fresh, source_file=prepared.source_file)
+    except LeaseError as error:
+        return RunOutcome(**_names(config, identity), status="refused", error=str(error))
+    if opened.complete is not None:
+        return RunOutcome.from_status(opened.complete, opened.folder, skipped=True)
+    try:
+        return _train(config, identity, prepared, opened, pool, artifacts)
+    except RunInterrupted as error:
+        return _ended(config, identity, opened, status="interrupted", error=str(error))
+    except DanLingError as error:
+        logger.exception("%s-%s failed", identity.name, identity.id)
+        return _ended(config, identity, opened, status="failed", error=str(error))
+    finally:
+        if opened.lease is not None:
+            opened.lease.release()
+
+
+def _train(
+    config: Config,
+    identity: Identity,
+    prepared: Prepared,
+    opened: OpenedRun,
+    pool: LauncherPool,
+    artifacts: FlowArtifacts,
+) -> RunOutcome:
+    try_task(
+        record_seed, seed=config.seed, world_size=prepared.world_size, deterministic=config.deterministic
+    )
+    with pool.slot() as launcher, pool.active(launcher.run(_request(config, prepared, opened))) as handle:
+        with _beating(opened, handle, pool):
+            observe_stages(Observation(handle.events(), _listener(identity, pool, artifacts), logger.warning))
+            ended = handle.outcome()
+    try_task(score, folder_url=opened.folder.url)
+    if ended.status == "complete":
+        try_task(store, folder_url=opened.folder.url)
+    return _ended(
+        config,
+        identity,
+        opened,
+        status=ended.status,
+        error=ended.error,
+        traceback=ended.traceback,
+        rank=ended.rank,
+    )
+
+
+def _request(config: Config, prepared: Prepared, opened: OpenedRun) -> RunRequest:
+    return RunRequest(
+        config=prepared.config,
+        work_dir=opened.work_dir,
+        remote_url=opened.remote_url,
+        generation=opened.generation,
+        stages=config.stages,
+        threads_per_rank=config.threads_per_rank,
+        nproc=prepared.world_size,
+        hang_timeout_seconds=config.hang_timeout_seconds,
+        max_restarts=config.max_restarts,
+        stop_grace_seconds=config.stop_grace_seconds,
+    )
+
+
+def _beating(opened: OpenedRun, handle: RunHandle, pool: LauncherPool) -> AbstractContextManager[Any]:
+    if opened.lease is None:
+        raise LeaseError(f"{opened.folder.url} is to be written without a lease")
+    return opened.lease.beating(on_fenced=lambda error: pool.interrupt_run(handle, str(error)))
+
+
+def _listener(identity: Identity, pool: LauncherPool, artifacts: FlowArtifacts) -> Callable[[Event], None]:
+    key = f"{identity.name}-{identity.id}"
+
+    def listen(event: Event) -> None:
+        pool.publish(key, event)
+        if event["event"] == "progress":
+            artifacts.progress(
+                f"progress-{key}", 100.0 * event.get("progress", 0.0), f"epoch {event.get('epoch')}"
+            )
+        elif event["event"] == "epoch_finished":
+            logger.info("%s", format_epoch_result(event.get("result", {}), event["epoch"]))
+
+    return listen
+
+
+def _ended(config: Config, identity: Identity, opened: OpenedRun, **told: Any) -> RunOutcome:
+    """What the folder says, with what this process knows better on top."""
+    status = opened.folder.read_status()
+    if status is None:
+        return RunOutcome(**{**_names(config, identity), "folder": opened.folder.url, **told})
+    return RunOutcome.from_status(status, opened.folder, **told)
+
+
+def _names(config: Config, identity: Identity) -> dict[str, Any]:
+    return {
+        "name": identity.name,
+        "id": identity.id,
+        "experiment_name": config.experiment_name,
+        "run_name": config.run_name,
+        "group": config.group,
+    }
+
+
+def _effective(config: Config, overrides: dict[str, Any] | None) -> Config:
+    return config.override(overrides) if overrides else config
+
+
+def _page(outcome: RunOutcome) -> str:
+    rows = "\n".join(
+        f"| {name} | {value} |" for name, value in outcome.dict().items() if value not in (None, {})
+    )
+    return f"# {outcome.name}\n\n{describe(outcome)}\n\n[{outcome.folder}]({outcome.folder})\n\n| | |\n|-|-|\n{rows}\n"

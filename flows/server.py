@@ -1,0 +1,138 @@
+"""The Prefect API that a command uses: the one that is configured, or an embedded server for its duration."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from danling_core.errors import DanLingError
+
+# Nothing is sent to the outside unless the user has said otherwise.
+QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+
+_SERVER = {
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
+}
+
+
+class ServerError(DanLingError):
+    """The embedded server did not start; the message ends with what it said."""
+
+
+class EmbeddedServer:
+    """A Prefect server on a free local port, over the database of the user's Prefect home.
+
+    `start` returns at once, so that the server (5 to 9 s) comes up while other things are prepared; `wait` blocks.
+    The server ends with this process, however that ends, but not with a Ctrl-C: runs are to report their end to it.
+
+    Args:
+        log: where the server's output goes; a temporary file by default.
+    """
+
+    def __init__(self, log: Path | None = None) -> None:
+        self._log: IO[bytes] = open(log, "w+b") if log else tempfile.TemporaryFile()  # noqa: SIM115
+        self._process: subprocess.Popen[bytes] | None = None
+        self.api_url = ""
+
+    def start(self) -> None:
+        """Start the process. Call from a thread that lives as long as the server: it dies with that thread."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.api_url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "flows.embedded_server", str(listener.fileno())],
+                env={**os.environ, **QUIET, **_SERVER, "PYTHONPATH": _python_path()},
+                pass_fds=(listener.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                start_new_session=True,
+            )
+
+    def wait(self, timeout_seconds: float = 120.0) -> str:
+        """Wait until the server answers; its API's URL.
+
+        Raises:
+            ServerError: it ended, or did not answer in time.
+        """
+        end = time.monotonic() + timeout_seconds
+        while time.monotonic() < end:
+            if self._process is None or self._process.poll() is not None:
+                raise ServerError(f"the embedded Prefect server ended before it was ready:\n{self._tail()}")
+            if _is_healthy(self.api_url):
+                return self.api_url
+            time.sleep(0.05)
+        raise ServerError(
+            f"the embedded Prefect server did not answer in {timeout_seconds:g} s:\n{self._tail()}"
+        )
+
+    def stop(self, timeout_seconds: float = 15.0) -> None:
+        """End the process, at first politely: it writes what it still holds."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+        self._log.close()
+
+    def _tail(self, size: int = 2000) -> str:
+        self._log.seek(0)
+        return self._log.read()[-size:].decode(errors="replace")
+
+
+def configured_api_url() -> str | None:
+    """The API that Prefect's own settings name (environment, active profile), or None. Imports Prefect."""
+    from prefect.settings import PREFECT_API_URL
+
+    return PREFECT_API_URL.value()
+
+
+@contextlib.contextmanager
+def using_api(api_url: str) -> Iterator[None]:
+    """Have flows called inside talk to `api_url`, without heartbeat threads; then send what waits to be sent."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        try:
+            yield
+        finally:
+            send_waiting()
+
+
+def send_waiting(timeout_seconds: float = 10.0) -> None:
+    """Send the events (a task run's states are events) and logs that Prefect's threads still hold."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (EventsWorker, APILogWorker):
+        worker.drain_all(timeout=timeout_seconds, at_exit=False)
+
+
+def _is_healthy(api_url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{api_url}/health", timeout=1.0) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _python_path() -> str:
+    """The folder of our packages first: the server's process must find `flows`, wherever it is started."""
+    home = str(Path(__file__).resolve().parent.parent)
+    return os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])

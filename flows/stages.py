@@ -1,0 +1,45 @@
+"""Show each epoch and the evaluation of a running group of ranks as task runs, without ever holding it up."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from prefect import Task
+from prefect.context import TagsContext
+
+from tasks.evaluate import evaluate
+from tasks.observation import Observation
+from tasks.train import train_epoch
+
+logger = logging.getLogger("danling.flows")
+
+
+def observe_stages(observation: Observation) -> None:
+    """Open a task run for every stage that begins and close it when the stage ends; returns when the run has ended.
+
+    A task run that Prefect cannot make is left out: the stage is read over instead.
+    """
+    while (opening := observation.next_opening()) is not None:
+        if opening["event"] == "epoch_began":
+            shown = try_task(train_epoch, epoch=opening["epoch"], observation=observation, opening=opening)
+        else:
+            shown = try_task(evaluate, observation=observation, opening=opening)
+        if not shown:
+            observation.until_closed(opening)
+
+
+def try_task(task: Task[..., Any], **parameters: Any) -> bool:
+    """Call a task; False when Prefect could not run it. What the task itself ends in stays its state.
+
+    It runs without the flow's tags: Prefect asks the API about a concurrency limit for every tag of a task run.
+    """
+    try:
+        with TagsContext(current_tags=set()):
+            task(**parameters, return_state=True)
+    except Exception as error:
+        logger.warning(
+            "task %s is not shown (the run goes on): %s: %s", task.name, type(error).__name__, error
+        )
+        return False
+    return True

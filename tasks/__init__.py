@@ -1,0 +1,1 @@
+"""Prefect tasks around the core: seed, train epoch, evaluate, score, store."""

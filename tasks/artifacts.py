@@ -1,0 +1,80 @@
+"""Artifacts of flow runs: progress, tables, Markdown; written through the reporter's thread."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.runtime import flow_run as runtime
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from tasks.reporter import Reporter
+
+
+class FlowArtifacts:
+    """The artifacts of the flow run it is made in. Methods return at once; the reporter does the calls.
+
+    Args:
+        reporter: makes the calls in its own thread.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._flow_run_id: str | None = runtime.get_id()
+        self._ids: dict[str, UUID] = {}
+
+    def progress(self, name: str, percent: float, description: str | None = None) -> None:
+        """A bar from 0 to 100; the same name moves the same bar."""
+        self._put("progress", name, percent, description)
+
+    def table(self, name: str, rows: list[dict[str, Any]], description: str | None = None) -> None:
+        """A table, one mapping per row."""
+        self._put("table", name, rows, description)
+
+    def markdown(self, name: str, text: str, description: str | None = None) -> None:
+        """A page of Markdown; links are written `[text](address)`."""
+        self._put("markdown", name, text, description)
+
+    def tag(self, tags: list[str]) -> None:
+        """Add tags to the flow run, for one that was created by a deployment and could not know them."""
+        missing = sorted(set(tags) - set(runtime.get_tags()))
+        if missing and self._flow_run_id is not None:
+            flow_run_id, wanted = UUID(self._flow_run_id), [*runtime.get_tags(), *missing]
+            self._reporter.submit(f"tags/{flow_run_id}", lambda: _set_tags(flow_run_id, wanted))
+
+    def _put(self, kind: str, name: str, data: Any, description: str | None) -> None:
+        if self._flow_run_id is not None:
+            key = artifact_key(name)
+            self._reporter.submit(
+                f"{self._flow_run_id}/{key}", lambda: self._write(kind, key, data, description)
+            )
+
+    def _write(self, kind: str, key: str, data: Any, description: str | None) -> None:
+        # One retry: a report that cannot be made now is replaced by the next one.
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}), get_client(sync_client=True) as client:
+            if key in self._ids:
+                client.update_artifact(self._ids[key], ArtifactUpdate(data=data, description=description))
+                return
+            made = client.create_artifact(
+                ArtifactCreate(
+                    type=kind,
+                    key=key,
+                    data=data,
+                    description=description,
+                    flow_run_id=UUID(self._flow_run_id),
+                )
+            )
+            self._ids[key] = made.id
+
+
+def artifact_key(name: str) -> str:
+    """`name` in the letters that Prefect allows in an artifact's key: lower case, digits, dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "danling"
+
+
+def _set_tags(flow_run_id: UUID, tags: list[str]) -> None:
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run_id, tags=tags)

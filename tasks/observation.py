@@ -1,0 +1,93 @@
+"""Read a run's events as openings and closings of its stages, whoever shows them. Knows no Prefect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Event = dict[str, Any]
+
+TERMINAL = ("completed", "failed", "interrupted")
+
+
+class Observation:
+    """What a run has said so far, and the next thing it says.
+
+    A stage opens with `epoch_began` or `evaluate_began` and closes with the event that finishes it. After a restart
+    the ranks repeat what they had done since the last checkpoint: an epoch that is finished opens no more, and must
+    end in the same values as before.
+
+    Args:
+        events: the run's events, in order; ends when the worker group has ended.
+        listen: is given each event as it is read, before anything else happens with it.
+        on_difference: is told when a repeated epoch ended in other values than before.
+    """
+
+    def __init__(
+        self,
+        events: Iterator[Event],
+        listen: Callable[[Event], None] = lambda event: None,
+        on_difference: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self._events = events
+        self._listen = listen
+        self._on_difference = on_difference
+        self._put_back: Event | None = None
+        self.finished: dict[int, Event] = {}
+        self.terminal: Event | None = None
+
+    def next_opening(self) -> Event | None:
+        """Read on to the event that opens the next stage; None when the run has ended."""
+        while (event := self._next()) is not None:
+            if event["event"] == "evaluate_began" or self._opens_epoch(event):
+                return event
+        return None
+
+    def until_closed(self, opening: Event) -> Event | None:
+        """Read on to the event that closes the stage; None when the run ended, or went on, without it."""
+        while (event := self._next()) is not None:
+            if opening["event"] == "evaluate_began" and event["event"] == "evaluate_finished":
+                return event
+            if opening["event"] == "epoch_began":
+                if event["event"] == "epoch_finished" and event["epoch"] == opening["epoch"]:
+                    return event
+                if event["event"] == "evaluate_began" or self._is_later_epoch(event, opening):
+                    self._put_back = event
+                    return None
+        return None
+
+    def drain(self) -> None:
+        """Read all that is left."""
+        while self._next() is not None:
+            pass
+
+    def _next(self) -> Event | None:
+        if self._put_back is not None:
+            event, self._put_back = self._put_back, None
+            return event
+        event_or_end = next(self._events, None)
+        if event_or_end is None:
+            return None
+        self._digest(event_or_end)
+        self._listen(event_or_end)
+        return event_or_end
+
+    def _digest(self, event: Event) -> None:
+        kind = event["event"]
+        if kind in TERMINAL:
+            self.terminal = event
+        elif kind == "run_started":
+            self.terminal = None
+        elif kind == "epoch_finished":
+            before = self.finished.setdefault(event["epoch"], event)
+            if before.get("result") != event.get("result"):
+                self._on_difference(
+                    f"epoch {event['epoch']} was repeated after a restart and ended in {event.get('result')}, "
+                    f"before in {before.get('result')}"
+                )
+
+    def _opens_epoch(self, event: Event) -> bool:
+        return event["event"] == "epoch_began" and event["epoch"] not in self.finished
+
+    def _is_later_epoch(self, event: Event, opening: Event) -> bool:
+        return event["event"] == "epoch_began" and event["epoch"] > opening["epoch"]

@@ -1,0 +1,33 @@
+"""The train task: one task run for one epoch, open while the ranks train it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed, Failed
+
+from danling_core.formatting import format_epoch_result
+from tasks.observation import Event, Observation
+
+
+@task(name="train epoch", task_run_name="epoch-{epoch}", cache_policy=NO_CACHE, persist_result=False)
+def train_epoch(epoch: int, observation: Observation, opening: Event) -> State[dict[str, Any] | None]:
+    """Wait for the end of the epoch that `opening` began; its metrics are the state's message.
+
+    The ranks do not wait for this task. Failed: the run ended inside the epoch.
+    """
+    closing = observation.until_closed(opening)
+    if closing is not None:
+        return Completed(message=_message(closing), data={"epoch": epoch, **closing.get("result", {})})
+    terminal = observation.terminal or {}
+    if terminal.get("event") == "interrupted":
+        return Cancelled(name="Interrupted", message=str(terminal.get("reason", "interrupted")))
+    return Failed(message=str(terminal.get("error", f"the run ended inside epoch {epoch}")))
+
+
+def _message(closing: Event) -> str:
+    metrics = format_epoch_result(closing.get("result", {}), is_best=bool(closing.get("is_best")), label="")
+    return f"{metrics.removeprefix(' | ')} | {closing.get('seconds', 0.0):.3g} s"
