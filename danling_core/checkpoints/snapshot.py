@@ -175,7 +175,7 @@ def _shared(tensors: Sequence[Tensor], places: Sequence[int]) -> list[_Source]:
 
 
 def _cluster(tensors: Sequence[Tensor], places: list[int], end: int) -> list[_Source]:
-    """Overlapping tensors as one span, so that they still overlap when loaded; apart where that has more holes."""
+    """Overlapping tensors as one span, so that they overlap again; apart where the span is mostly holes."""
     alike: dict[Any, list[int]] = defaultdict(list)
     for place in places:
         alike[_exact_place(tensors[place])].append(place)
