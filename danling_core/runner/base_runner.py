@@ -277,7 +277,7 @@ class BaseRunner(RunnerViews):
             keep_last=self.config.keep_last,
             writers=[log for log in [self._log] if log is not None],
         )
-        if not self._is_complete():
+        if not self._files.status.is_complete:
             self._files.write_status(
                 status="running", attempt=context.attempt, world_size=self.world_size, error=None
             )
