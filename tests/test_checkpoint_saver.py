@@ -25,11 +25,14 @@ class GatedStore(CheckpointStore):
         self.arrived = threading.Semaphore(0)
         self.failures: list[BaseException] = []
         self.tries = 0
+        self.held: dict[int, threading.Event] = {}
 
     def publish(self, *arguments: Any, **options: Any) -> Record:
         self.tries += 1
         self.arrived.release()
         assert self.gate.wait(60)
+        if options["step"] in self.held:
+            assert self.held[options["step"]].wait(60)
         if self.failures:
             raise self.failures.pop(0)
         return super().publish(*arguments, **options)
@@ -170,6 +173,23 @@ def test_a_required_save_takes_the_place_of_a_waiting_periodic_one(
     store.gate.set()
     saver.drain()
     assert [record.step for record in store.records()] == [3, 1]
+
+
+def test_a_required_save_waits_only_until_the_pending_one_is_begun(
+    saver: BackgroundSaver, store: GatedStore
+) -> None:
+    store.held = {1: threading.Event(), 2: threading.Event()}
+    save(saver, 1)
+    assert store.arrived.acquire(timeout=60)
+    save(saver, 2, required=True)
+    third = threading.Thread(target=save, args=(saver, 3), kwargs={"required": True})
+    third.start()
+    store.held[1].set()
+    third.join(30)
+    is_waiting = third.is_alive()
+    store.held[2].set()
+    third.join()
+    assert not is_waiting, "it waited until the second was written"
 
 
 def test_required_saves_wait_for_their_turn_and_all_are_written(

@@ -8,7 +8,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from danling_core.checkpoints.backend import Backend, Signature
-from danling_core.checkpoints.record import Record, check_name, pointer_from_bytes, pointer_to_bytes
+from danling_core.checkpoints.record import (
+    Record,
+    check_name,
+    is_simple_name,
+    pointer_from_bytes,
+    pointer_to_bytes,
+)
 from danling_core.errors import CheckpointCorrupt, CheckpointError, NotFound
 
 
@@ -67,42 +73,22 @@ class Ledger:
         self._backend.write(f"{check_name(name)}.json", pointer_to_bytes(record, newest))
 
     def pointed(self, name: str) -> Record | None:
-        return self._meaning(check_name(name), self.records())
+        data = self._backend.read_many([f"{check_name(name)}.json"])[0]
+        return _meaning(name, data, self.records())
 
     def pointers(self, records: Sequence[Record]) -> dict[str, Record]:
         """What every pointer means; damaged ones are left out. `records` as `survey` gave them."""
         names = {name.removesuffix(".json") for name in self._backend.names("") if _is_document(name)}
         names |= {name for record in records for name in record.names}
+        simple = sorted(name for name in names if is_simple_name(name))
         found: dict[str, Record] = {}
-        for name in sorted(names):
-            with contextlib.suppress(CheckpointError):
-                record = self._meaning(check_name(name), records)
+        contents = self._backend.read_many([f"{name}.json" for name in simple])
+        for name, data in zip(simple, contents, strict=True):
+            with contextlib.suppress(CheckpointCorrupt):
+                record = _meaning(name, data, records)
                 if record is not None:
                     found[name] = record
         return found
-
-    def _meaning(self, name: str, records: Sequence[Record]) -> Record | None:
-        """The newest commit that moved the pointer since its file was written, else what the file says."""
-        target, as_of, damage = None, 0, None
-        try:
-            target, as_of = pointer_from_bytes(self._backend.read(f"{name}.json"), name)
-        except NotFound:
-            pass  # Never written, or a crash came between the record and the pointer file.
-        except CheckpointCorrupt as error:
-            damage = error
-        for record in records:
-            if record.sequence > as_of and name in record.names:
-                return record
-        if damage is not None:
-            raise damage
-        for record in records:
-            if record.name == target:
-                return record
-        if target is not None:
-            raise CheckpointCorrupt(
-                f"pointer {name!r} names checkpoint {target}, which has no readable record"
-            )
-        return None
 
     def _read(self, names: Sequence[str]) -> list[Record | BadCheckpoint]:
         """Those of the named records that are still there, parsed again only if they were touched."""
@@ -144,3 +130,28 @@ def _record_path(name: str) -> str:
 
 def _is_document(name: str) -> bool:
     return name.endswith(".json") and not name.startswith(".")
+
+
+def _meaning(name: str, data: bytes | None, records: Sequence[Record]) -> Record | None:
+    """The newest commit that moved the pointer since its file was written, else what the file says.
+
+    Args:
+        data: the pointer file; None if it was never written, or a crash came between record and pointer.
+    """
+    target, as_of, damage = None, 0, None
+    try:
+        if data is not None:
+            target, as_of = pointer_from_bytes(data, name)
+    except CheckpointCorrupt as error:
+        damage = error
+    for record in records:
+        if record.sequence > as_of and name in record.names:
+            return record
+    if damage is not None:
+        raise damage
+    for record in records:
+        if record.name == target:
+            return record
+    if target is not None:
+        raise CheckpointCorrupt(f"pointer {name!r} names checkpoint {target}, which has no readable record")
+    return None

@@ -132,12 +132,17 @@ def check_name(name: object) -> str:
     Raises:
         CheckpointError: it has a separator, `..`, a leading dot, or is not text.
     """
-    if not isinstance(name, str) or not _SIMPLE_NAME.fullmatch(name) or ".." in name:
+    if not isinstance(name, str) or not is_simple_name(name):
         raise CheckpointError(
             f"{name!r} is not a name for a checkpoint or its files: wanted letters, digits and '.-_+', a "
             "letter or digit first, without '..' or separators"
         )
     return name
+
+
+def is_simple_name(name: str) -> bool:
+    """Whether `check_name` accepts it."""
+    return _SIMPLE_NAME.fullmatch(name) is not None and ".." not in name
 
 
 def record_name(step: int, attempt: str) -> str:

@@ -6,6 +6,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -116,7 +117,9 @@ class BackgroundSaver:
                 self._give_back(staging)
                 raise
             self._submit(
-                _Job(tree, layout.size, staging, step, attempt, dict(info), tuple(names), is_required)
+                _Job(
+                    tree, layout.size, staging, step, attempt, deepcopy(dict(info)), tuple(names), is_required
+                )
             )
         self.last_stall_seconds = time.perf_counter() - began
         return staging is not None
@@ -213,6 +216,7 @@ class BackgroundSaver:
             self._changed.wait_for(lambda: self._pending is not None or self._is_closing)
             job, self._pending = self._pending, None
             self._is_writing = job is not None
+            self._changed.notify_all()  # a save may be waiting for the place of the pending one
             return job
 
     def _write(self, job: _Job) -> None:
