@@ -45,13 +45,12 @@ def is_alive(pid: int, started: int | None) -> bool:
     return started is not None and start_time(pid) == started
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process (SIGKILL) when the thread that forked it ends. Nothing happens off
-    Linux.
+def die_with_parent(death: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send `death` to this process when the thread that forked it ends. Linux only.
 
     Call it only where that thread is one that lives as long as its process, such as the main thread.
     """
-    if _libc is not None and _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
+    if _libc is not None and _libc.prctl(_PR_SET_PDEATHSIG, int(death), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) was refused")
 
 
@@ -95,6 +94,17 @@ def _watch(pid: int, started: int | None, poll_seconds: float) -> None:
     if os.getpgid(0) == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def children_of(pid: int) -> list[int]:
+    """The living children of a process. Linux only; none elsewhere."""
+    found: list[int] = []
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    except (FileNotFoundError, ProcessLookupError):
+        return found  # it has just ended
+    return found
 
 
 def lead_group() -> None:

@@ -65,7 +65,8 @@ class Rank:
 
     def is_chosen(self) -> bool:
         """Whether this is the rank, in the launch, that shall misbehave."""
-        return self.rank == self.config.get("rank", 0) and self.restart < self.config.get("times", 1)
+        is_rank: bool = self.rank == self.config.get("rank", 0)
+        return is_rank and self.restart < int(self.config.get("times", 1))
 
 
 def complete(rank: Rank) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import json
+import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -17,26 +19,14 @@ from typing import Any
 from danling_core.control import Control
 from danling_core.errors import ConfigError
 from danling_core.lifeline import children_die_with_us, die_with_parent, lead_group, watch_parent
+from danling_core.redaction import redact
 
-# What elastic tells a rank. Everything else in a rank's environment is the driver's at the time of its
-# request.
-_ELASTIC = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "GROUP_RANK",
-    "GROUP_WORLD_SIZE",
-    "ROLE_RANK",
+# What elastic tells a rank; all else in its environment is the driver's at the time of the request.
+_ELASTIC = re.compile(
+    r"(GROUP_|ROLE_)?(RANK|WORLD_SIZE)|LOCAL_(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
 )
-_ELASTIC += ("ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_LOST_PEER = (
-    "closed by peer",
-    "reset by peer",
-    "broken pipe",
-    "connection refused",
-    "was aborted",
-    "remote process exited",
+_LOST_PEER = re.compile(
+    r"closed by peer|reset by peer|broken pipe|connection refused|was aborted|remote process exited"
 )
 
 
@@ -93,6 +83,9 @@ def _prepare_one(function: Callable[..., Any], config: dict[str, Any], cwd: str)
 
 def enter(order: Mapping[str, Any]) -> None:
     """Take on the driver's folder and environment, and tie this process and its children to the launcher."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server's is another
+    # Python's own default, as under torchrun: a child of a fork server would make its children by one, too.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     lead_group()
     die_with_parent()
     server = sys.modules.get("danling_core.launcher.fork_server")  # absent where the preload failed
@@ -108,9 +101,7 @@ def enter(order: Mapping[str, Any]) -> None:
 
 def take_environment(wanted: Mapping[str, str]) -> None:
     """Replace the environment, which is the fork server's, by `wanted`, except what elastic has just set."""
-    kept = {
-        name: os.environ[name] for name in os.environ if name in _ELASTIC or name.startswith("TORCHELASTIC_")
-    }
+    kept = {name: value for name, value in os.environ.items() if _ELASTIC.fullmatch(name)}
     os.environ.clear()
     os.environ.update({**wanted, **kept})
 
@@ -139,7 +130,12 @@ def describe(error: BaseException) -> dict[str, Any]:
     while own is not None and own.tb_frame.f_globals.get("__name__") == __name__:
         own = own.tb_next
     text = "".join(traceback.format_exception(type(error), error, own or error.__traceback__))
-    return {"error": line, "traceback": text, "time": time.time(), "is_lost_peer": is_lost_peer(error)}
+    return {
+        "error": redact(line),
+        "traceback": redact(text),
+        "time": time.time(),
+        "is_lost_peer": is_lost_peer(error),
+    }
 
 
 def is_lost_peer(error: BaseException) -> bool:
@@ -154,7 +150,7 @@ def is_lost_peer(error: BaseException) -> bool:
     if "dataloader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):
         return True
     is_ours = any(word in text for word in ("gloo", "nccl", "socket", "tcpstore", "connection", "pair.cc"))
-    return is_ours and any(word in text for word in _LOST_PEER)
+    return is_ours and _LOST_PEER.search(text) is not None
 
 
 def _write_failure(path: str, failure: dict[str, Any]) -> None:

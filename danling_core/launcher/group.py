@@ -55,7 +55,7 @@ class _Agent(LocalElasticAgent):
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        result = super()._monitor_workers(worker_group)
+        result: RunResult = super()._monitor_workers(worker_group)
         if result.state is WorkerState.HEALTHY and self.watch.is_group_gone:
             return RunResult(state=WorkerState.FAILED)
         return result

@@ -11,7 +11,10 @@ from typing import Any
 
 from danling_core.errors import ConfigError
 from danling_core.launcher import child
+from danling_core.launcher.verdict import signal_name
 from danling_core.lifeline import kill_tree, start_time
+
+_END_SECONDS = 5.0  # for a process whose pipe is closed already, before it is killed
 
 
 class Preparation:
@@ -48,12 +51,12 @@ class Preparation:
         pid = process.pid or 0
         self._pid, self._started = pid, start_time(pid)
         try:
-            wait([receiver, process.sentinel], timeout_seconds)
+            is_timed_out = not wait([receiver, process.sentinel], timeout_seconds)
             answers = receiver.recv() if receiver.poll() else None
         except EOFError:
             answers = None
+            process.join(_END_SECONDS)
         finally:
-            is_timed_out = process.is_alive()
             self.kill()
             process.join()
             receiver.close()
@@ -79,7 +82,8 @@ class Preparation:
         what = f"cannot import runner {self._runners}: "
         if is_timed_out:
             return f"{what}no end after {timeout_seconds:g} s; move long work from the module into the runner"
-        how = f"signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"
+        code = exit_code or 0
+        how = signal_name(-code) if code < 0 else f"exit code {code}"
         lines = tail(stderr_path, printed)
         return f"{what}the importing process died by {how}" + (f":\n{lines}" if lines else "")
 

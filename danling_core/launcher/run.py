@@ -83,13 +83,7 @@ class SupervisedRun:
                 reason = self._why_final(verdict, previous, restart)
                 if reason is not None:
                     return self._failed(replace(verdict, message=reason), restart)
-                self._log(restart).emit(
-                    "restarting",
-                    error=verdict.message,
-                    rank=verdict.rank,
-                    step=verdict.step,
-                    restart=restart + 1,
-                )
+                self._tell_restart(verdict, restart)
                 previous = verdict
             raise AssertionError("the last launch is final")
 
@@ -151,22 +145,34 @@ class SupervisedRun:
     def _attempt(self, restart: int) -> str:
         return f"{self.request.generation}.{restart}"
 
-    def _log(self, restart: int) -> EventLog:
-        return EventLog(self._events_path, self._attempt(restart))
-
     def _failed(self, verdict: Verdict, restart: int) -> Outcome:
         outcome = Outcome("failed", verdict.message, verdict.traceback, verdict.rank, verdict.step, restart)
-        self._log(restart).emit(
-            "failed", error=outcome.error, traceback=outcome.traceback, rank=outcome.rank, step=outcome.step
-        )
-        return outcome
+        return self._record(outcome, restart)
 
     def _interrupted(self, restart: int, verdict: Verdict | None) -> Outcome:
         """The ranks have not said so themselves: none was running, or they were killed while stopping."""
         reason = f"{self._stop_reason}; what was last committed is kept"
         step = None if verdict is None else verdict.step
-        self._log(restart).emit("interrupted", reason=reason, step=step)
-        return Outcome("interrupted", reason, step=step, restarts=restart)
+        outcome = Outcome("interrupted", reason, step=step, restarts=restart)
+        return self._record(outcome, restart)
+
+    def _record(self, outcome: Outcome, restart: int) -> Outcome:
+        from danling_core.launcher.ending import record  # brings the storage, which most launchers never need
+
+        return record(self.request, self._attempt(restart), outcome)
+
+    def _tell_restart(self, verdict: Verdict, restart: int) -> None:
+        log = EventLog(self._events_path, self._attempt(restart))
+        try:
+            log.emit(
+                "restarting",
+                error=verdict.message,
+                rank=verdict.rank,
+                step=verdict.step,
+                restart=restart + 1,
+            )
+        finally:
+            log.close()
 
 
 def _from_event(event: Mapping[str, Any], restarts: int) -> Outcome:

@@ -49,9 +49,10 @@ class Server:
         self._prepare_entrypoint = prepare_entrypoint
         self._driver_pid = os.getppid()
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._lock = threading.Lock()  # over the next four
+        self._lock = threading.Lock()  # over the next five
         self._run: SupervisedRun | None = None
         self._run_id: int | None = None
+        self._stops: dict[int, tuple[str, bool]] = {}  # asked for before the run's turn has come
         self._preparation: Preparation | None = None
         self._gone_reason: str | None = None
         self._wake_fd, self._signal_fd = os.pipe()
@@ -109,6 +110,8 @@ class Server:
         with self._lock:
             self._check_driver()
             self._run, self._run_id = run, message["id"]
+            if message["id"] in self._stops:
+                run.interrupt(*self._stops.pop(message["id"]))
         try:
             return run.run().to_dict()
         finally:
@@ -151,6 +154,8 @@ class Server:
         with self._lock:
             if self._run is not None and self._run_id == message["id"]:
                 self._run.interrupt(message["reason"], message["kill"])
+            else:
+                self._stops[message["id"]] = message["reason"], message["kill"]
 
     def _end(self, reason: str) -> None:
         """Stop what runs, then the process."""
@@ -184,10 +189,8 @@ def main(argv: Sequence[str]) -> int:
     server = Server(
         requests_fd, replies_fd, options.folder, options.rank_entrypoint, options.prepare_entrypoint
     )
-    try:
-        server.serve()
-    finally:
-        shutil.rmtree(options.folder, ignore_errors=True)
+    server.serve()
+    shutil.rmtree(options.folder, ignore_errors=True)  # not after an error: the driver reads our last words
     return 0
 
 

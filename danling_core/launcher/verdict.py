@@ -125,7 +125,11 @@ def _died(index: int, rank: RankEnd) -> Verdict:
     if code < 0:
         hint = ": out of memory?" if code == -signal.SIGKILL else ""
         return Verdict(
-            "died", f"rank {index} was killed by {_signal(-code)}{where}{hint}", index, rank.step, rank.phase
+            "died",
+            f"rank {index} was killed by {signal_name(-code)}{where}{hint}",
+            index,
+            rank.step,
+            rank.phase,
         )
     if code == _UNKNOWN_EXIT:
         return Verdict("died", f"rank {index} died with the fork server{where}", index, rank.step, rank.phase)
@@ -139,7 +143,8 @@ def _at(step: int | None, phase: Phase) -> str:
     return f" at step {step}" + ("" if phase is Phase.TRAINING else f" ({phase.name.lower()})")
 
 
-def _signal(number: int) -> str:
+def signal_name(number: int) -> str:
+    """As in `SIGSEGV`."""
     try:
         return signal.Signals(number).name
     except ValueError:

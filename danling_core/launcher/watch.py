@@ -14,7 +14,7 @@ from danling_core.lifeline import is_alive, kill_tree, start_time
 
 _LINGER_SECONDS = 5.0  # for the others, after one rank died
 _TEARDOWN_SECONDS = 10.0  # after every rank has finished its work
-_ABORT_SECONDS = 0.5  # likewise, where one of them is gone: elastic lets none end alone but by accident
+_ABORT_SECONDS = 0.5  # likewise, where one of them is gone: an abort, and elastic holds the others
 _DUMP_SECONDS = 1.0  # for the stacks to be written, before the kill
 
 
@@ -81,14 +81,11 @@ class Watch:
         """Look once at every rank, and do what is due at `now`."""
         alive = {index for index, rank in self._ranks.items() if is_alive(rank.pid, rank.started)}
         done = {index for index in self._ranks if self.control.ranks[index].is_done}
-        if self._kill_at is None:
-            self._kill_at = self._when_to_kill(alive, done, now)
-        if (
-            self._kill_at is not None
-            and now >= self._kill_at
-            or self._stop_by is not None
-            and now >= self._stop_by
-        ):
+        due = self._when_to_kill(alive, done, now)
+        if due is not None:
+            self._kill_at = due if self._kill_at is None else min(self._kill_at, due)
+        deadlines = [deadline for deadline in (self._kill_at, self._stop_by) if deadline is not None]
+        if deadlines and now >= min(deadlines):
             self.kill()
 
     def _when_to_kill(self, alive: set[int], done: set[int], now: float) -> float | None:
@@ -98,10 +95,11 @@ class Watch:
             return now + _LINGER_SECONDS
         if len(done) == len(self._ranks):
             return now + (_TEARDOWN_SECONDS if len(alive) == len(self._ranks) else _ABORT_SECONDS)
-        self.hang = self._find_hang(alive - done, now)
         if self.hang is None:
-            return None
-        self._dump_stacks()
+            self.hang = self._find_hang(alive - done, now)
+            if self.hang is None:
+                return None
+            self._dump_stacks()
         return now + _DUMP_SECONDS
 
     def _find_hang(self, working: set[int], now: float) -> Hang | None:

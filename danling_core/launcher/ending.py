@@ -1,0 +1,87 @@
+"""Leave the end of a run in its folder, where its ranks could not do so themselves."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from danling_core.errors import DanLingError, Fenced
+from danling_core.launcher.messages import Outcome, RunRequest
+from danling_core.lease import check_generation, lease_url
+from danling_core.run_folder import RunFolder, Status
+from danling_core.writers.events import EventLog
+
+logger = logging.getLogger(__name__)
+
+_NAME_AND_ID = re.compile(r"(?P<name>.+)-(?P<id>[0-9a-f]{16})")
+
+
+def record(request: RunRequest, attempt: str, outcome: Outcome) -> Outcome:
+    """Append the terminal event of `outcome`, which is not complete, and write the status.
+
+    Returns the outcome, with what went wrong here added to its error. Nothing is written for a run that
+    another driver has taken over since.
+    """
+    if not os.path.isdir(request.work_dir):
+        return _with_note(outcome, f"its folder {request.work_dir} is gone")
+    folder = RunFolder(request.work_dir)
+    try:
+        check_generation(lease_url(folder.lease_parent_url), request.generation)
+        _emit(request, attempt, outcome)
+        folder.write_status(_status(folder, request, attempt, outcome))
+    except Fenced as error:
+        logger.warning("the end of %s is not recorded: %s", request.work_dir, error)
+    except (DanLingError, OSError) as error:
+        return _with_note(outcome, f"the end could not be recorded: {error}")
+    return outcome
+
+
+def _emit(request: RunRequest, attempt: str, outcome: Outcome) -> None:
+    fields: dict[str, Any] = {"step": outcome.step}
+    kind: Literal["failed", "interrupted"] = "interrupted"
+    if outcome.status == "failed":
+        kind = "failed"
+        fields |= {"error": outcome.error, "traceback": outcome.traceback, "rank": outcome.rank}
+    else:
+        fields["reason"] = outcome.error
+    log = EventLog(os.path.join(request.work_dir, "events.jsonl"), attempt)
+    try:
+        log.emit(kind, **fields)
+    finally:
+        log.close()
+
+
+def _status(folder: RunFolder, request: RunRequest, attempt: str, outcome: Outcome) -> Status:
+    changed = {
+        "status": outcome.status,
+        "attempt": attempt,
+        "error": outcome.error,
+        "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    known = folder.read_status() or _first_status(folder, request)
+    return known.model_copy(update=changed)
+
+
+def _first_status(folder: RunFolder, request: RunRequest) -> Status:
+    """Of a run that failed before rank 0 wrote one: its folder and its config say who it is."""
+    config = request.config
+    name = config.get("name") or f"{config.get('experiment_name')}-{config.get('run_name')}"
+    match = _NAME_AND_ID.fullmatch(os.path.basename(os.path.dirname(request.work_dir.rstrip("/"))))
+    return Status(
+        status="running",
+        name=match["name"] if match else name,
+        id=match["id"] if match else "",
+        experiment_id=config.get("experiment_id") or "",
+        experiment_name=config.get("experiment_name") or "",
+        run_name=config.get("run_name") or "",
+        group=config.get("group"),
+        timestamp=folder.timestamp if match else "",
+        world_size=request.nproc,
+    )
+
+
+def _with_note(outcome: Outcome, note: str) -> Outcome:
+    return Outcome(**{**outcome.to_dict(), "error": f"{outcome.error}; {note}"})
