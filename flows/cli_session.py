@@ -1,4 +1,4 @@
-"""One command's session: launchers, a Prefect API, and a flow called in a thread while this one minds signals."""
+"""One command's session: launchers, a Prefect API, and a flow in a thread while this one minds signals."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Session:
                     return self._in_thread(lambda: flow(configs))
 
     def _in_thread(self, call: Callable[[], Any]) -> Ending:
-        """Call in another thread: there Prefect installs no signal handlers, and none of ours can cut it short."""
+        """Call in another thread: Prefect installs no signal handlers there, and ours do not cut it short."""
         errors: list[BaseException] = []
 
         def work() -> None:
@@ -128,7 +128,7 @@ def _signals_noted() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _api() -> Iterator[Callable[[], str]]:
-    """A function that waits for the Prefect API and returns its URL: the configured one, or an embedded server."""
+    """A function that waits for the Prefect API, configured or embedded, and returns its URL."""
     if (url := configured_api_url()) is not None:
         yield lambda: url
         return
@@ -141,12 +141,12 @@ def _api() -> Iterator[Callable[[], str]]:
 
 
 def _quieten_prefect() -> None:
-    """Take Prefect's lines off the console; they still go to its API."""
-    import prefect  # noqa: F401  (sets its loggers up)
-    from prefect.logging.handlers import PrefectConsoleHandler
+    """Keep Prefect's lines off the console (they still go to its API); to be called before it is imported.
 
-    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in logging.Logger.manager.loggerDict)]
-    for logger in loggers:
-        for handler in logger.handlers:
-            if isinstance(handler, PrefectConsoleHandler):
-                handler.setLevel(logging.CRITICAL + 1)
+    Prefect takes over the root logger's handler, so warnings of our own get one of their own.
+    """
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("danling: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    logging.getLogger("danling").addHandler(handler)

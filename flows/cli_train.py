@@ -21,11 +21,11 @@ DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
 def run(arguments: argparse.Namespace) -> int:
     """Train one run."""
     config = Config.load(arguments.file, arguments.overrides)
-    console = RunConsole()
+    console = RunConsole(config.epoch_end)
     session = Session([config], slots=1, listener=console, is_verbose=arguments.verbose)
     with console.showing():
         ending = session.call(
-            lambda configs: _flows().run(configs[0], fresh=arguments.fresh, return_state=True)
+            lambda configs: _Flows().run(configs[0], fresh=arguments.fresh, return_state=True)
         )
     return _conclude(ending, 1, _again(arguments))
 
@@ -37,7 +37,7 @@ def experiment(arguments: argparse.Namespace) -> int:
     console = GroupConsole(len(configs))
     session = Session(configs, spec.concurrency, console, arguments.verbose)
     with console.showing():
-        ending = session.call(lambda configs: _flows().experiment(spec, return_state=True))
+        ending = session.call(lambda configs: _Flows().experiment(spec, return_state=True))
     _print_leaderboard(ending.outcomes, f"Leaderboard of {configs[0].experiment_name}")
     return _conclude(ending, len(configs), _again(arguments))
 
@@ -49,12 +49,12 @@ def group(arguments: argparse.Namespace) -> int:
     console = GroupConsole(len(configs))
     session = Session(configs, spec.concurrency, console, arguments.verbose)
     with console.showing():
-        ending = session.call(lambda configs: _flows().group(spec, return_state=True))
+        ending = session.call(lambda configs: _Flows().group(spec, return_state=True))
     _print_leaderboard(ending.outcomes, f"Leaderboard of {spec.group}")
     return _conclude(ending, len(configs), _again(arguments))
 
 
-class _flows:
+class _Flows:
     """The flows, imported when they are called: with them comes Prefect."""
 
     def __init__(self) -> None:

@@ -16,13 +16,17 @@ from flows.outcome import RunOutcome, describe
 
 
 class RunConsole:
-    """Shows one run: a bar that its events move (on a terminal), and a line for each epoch."""
+    """Shows one run: a bar that its events move (on a terminal), and a line for each epoch.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Args:
+        epochs: how many there will be, where that is known.
+    """
+
+    def __init__(self, epochs: int | None = None, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._bar = _bar(self._console, TextColumn("{task.percentage:>3.0f} %"))
         self._task: TaskID | None = None
-        self._epochs: int | None = None
+        self._epochs = epochs
 
     @contextlib.contextmanager
     def showing(self) -> Iterator[None]:
@@ -35,7 +39,6 @@ class RunConsole:
         """One event of the run."""
         kind = event["event"]
         if kind == "run_started":
-            self._epochs = event.get("epochs")
             self._print(_started(name, event))
         elif kind == "progress":
             self._move(event.get("progress"), f"epoch {event.get('epoch')}")

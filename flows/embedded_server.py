@@ -1,4 +1,4 @@
-"""The process of the embedded Prefect server: `python -m flows.embedded_server SOCKET_FD`; ends with its parent."""
+"""An embedded Prefect server's process: `python -m flows.embedded_server SOCKET_FD`; ends with its parent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Ask the kernel for SIGTERM when the parent's spawning thread ends; look for ourselves where it cannot."""
+    """Have the kernel send SIGTERM when the parent's spawning thread ends; look ourselves as well."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()

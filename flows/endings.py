@@ -14,7 +14,7 @@ from flows.outcome import RunOutcome, describe, summarise
 
 
 def conclude_run(outcome: RunOutcome) -> State[Any]:
-    """Completed with the outcome as data, Failed with the first failure, or Interrupted (a kind of Cancelled)."""
+    """Completed with the outcome as data, Failed with the first failure, or Interrupted (a Cancelled)."""
     if outcome.status == "complete":
         return Completed(message=describe(outcome), data=outcome.dict())
     if outcome.status == "interrupted":
@@ -25,7 +25,7 @@ def conclude_run(outcome: RunOutcome) -> State[Any]:
 
 
 def conclude_all(rows: list[dict[str, Any]], outcomes: Sequence[RunOutcome]) -> State[Any]:
-    """Completed with the leaderboard when every run is complete; otherwise a summary that names the others."""
+    """Completed with the leaderboard when every run is complete; else a summary that names the others."""
     bad = [outcome for outcome in outcomes if outcome.status in ("failed", "refused")]
     if bad:
         summary = summarise(bad, len(outcomes))

@@ -62,7 +62,7 @@ def _run_all(configs: list[Config], pool: LauncherPool) -> list[RunOutcome]:
 
 
 def _run_one(config: Config, pool: LauncherPool) -> RunOutcome:
-    """Call the run's flow once there is a slot for it; its outcome, whatever Prefect could be told about it."""
+    """Call the run's flow once there is a slot for it; its outcome, whatever Prefect could be told."""
     message = None
     with pool.remembering() as ended:
         try:

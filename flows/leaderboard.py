@@ -12,8 +12,8 @@ from flows.outcome import RunOutcome
 def leaderboard(outcomes: Iterable[RunOutcome]) -> list[dict[str, Any]]:
     """Rows `rank, name, id, score, epochs, seconds, {split}/{metric}..., status, folder`, the best first.
 
-    Runs without a score, or with NaN, come last and have no rank; ties are in the order of names, since runs end in
-    any order. Scores of another mode than the first run's are compared within their own mode, after it.
+    Runs without a score, or with NaN, come last and have no rank; ties are in the order of names, since runs
+    end in any order. Scores of another mode than the first run's are compared among themselves, after it.
     """
     outcomes = sorted(outcomes, key=lambda outcome: (outcome.name, outcome.id))
     modes = list(dict.fromkeys(outcome.score_mode for outcome in outcomes if _is_ranked(outcome)))

@@ -25,7 +25,7 @@ def check_names(home: Path | None = None) -> None:
         found = _location(name)
         if found is None or found.parent.parent != home:
             raise NamesShadowed(
-                f"danling needs its own package {name!r} in {home}, but Python finds {found or 'none'} first. "
+                f"danling needs its package {name!r} in {home}, but Python finds {found or 'none'} first. "
                 f"Rename that module, or take its folder off PYTHONPATH (or run from another folder)."
             )
 

@@ -58,14 +58,14 @@ class RunOutcome:
         return asdict(self)
 
     @classmethod
-    def from_status(cls, status: Status, folder: RunFolder, **changes: Any) -> RunOutcome:
+    def from_status(cls, record: Status, folder: RunFolder, **changes: Any) -> RunOutcome:
         """What a run folder's status says, with `changes` on top."""
         told = {
-            "status": "interrupted" if status.status == "running" else status.status,
+            "status": "interrupted" if record.status == "running" else record.status,
             "folder": folder.url,
-            "score": status.best_score,
-            "evaluation": status.evaluation or {},
-            **{name: getattr(status, name) for name in _SHARED},
+            "score": record.best_score,
+            "evaluation": record.evaluation or {},
+            **{name: getattr(record, name) for name in _SHARED},
         }
         return cls(**{**told, **changes})
 

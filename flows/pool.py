@@ -34,7 +34,7 @@ class Listener(Protocol):
 
 
 class LauncherPool:
-    """The launchers of one session (a command, or a top-level flow), the runs active on them, and their outcomes.
+    """The launchers of one session (a command, or a top-level flow), the runs on them, and their outcomes.
 
     Args:
         slots: how many runs may train at a time.
@@ -67,7 +67,7 @@ class LauncherPool:
                 self._free.put(self._spawn())
 
     def prepare(self, configs: Sequence[Config]) -> list[Prepared]:
-        """Validate configs against their runners (in a process of the launcher's) and return the canonical ones.
+        """Validate configs against their runners, in a process of the launcher's; canonical configs.
 
         What was prepared once in this session is remembered.
 
@@ -90,7 +90,7 @@ class LauncherPool:
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[Launcher]:
-        """Wait for a free launcher and hold it; inside a slot of the same thread's context, the same one again.
+        """Wait for a free launcher and hold it; inside another slot of the same context, the same one again.
 
         Raises:
             RunInterrupted: the pool was interrupted before a slot was free.
@@ -110,7 +110,7 @@ class LauncherPool:
 
     @contextlib.contextmanager
     def active(self, handle: RunHandle) -> Iterator[RunHandle]:
-        """Make a started run reachable by `interrupt`; an error inside interrupts it, and it has ended after."""
+        """Make a started run reachable by `interrupt`; an error inside interrupts it, to its end."""
         with self._lock:
             self._active.add(handle)
             reason = self.stopped_because
@@ -149,7 +149,7 @@ class LauncherPool:
             self.listener.on_event(name, event)
 
     def record(self, outcome: RunOutcome) -> RunOutcome:
-        """Keep how a run ended: this, and not what the orchestrator could be told, is the truth of a session."""
+        """Keep how a run ended: this is the truth of a session, not what the orchestrator could be told."""
         with self._lock:
             self.outcomes[outcome.key] = outcome
         if (ended := _ended.get()) is not None:

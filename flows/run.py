@@ -96,10 +96,13 @@ def _train(
     try_task(
         record_seed, seed=config.seed, world_size=prepared.world_size, deterministic=config.deterministic
     )
-    with pool.slot() as launcher, pool.active(launcher.run(_request(config, prepared, opened))) as handle:
-        with _beating(opened, handle, pool):
-            observe_stages(Observation(handle.events(), _listener(identity, pool, artifacts), logger.warning))
-            ended = handle.outcome()
+    with (
+        pool.slot() as launcher,
+        pool.active(launcher.run(_request(config, prepared, opened))) as handle,
+        _beating(opened, handle, pool),
+    ):
+        observe_stages(Observation(handle.events(), _listener(identity, pool, artifacts), logger.warning))
+        ended = handle.outcome()
     try_task(score, folder_url=opened.folder.url)
     if ended.status == "complete":
         try_task(store, folder_url=opened.folder.url)
@@ -176,4 +179,5 @@ def _page(outcome: RunOutcome) -> str:
     rows = "\n".join(
         f"| {name} | {value} |" for name, value in outcome.dict().items() if value not in (None, {})
     )
-    return f"# {outcome.name}\n\n{describe(outcome)}\n\n[{outcome.folder}]({outcome.folder})\n\n| | |\n|-|-|\n{rows}\n"
+    link = f"[{outcome.folder}]({outcome.folder})"
+    return f"# {outcome.name}\n\n{describe(outcome)}\n\n{link}\n\n| | |\n|-|-|\n{rows}\n"

@@ -35,8 +35,9 @@ class ServerError(DanLingError):
 class EmbeddedServer:
     """A Prefect server on a free local port, over the database of the user's Prefect home.
 
-    `start` returns at once, so that the server (5 to 9 s) comes up while other things are prepared; `wait` blocks.
-    The server ends with this process, however that ends, but not with a Ctrl-C: runs are to report their end to it.
+    `start` returns at once, so that the server (5 to 9 s) comes up while other things are prepared; `wait`
+    blocks. The server ends with this process, however that ends, but not with a Ctrl-C: runs are to report
+    their end to it.
 
     Args:
         log: where the server's output goes; a temporary file by default.
@@ -48,7 +49,7 @@ class EmbeddedServer:
         self.api_url = ""
 
     def start(self) -> None:
-        """Start the process. Call from a thread that lives as long as the server: it dies with that thread."""
+        """Start the process. It dies with the calling thread, which has to live as long as the server."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.api_url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
             self._process = subprocess.Popen(
@@ -105,7 +106,7 @@ def configured_api_url() -> str | None:
 
 @contextlib.contextmanager
 def using_api(api_url: str) -> Iterator[None]:
-    """Have flows called inside talk to `api_url`, without heartbeat threads; then send what waits to be sent."""
+    """Have flows called inside talk to `api_url`, without heartbeats; then send what waits to be sent."""
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):

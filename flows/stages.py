@@ -16,7 +16,7 @@ logger = logging.getLogger("danling.flows")
 
 
 def observe_stages(observation: Observation) -> None:
-    """Open a task run for every stage that begins and close it when the stage ends; returns when the run has ended.
+    """Open a task run for every stage that begins and close it when it ends; returns when the run has ended.
 
     A task run that Prefect cannot make is left out: the stage is read over instead.
     """
@@ -32,7 +32,7 @@ def observe_stages(observation: Observation) -> None:
 def try_task(task: Task[..., Any], **parameters: Any) -> bool:
     """Call a task; False when Prefect could not run it. What the task itself ends in stays its state.
 
-    It runs without the flow's tags: Prefect asks the API about a concurrency limit for every tag of a task run.
+    It runs without the flow's tags: for each tag of a task run Prefect asks its API for a limit.
     """
     try:
         with TagsContext(current_tags=set()):

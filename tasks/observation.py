@@ -13,9 +13,9 @@ TERMINAL = ("completed", "failed", "interrupted")
 class Observation:
     """What a run has said so far, and the next thing it says.
 
-    A stage opens with `epoch_began` or `evaluate_began` and closes with the event that finishes it. After a restart
-    the ranks repeat what they had done since the last checkpoint: an epoch that is finished opens no more, and must
-    end in the same values as before.
+    A stage opens with `epoch_began` or `evaluate_began` and closes with the event that finishes it. After a
+    restart the ranks repeat what they had done since the last checkpoint: an epoch that is finished opens no
+    more, and must end in the same values as before.
 
     Args:
         events: the run's events, in order; ends when the worker group has ended.
@@ -82,8 +82,8 @@ class Observation:
             before = self.finished.setdefault(event["epoch"], event)
             if before.get("result") != event.get("result"):
                 self._on_difference(
-                    f"epoch {event['epoch']} was repeated after a restart and ended in {event.get('result')}, "
-                    f"before in {before.get('result')}"
+                    f"epoch {event['epoch']} was repeated after a restart and ended in "
+                    f"{event.get('result')}, before in {before.get('result')}"
                 )
 
     def _opens_epoch(self, event: Event) -> bool:

@@ -1,4 +1,4 @@
-"""Report to the orchestrator from one thread: bounded, the newest wins, never raises, drains with a deadline."""
+"""Report to the orchestrator from one thread: bounded, newest wins, never raises, drains with a deadline."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Report = Callable[[], Any]
 class Reporter:
     """A thread that makes reports, so that training never waits for the one who is told.
 
-    A report replaces a waiting one of its key. When too many keys wait, the oldest is dropped. A report that fails
-    is logged (the first of a series as a warning) and forgotten: the run folder is the record, not the orchestrator.
+    A report replaces a waiting one of its key. When too many keys wait, the oldest is dropped. A report that
+    fails is logged (the first of a series as a warning) and forgotten: the run folder is the record.
 
     Args:
         max_waiting: how many keys may wait.
@@ -53,7 +53,7 @@ class Reporter:
         self._thread.start()
 
     def submit(self, key: str, report: Report) -> None:
-        """Have `report` made soon, in place of one that waits under the same key. Returns at once, never raises."""
+        """Have `report` made soon, in place of one waiting under its key. Returns at once, never raises."""
         with self._changed:
             if self._is_closed:
                 return
@@ -64,7 +64,7 @@ class Reporter:
             self._changed.notify_all()
 
     def drain(self, deadline_seconds: float = 10.0) -> bool:
-        """Wait until all that was submitted is reported, without intervals; False when the deadline came first."""
+        """Wait until all that was submitted is reported, without intervals; False at the deadline."""
         end = self._clock() + deadline_seconds
         with self._changed:
             self._is_hurried = True
@@ -75,7 +75,7 @@ class Reporter:
             return not (self._waiting or self._is_busy)
 
     def close(self, deadline_seconds: float = 10.0) -> bool:
-        """Drain, then end the thread; what is not reported by the deadline is given up. Returns as `drain`."""
+        """Drain, then end the thread; what is not reported by the deadline is lost. Returns as `drain`."""
         is_drained = self.drain(deadline_seconds)
         with self._changed:
             self._is_closed = True
