@@ -79,8 +79,8 @@ def test_the_best_checkpoint_is_right_on_test_digits(
         f"project_root={tmp_path}",
     ]
     trained = runner(Config.load(str(DIGITS / name), [*overrides, "tensorboard=false"]))
-    trained.run()
-    assert trained.evaluate_best()["test"]["accuracy"] >= least
+    status = trained.run()
+    assert status.evaluation["test"]["accuracy"] >= least
 
 
 def test_the_smallest_runner_of_the_readme_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
