@@ -22,7 +22,7 @@ def train_segment(runner: TorchRunner, stream: TrainStream) -> None:
     Raises:
         RunInterrupted: all ranks agreed to stop; everything up to here counts.
     """
-    began, empty_passes = runner.iters, 0
+    began, empty_passes = runner._iters_at_split, 0  # of the segment, which a resume may have taken up inside
     while True:
         stream.accum_steps = min(runner.accum_steps, _iters_left(runner))
         end = _train_pass(runner, stream)
