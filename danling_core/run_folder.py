@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from . import storage
+from . import run_cache, storage
 from .errors import ConfigError, NotFound, StorageError
 
 logger = logging.getLogger("danling")
@@ -130,7 +130,7 @@ class RunFolder:
 
     @property
     def lease_parent_url(self) -> str:
-        """What `Lease.acquire` is given: the folder above, shared by all timestamps of the run; or, for
+        """What `Lease.acquire` is given: the folder above, shared by all timestamps of the run; for
         a folder that is not named by a timestamp, itself."""
         return storage.parent(self.url) if _TIMESTAMP.fullmatch(self.timestamp) else self.url
 
@@ -153,22 +153,30 @@ class RunFolder:
 def list_runs(root_url: str) -> list[tuple[RunFolder, Status | None]]:
     """Every run under a project root, sorted: one flat listing, then one small read per run, in parallel.
 
-    A folder with a config and no readable status is listed with None; foreign files are ignored.
+    Remote runs known to be complete are not read again. A folder with a config but no readable status is
+    listed with None; foreign files are ignored.
     """
-    folders = sorted(
-        _local_run_folders(root_url) if storage.is_local(root_url) else _remote_run_folders(root_url)
-    )
-    contents = storage.read_many([folder.status_url for folder in folders])
-    return [(folder, _parse_leniently(folder, data)) for folder, data in zip(folders, contents, strict=True)]
+    if storage.is_local(root_url):
+        folders = sorted(_local_run_folders(root_url))
+        data = storage.read_many([folder.status_url for folder in folders])
+        contents = dict(zip(folders, data, strict=True))
+    else:
+        contents = _remote_statuses(root_url)
+    return [(folder, _parse_leniently(folder, contents[folder])) for folder in sorted(contents)]
 
 
-def _remote_run_folders(root_url: str) -> set[RunFolder]:
-    found = set()
+def _remote_statuses(root_url: str) -> dict[RunFolder, bytes | None]:
+    found: dict[RunFolder, bytes | None] = {}
+    statuses: dict[str, storage.Entry] = {}
     for entry in storage.list_tree(root_url):
         parts = entry.path.split("/")
         if len(parts) == 3 and parts[2] in (STATUS, CONFIG) and _TIMESTAMP.fullmatch(parts[1]):
-            found.add(RunFolder(storage.join(root_url, parts[0], parts[1])))
-    return found
+            folder = RunFolder(storage.join(root_url, parts[0], parts[1]))
+            found.setdefault(folder)
+            if parts[2] == STATUS:
+                statuses[folder.status_url] = entry
+    contents = run_cache.read_statuses(root_url, statuses)
+    return {folder: contents.get(folder.status_url) for folder in found}
 
 
 def _local_run_folders(root_url: str) -> set[RunFolder]:

@@ -18,6 +18,12 @@ OTHER = "abcd000012345678"
 FIRST, SECOND = "20261121-103249-123456", "20261122-000000-000000"
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("XDG_CACHE_HOME", os.path.join(tmp_path, "cache"))
+    return os.path.join(tmp_path, "cache", "danling")
+
+
 @pytest.fixture(params=["local", "memory"])
 def root(request: pytest.FixtureRequest, tmp_path: os.PathLike[str]) -> str:
     return os.path.join(tmp_path, "root") if request.param == "local" else f"memory://runs/{uuid.uuid4().hex}"
@@ -85,6 +91,28 @@ def test_runs_are_listed_and_foreign_files_are_not(root: str) -> None:
     assert [folder.url for folder, _ in found] == [first.url, second.url, third.url]
     assert [status and status.status for _, status in found] == ["complete", None, "failed"]
     assert list_runs(storage.join(root, "nowhere")) == []
+
+
+def test_complete_remote_runs_are_read_once(monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
+    root = f"memory://cached/{uuid.uuid4().hex}"
+    complete, running = make(root, "a", ID, FIRST, "complete"), make(root, "b", OTHER, FIRST)
+    expected = list_runs(root)
+    read: list[str] = []
+    read_many = storage.read_many
+
+    def watched(urls: list[str]) -> list[bytes | None]:
+        read.extend(urls)
+        return read_many(urls)
+
+    monkeypatch.setattr(storage, "read_many", watched)
+    assert list_runs(root) == expected and read == [running.status_url]
+    read.clear()
+    complete.write_status(Status(status="complete", name="a", id=ID, best_score=1.0))
+    assert list_runs(root)[0][1].best_score == 1.0  # type: ignore[union-attr]
+    assert complete.status_url in read
+    for name in os.listdir(cache):
+        storage.write_bytes(os.path.join(cache, name), b"{torn")
+    assert [status is not None for _, status in list_runs(root)] == [True, True]
 
 
 def test_a_run_with_an_unreadable_status_is_listed(root: str, caplog: pytest.LogCaptureFixture) -> None:

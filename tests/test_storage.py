@@ -17,6 +17,8 @@ import pytest
 from danling_core import storage
 from danling_core.errors import AccessDenied, NotFound, StorageError, StoreUnavailable
 from danling_core.storage import failures, operations
+from danling_core.storage.local import LocalBackend
+from danling_core.storage.remote import RemoteBackend, describe_identity
 from tests.gcs_server import GCSServer
 
 SECRET = "canary-secret-7f3a9b2c"
@@ -187,6 +189,41 @@ def test_json_is_valid_with_nan_in_it(root: str) -> None:
         storage.read_json(url)
 
 
+@pytest.mark.parametrize("operation", ["write", "create", "put", "delete", "delete_tree"])
+def test_an_answer_lost_after_the_deed_changes_nothing(
+    root: str, operation: str, monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]
+) -> None:
+    """The store does what it was asked, and the connection breaks before it says so."""
+    backend = LocalBackend if storage.is_local(root) else RemoteBackend
+    act, attempts = getattr(backend, operation), []
+
+    def act_and_lose(self: object, *arguments: object) -> None:
+        attempts.append(arguments)
+        act(self, *arguments)
+        if len(attempts) == 1:
+            raise ConnectionResetError("reset by peer")
+
+    url, local = storage.join(root, "folder/x"), os.path.join(tmp_path, "local")
+    for path in (local, storage.join(root, "folder/y")):
+        storage.write_bytes(path, b"attempt 1")
+    if operation.startswith("delete"):
+        storage.write_bytes(url, b"attempt 1")
+    monkeypatch.setattr(backend, operation, act_and_lose)
+    calls = {
+        "write": lambda: storage.write_bytes(url, b"attempt 1"),
+        "create": lambda: storage.create_exclusive(url, b"attempt 1"),
+        "put": lambda: storage.put_file(local, url),
+        "delete": lambda: storage.delete(url),
+        "delete_tree": lambda: storage.delete(storage.parent(url), recursive=True),
+    }
+    assert calls[operation]() in (None, True)
+    assert len(attempts) == 2
+    if operation.startswith("delete"):
+        assert not storage.exists(url)
+    else:
+        assert storage.read_bytes(url) == b"attempt 1"
+
+
 def test_a_forked_child_reaches_the_store(root: str) -> None:
     url = storage.join(root, "parent")
     storage.write_bytes(url, b"parent")
@@ -353,8 +390,6 @@ def test_a_refusal_names_the_identity_and_the_address(gcs: str, gcs_server: GCSS
 def test_a_wrong_key_is_denied_without_showing_the_secret(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     error = PermissionError(f"The request signature we calculated does not match {SECRET}")
-    from danling_core.storage.remote import describe_identity
-
     message = str(failures.translate(error, "write", s3, describe_identity(s3, {})))
     assert "access key ending in '1234'" in message and "http://127.0.0.1" in message
     assert SECRET not in message and "AKIATESTKEY" not in message

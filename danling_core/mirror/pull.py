@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .. import storage
 from ..checkpoints.record import Record
@@ -53,12 +53,12 @@ def pull(folder: RunFolder, work_dir: str, checkpoints: str = CHECKPOINTS) -> No
     if not _continues(folder, work_dir):
         logger.warning("%s has gone on elsewhere: the working copy in %s is replaced", folder.url, work_dir)
         _empty(work_dir)
-    remote = [entry for entry in storage.list_tree(folder.url) if not is_segment(entry.path)]
-    layout = Layout.of(remote, checkpoints)
+    remote = storage.list_tree(folder.url)
+    layout = Layout.of((entry for entry in remote if not is_segment(entry.path)), checkpoints)
     wanted = [entry.path for entry in (*layout.small, *([layout.status] if layout.status else []))]
     missing = [path for path in wanted if not os.path.exists(os.path.join(work_dir, path))]
     _fetch_all(folder, work_dir, {*missing, *(path for path in wanted if path in _WRITTEN_BY_THE_DRIVER)})
-    _pull_logs(folder, work_dir)
+    _pull_logs(folder, work_dir, {entry.path: entry.size for entry in remote})
     if layout.records:
         pull_checkpoints(
             storage.join(folder.url, checkpoints),
@@ -135,8 +135,7 @@ def _continues(folder: RunFolder, work_dir: str) -> bool:
         return True
 
 
-def _pull_logs(folder: RunFolder, work_dir: str) -> None:
-    sizes = {entry.path: entry.size for entry in storage.list_tree(folder.url)}
+def _pull_logs(folder: RunFolder, work_dir: str, sizes: Mapping[str, int]) -> None:
     for name, segments in sizes_by_file(sizes).items():
         path = os.path.join(work_dir, name)
         if os.path.exists(path) and os.path.getsize(path) >= sum(segments):

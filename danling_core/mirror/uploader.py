@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from .. import storage
-from ..checkpoints.record import Record, pointer_from_bytes
-from ..errors import CheckpointError
 from ..run_folder import CHECKPOINTS, STATUS
+from .checkpoints import CheckpointUploader
 from .layout import STAGING, STATE_FILE, Layout
 from .segments import SegmentedFile, sizes_by_file
-
-logger = logging.getLogger("danling")
 
 _WHOLE_IN_MEMORY_BYTES = 4 << 20
 
@@ -57,9 +53,13 @@ class Uploader:
         self._tensorboard_seconds = tensorboard_seconds
         self._clock = clock
         self._signatures: dict[str, tuple[int, int]] = {}
-        self._remote_records: set[str] = set()
-        self._seen_records: set[str] = set()
-        self._seen_pointers: set[str] = set()
+        self._checkpoint_uploader = CheckpointUploader(
+            os.path.join(self._local, checkpoints),
+            storage.join(remote, checkpoints),
+            os.path.join(self._local, STAGING),
+            guard,
+            self._note,
+        )
         self._segmented: dict[str, SegmentedFile] = {}
         self._segment_sizes: dict[str, list[int]] = {}
         self._tensorboard_at: float | None = None
@@ -86,9 +86,9 @@ class Uploader:
         status = self._read_local(STATUS)
         layout = self._scan()
         self._note(pending_bytes=self.pending_bytes(layout))
-        self._upload_checkpoints(layout)
+        self._checkpoint_uploader.upload(layout, self._scan)
         layout = self._scan()
-        self._upload_pointers(layout)
+        self._checkpoint_uploader.upload_pointers(layout)
         for entry in layout.appended:
             self._upload_segments(entry.path, is_final)
         for entry in layout.small:
@@ -99,7 +99,7 @@ class Uploader:
             self._tensorboard_at = self._clock()
         if status is not None:
             self._write_if_changed(STATUS, status)
-        self._delete_pruned(layout)
+        self._checkpoint_uploader.delete_pruned(layout)
         self._note(
             synced_at=datetime.now(UTC).isoformat(),
             pending_bytes=self.pending_bytes(self._scan()),
@@ -108,10 +108,9 @@ class Uploader:
 
     def pending_bytes(self, layout: Layout) -> int:
         """How much of what lies in the working folder is not remote yet; small files are not counted."""
-        waiting = [name for name in layout.records if name not in self._remote_records]
-        payloads = sum(entry.size for name in waiting for entry in layout.data.get(name, []))
         uploaded = {name: file.uploaded_bytes for name, file in self._segmented.items()}
-        return payloads + sum(max(0, each.size - uploaded.get(each.path, 0)) for each in layout.appended)
+        logs = sum(max(0, each.size - uploaded.get(each.path, 0)) for each in layout.appended)
+        return self._checkpoint_uploader.pending_bytes(layout) + logs
 
     def note_error(self, error: BaseException | None) -> None:
         """Puts a failure into `mirror.json`, where the run's owner sees it."""
@@ -127,77 +126,14 @@ class Uploader:
         remote = Layout.of(
             (storage.Entry(path, size, 0.0) for path, size in sizes.items()), self._checkpoints
         )
-        self._remote_records = set(remote.records)
+        self._checkpoint_uploader.start(remote.records)
         self._segment_sizes = sizes_by_file(sizes)
         self._is_started = True
 
     def _scan(self) -> Layout:
         layout = Layout.of(storage.list_tree(self._local), self._checkpoints)
-        self._seen_records |= set(layout.records)
-        self._seen_pointers |= {entry.path for entry in layout.pointers}
+        self._checkpoint_uploader.see(layout)
         return layout
-
-    def _upload_checkpoints(self, layout: Layout) -> None:
-        """Newest first; looks again after each, since training goes on and prunes meanwhile."""
-        passed_over: set[str] = set()
-        while waiting := sorted(set(layout.records) - self._remote_records - passed_over, reverse=True):
-            with self._staged(waiting[0]) as staged:
-                if staged is None:
-                    passed_over.add(waiting[0])
-                else:
-                    self._upload_checkpoint(waiting[0], *staged)
-            layout = self._scan()
-
-    def _upload_checkpoint(self, name: str, record: bytes, payload: dict[str, str]) -> None:
-        for file_name, path in payload.items():
-            self._guard()
-            storage.put_file(path, self._checkpoint_url("data", name, file_name))
-        self._guard()
-        storage.write_bytes(self._checkpoint_url("records", f"{name}.json"), record)
-        self._remote_records.add(name)
-        self._note(committed={"record": name, "at": datetime.now(UTC).isoformat()})
-
-    @contextlib.contextmanager
-    def _staged(self, name: str) -> Iterator[tuple[bytes, dict[str, str]] | None]:
-        """The record's bytes and hard links to its payload, safe from a prune; None if it cannot be had."""
-        folder = os.path.join(self._local, STAGING, name)
-        try:
-            yield self._stage(name, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _stage(self, name: str, folder: str) -> tuple[bytes, dict[str, str]] | None:
-        try:
-            data = self._read_local(self._checkpoints, "records", f"{name}.json")
-            if data is None:
-                return None
-            record = Record.from_bytes(data, name)
-            os.makedirs(folder, exist_ok=True)
-            paths = {}
-            for file in record.files:
-                paths[file.name] = os.path.join(folder, file.name)
-                os.link(
-                    os.path.join(self._local, self._checkpoints, "data", name, file.name), paths[file.name]
-                )
-                if os.stat(paths[file.name]).st_size != file.size:
-                    raise CheckpointError(f"{file.name} is not {file.size} bytes long")
-        except (FileNotFoundError, CheckpointError) as error:
-            logger.warning("checkpoint %s is not mirrored: %s", name, error)
-            return None
-        return data, paths
-
-    def _upload_pointers(self, layout: Layout) -> None:
-        for entry in layout.pointers:
-            data = self._read_local(entry.path)
-            if data is None:
-                continue
-            try:
-                target, _ = pointer_from_bytes(data, entry.path)
-            except CheckpointError as error:
-                logger.warning("pointer %s is not mirrored: %s", entry.path, error)
-                continue
-            if target in self._remote_records:
-                self._write_if_changed(entry.path, data)
 
     def _upload_segments(self, path: str, is_final: bool) -> None:
         if path not in self._segmented:
@@ -245,24 +181,6 @@ class Uploader:
             storage.write_bytes(storage.join(self._remote, path), data)
             self._signatures[path] = signature
 
-    def _delete_pruned(self, layout: Layout) -> None:
-        """Only what this mirror has seen here and is here no more; never the last record."""
-        present = {entry.path for entry in layout.pointers}
-        for path in sorted(self._seen_pointers - present):
-            self._guard()
-            storage.delete(storage.join(self._remote, path))
-            self._signatures.pop(path, None)
-            self._seen_pointers.discard(path)
-        gone = (self._seen_records & self._remote_records) - set(layout.records)
-        if not self._remote_records - gone:
-            return
-        for name in sorted(gone):
-            self._guard()
-            storage.delete(self._checkpoint_url("records", f"{name}.json"))
-            storage.delete(self._checkpoint_url("data", name), recursive=True)
-            self._remote_records.discard(name)
-            self._seen_records.discard(name)
-
     def _tensorboard_is_due(self) -> bool:
         last = self._tensorboard_at
         return last is None or self._clock() - last >= self._tensorboard_seconds
@@ -273,9 +191,6 @@ class Uploader:
                 return file.read()
         except FileNotFoundError:
             return None
-
-    def _checkpoint_url(self, *parts: str) -> str:
-        return storage.join(self._remote, self._checkpoints, *parts)
 
     def _note(self, **facts: Any) -> None:
         self._state = {**self._state, **facts}
