@@ -7,74 +7,25 @@ Beats are judged by whether they change under the observer's own clock, never co
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 
 from . import storage
 from .errors import Fenced, NotFound, RunBusy, StorageError
+from .lease_owner import Owner, beats_on_this_machine, is_dead, this_process
+from .run_folder import LEASE
 
 logger = logging.getLogger("danling")
 
 BEAT_SECONDS = 5.0
 STALE_AFTER_SECONDS = 30.0
-_FOLDER = "lease"
 _FILE = re.compile(r"(\d{6,})\.json")
 _POLL_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Owner:
-    """What a generation file says.
-
-    Args:
-        token: tells this owner from every other one.
-        description: who it is, for people.
-        host: name of its machine.
-        machine: boot and process namespace, equal only where a pid means the same process.
-        pid: its process.
-        pid_started: when that process started, in the kernel's ticks: a pid may be used again.
-        since: when it acquired, seconds since the epoch by its own clock.
-        beat: counts its beats.
-        beat_at: when it last beat, by its own clock.
-        is_released: it gave the run up in good order.
-    """
-
-    token: str
-    description: str
-    host: str
-    machine: str
-    pid: int
-    pid_started: int
-    since: float
-    beat: int = 0
-    beat_at: float = 0.0
-    is_released: bool = False
-
-    @classmethod
-    def parse(cls, data: bytes) -> Owner:
-        try:
-            mapping = json.loads(data)
-            return cls(**{field.name: mapping[field.name] for field in fields(cls) if field.name in mapping})
-        except (ValueError, TypeError) as error:
-            raise StorageError(f"not a lease: {data[:80]!r}: {error}") from error
-
-    def dumps(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode()
-
-    def __str__(self) -> str:
-        since, beat = (
-            time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(t)) for t in (self.since, self.beat_at)
-        )
-        return f"{self.description}, pid {self.pid} on {self.host}, since {since}, last beat {beat}"
 
 
 class Lease:
@@ -114,12 +65,12 @@ class Lease:
         watched_since = started
         while True:
             generation, holder = _highest(url)
-            if holder is None or holder.is_released or _is_dead(holder):
+            if holder is None or holder.is_released or is_dead(holder):
                 if lease := cls._try_create(url, generation + 1, owner, now):
                     return lease
                 continue
             if (generation, holder) != watched:
-                is_alive = watched is not None or _beats_on_this_machine(holder, now(), stale_after_seconds)
+                is_alive = watched is not None or beats_on_this_machine(holder, now(), stale_after_seconds)
                 watched, watched_since = (generation, holder), monotonic()
                 if is_alive and monotonic() - started >= wait_seconds:
                     raise RunBusy(f"{parent_url} is owned by {holder}. Wait for it, or stop it")
@@ -136,7 +87,7 @@ class Lease:
     def _try_create(
         cls, url: str, generation: int, description: str, now: Callable[[], float]
     ) -> Lease | None:
-        owner = _this_process(description, now())
+        owner = this_process(description, now())
         if not storage.create_exclusive(_generation_url(url, generation), owner.dumps()):
             return None
         highest, holder = _highest(url)
@@ -219,7 +170,7 @@ class Lease:
 
 def lease_url(parent_url: str) -> str:
     """The folder of the generation files of the run kept under `parent_url`."""
-    return storage.join(parent_url, _FOLDER)
+    return storage.join(parent_url, LEASE)
 
 
 def check_generation(url: str, generation: int) -> None:
@@ -234,6 +185,11 @@ def check_generation(url: str, generation: int) -> None:
         raise Fenced(_fenced_message(url, generation, _read(url, highest)))
 
 
+def guard(url: str, generation: int) -> Callable[[], None]:
+    """`check_generation` as a callable without arguments, as `CheckpointStore(guard=...)` wants it."""
+    return lambda: check_generation(url, generation)
+
+
 def current_owner(parent_url: str) -> Owner | None:
     """Who owns the run now, as far as the files say; None if nobody does."""
     _, holder = _highest(lease_url(parent_url))
@@ -243,7 +199,7 @@ def current_owner(parent_url: str) -> Owner | None:
 def is_held(parent_url: str) -> bool:
     """Whether the run's owner may be alive: false only if released, absent, or dead on this machine."""
     holder = current_owner(parent_url)
-    return holder is not None and not _is_dead(holder)
+    return holder is not None and not is_dead(holder)
 
 
 def _fenced_message(url: str, generation: int, holder: Owner | None) -> str:
@@ -269,55 +225,3 @@ def _read(url: str, generation: int) -> Owner | None:
         return Owner.parse(storage.read_bytes(_generation_url(url, generation)))
     except NotFound:
         return None
-
-
-def _this_process(description: str, now: float) -> Owner:
-    pid = os.getpid()
-    return Owner(
-        token=uuid.uuid4().hex,
-        description=description,
-        host=socket.gethostname(),
-        machine=_machine(),
-        pid=pid,
-        pid_started=_process_start(pid) or 0,
-        since=now,
-        beat_at=now,
-    )
-
-
-def _is_dead(owner: Owner) -> bool:
-    return owner.machine == _machine() and _process_start(owner.pid) != owner.pid_started
-
-
-def _beats_on_this_machine(owner: Owner, now: float, stale_after_seconds: float) -> bool:
-    return owner.machine == _machine() and 0 <= now - owner.beat_at < stale_after_seconds
-
-
-def _machine() -> str:
-    """Host, boot and pid namespace: equal for two processes only where a pid means the same to both."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            boot = file.read().strip()
-        return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"{socket.gethostname()}/{uuid.getnode():012x}"
-
-
-def _process_start(pid: int) -> int | None:
-    """Clock ticks from boot to the start of the process; None if it is gone or a zombie; 0 if unknowable."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            values = file.read().rpartition(b")")[2].split()
-        return None if values[0] in (b"Z", b"X") else int(values[19])
-    except FileNotFoundError:
-        return None if os.path.isdir("/proc/self") else _exists_without_proc(pid)
-
-
-def _exists_without_proc(pid: int) -> int | None:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return 0
-    return 0

@@ -134,6 +134,11 @@ class RunFolder:
         a folder that is not named by a timestamp, itself."""
         return storage.parent(self.url) if _TIMESTAMP.fullmatch(self.timestamp) else self.url
 
+    @property
+    def lease_url(self) -> str:
+        """The lease's own folder (`Lease.url`), for `lease.guard` and the mirror."""
+        return storage.join(self.lease_parent_url, LEASE)
+
     def holds_run(self) -> bool:
         """Whether a config or a status lies here."""
         return not {STATUS, CONFIG}.isdisjoint(storage.list_names(self.url))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -134,6 +135,35 @@ def test_an_old_owner_is_fenced_and_writes_nothing(parent: str) -> None:
     held = storage.read_json(storage.join(first.url, "000001.json"))
     assert held["beat"] == 0 and not held["is_released"]
     check_generation(first.url, 2)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_killed_or_stopped_driver_is_taken_over_and_the_woken_one_writes_nothing(
+    tmp_path: os.PathLike[str], signal_number: signal.Signals
+) -> None:
+    parent = os.path.join(tmp_path, "run")
+    code = f"""
+import sys
+from danling_core.lease import Lease
+lease = Lease.acquire({parent!r}, 'driver')
+with lease.beating(interval=0.05, on_fenced=lambda error: print('fenced', flush=True)):
+    print('owns', flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code]
+    driver = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with driver:
+        assert driver.stdout is not None and driver.stdout.readline() == "owns\n"
+        driver.send_signal(signal_number)
+        if signal_number == signal.SIGKILL:
+            driver.wait()
+        second = Lease.acquire(parent, "second", stale_after_seconds=0.5, wait_seconds=60)
+        assert second.generation == 2
+        before = storage.read_bytes(storage.join(second.url, "000001.json"))
+        driver.send_signal(signal.SIGCONT)
+        assert driver.stdout.readline() == ("" if signal_number == signal.SIGKILL else "fenced\n")
+        assert storage.read_bytes(storage.join(second.url, "000001.json")) == before
+        driver.kill()
 
 
 def test_who_decides_on_an_old_listing_does_not_own(parent: str) -> None:

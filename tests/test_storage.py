@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import multiprocessing
@@ -249,6 +250,18 @@ def test_a_write_that_fails_leaves_the_old_bytes_and_no_litter(tmp_path: os.Path
         storage.write_bytes(url, "not bytes")  # type: ignore[arg-type]
     assert storage.read_bytes(url) == b"old"
     assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_a_disk_without_hard_links_still_creates_once(
+    tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: str, target: str) -> None:
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    url = os.path.join(tmp_path, "lease.json")
+    assert storage.create_exclusive(url, b"first") and not storage.create_exclusive(url, b"second")
+    assert storage.read_bytes(url) == b"first" and os.listdir(tmp_path) == ["lease.json"]
 
 
 def test_a_folder_that_may_not_be_written_is_denied_at_once(tmp_path: os.PathLike[str]) -> None:

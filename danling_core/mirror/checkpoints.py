@@ -128,7 +128,7 @@ class CheckpointUploader:
             os.makedirs(folder, exist_ok=True)
             for file in Record.from_bytes(data, name).files:
                 paths[file.name] = os.path.join(folder, file.name)
-                os.link(os.path.join(self._local, "data", name, file.name), paths[file.name])
+                _link_or_copy(os.path.join(self._local, "data", name, file.name), paths[file.name])
                 if os.stat(paths[file.name]).st_size != file.size:
                     raise CheckpointError(f"{file.name} is not {file.size} bytes long")
         except (FileNotFoundError, CheckpointError) as error:
@@ -142,3 +142,12 @@ class CheckpointUploader:
                 return file.read()
         except FileNotFoundError:
             return None
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)

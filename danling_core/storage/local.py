@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -28,7 +29,7 @@ class LocalBackend:
     def create(self, path: str, data: bytes) -> None:
         with _temporary_beside(path) as temporary:
             _write_file(temporary, data, is_durable=True)
-            os.link(temporary, path)  # unlike O_EXCL, never shows an empty file to a reader
+            _link_or_write(temporary, path, data)
         _sync_folder(os.path.dirname(path))
 
     def put(self, local: str, path: str) -> None:
@@ -80,6 +81,16 @@ def _write_file(path: str, data: bytes, is_durable: bool) -> None:
         file.flush()
         if is_durable:
             os.fsync(file.fileno())
+
+
+def _link_or_write(temporary: str, path: str, data: bytes) -> None:
+    """A link, unlike O_EXCL, never shows an empty file to a reader; some mounted file systems have none."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        _write_file(path, data, is_durable=True)
 
 
 def _sync_file(path: str) -> None:
