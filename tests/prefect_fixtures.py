@@ -1,0 +1,85 @@
+"""One real Prefect server for all tests that need one; loaded as a plugin by conftest."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class PrefectServer:
+    """A running server: its API's URL, and what a child process needs in its environment to use it."""
+
+    api_url: str
+    environment: dict[str, str]
+
+    def client(self) -> Any:
+        """A synchronous client, for use in a `with`."""
+        from prefect.client.orchestration import SyncPrefectClient
+
+        return SyncPrefectClient(self.api_url)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A Prefect server over a database of its own; flows called in tests use it, without heartbeats."""
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_LOGGING_TO_API_ENABLED,
+        temporary_settings,
+    )
+
+    from flows.server import EmbeddedServer, send_waiting
+
+    home = tmp_path_factory.mktemp("prefect-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(home))
+        server = EmbeddedServer(home / "server.log")
+        server.start()
+    try:
+        api_url = server.wait()
+        environment = {**os.environ, "PREFECT_API_URL": api_url, "PREFECT_HOME": str(home)}
+        changes = {
+            PREFECT_API_URL: api_url,
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+            PREFECT_LOGGING_TO_API_ENABLED: False,
+        }
+        with temporary_settings(changes):
+            yield PrefectServer(api_url, environment)
+            send_waiting()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def toy_config(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Makes the config of a toy run in a folder of the test's own; arguments change it."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        params = {"width": 4, **changes.pop("params", {})}
+        return {
+            "experiment_name": "toy",
+            "runner": "tests.toy_runner:ToyRunner",
+            "project_root": str(tmp_path / "experiments"),
+            "epoch_end": 2,
+            "score_name": "accuracy",
+            "nproc_per_node": 1,
+            "device": "cpu",
+            "params": params,
+            **changes,
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def danling_command() -> list[str]:
+    """The command `danling`, as this interpreter runs it from the project's root."""
+    return [sys.executable, "-m", "flows.cli"]

@@ -1,0 +1,43 @@
+"""Runs are ranked by their score, in its mode."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from flows.leaderboard import columns, leaderboard, markdown
+from flows.outcome import RunOutcome
+
+
+def _outcome(name: str, score: float | None, mode: str = "max", **more: Any) -> RunOutcome:
+    return RunOutcome(**{"status": "complete", "name": name, "id": "0" * 16, "score": score, "score_mode": mode, **more})
+
+
+@pytest.mark.parametrize(("mode", "names"), [("max", ["b", "c", "a"]), ("min", ["a", "c", "b"])])
+def test_the_best_score_is_first(mode: str, names: list[str]) -> None:
+    rows = leaderboard([_outcome("a", 0.1, mode), _outcome("b", 0.9, mode), _outcome("c", 0.5, mode)])
+    assert [row["name"] for row in rows] == names
+    assert [row["rank"] for row in rows] == [1, 2, 3]
+
+
+def test_nan_and_missing_scores_come_last_without_a_rank() -> None:
+    rows = leaderboard([_outcome("nan", math.nan), _outcome("none", None), _outcome("good", 0.1)])
+    assert [(row["name"], row["rank"]) for row in rows] == [("good", 1), ("nan", None), ("none", None)]
+
+
+def test_ties_do_not_depend_on_the_order_in_which_runs_ended() -> None:
+    one, two = _outcome("one", 0.5), _outcome("two", 0.5)
+    assert leaderboard([one, two]) == leaderboard([two, one])
+
+
+def test_a_score_of_zero_is_a_score() -> None:
+    assert leaderboard([_outcome("zero", 0.0, "min"), _outcome("one", 1.0, "min")])[0]["name"] == "zero"
+
+
+def test_metrics_of_the_evaluation_are_columns() -> None:
+    rows = leaderboard([_outcome("a", 0.5, evaluation={"test": {"accuracy": 0.25}}, folder="/x"), _outcome("b", 0.4)])
+    assert rows[0]["test/accuracy"] == 0.25
+    assert columns(rows)[-3:] == ["test/accuracy", "status", "folder"]
+    assert "| 1 | a |" in markdown(rows, "T")
