@@ -1,0 +1,262 @@
+"""What Prefect shows of a run, an experiment and a group, and what is true whatever it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from danling_core.config import Config
+from danling_core.errors import ConfigError, RunFailed
+from danling_core.run_folder import list_runs
+from danling_core.sweep import ExperimentSpec, GroupSpec
+from tests.prefect_fixtures import PrefectServer
+
+Make = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Any]:
+    """Launchers that the tests of this module share: the first costs seconds."""
+    from flows.pool import LauncherPool
+
+    pool = LauncherPool(slots=2)
+    pool.start()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def flows_on(pool: Any, prefect_server: PrefectServer) -> Iterator[Any]:
+    """Flows called in the test use the shared launchers."""
+    from flows import pool as module
+
+    token = module._ambient.set(pool)
+    yield pool
+    module._ambient.reset(token)
+
+
+class Shown:
+    """What the API shows, once it has caught up."""
+
+    def __init__(self, server: PrefectServer) -> None:
+        from flows.server import send_waiting
+
+        send_waiting()
+        self._server = server
+
+    def flow_runs(self, **wanted: Any) -> list[Any]:
+        with self._server.client() as client:
+            found = client.read_flow_runs(limit=200)
+        return [run for run in found if all(getattr(run, name) == value for name, value in wanted.items())]
+
+    def task_runs(self, flow_run_id: Any, count: int) -> list[Any]:
+        """The task runs of a flow run, in order; waits until there are `count` that have ended."""
+        import time
+
+        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+        ended: list[Any] = []
+        deadline = time.monotonic() + 30.0
+        while len(ended) < count and time.monotonic() < deadline:
+            with self._server.client() as client:
+                runs = client.read_task_runs(
+                    flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+                )
+            ended = [run for run in runs if run.state is not None and run.state.is_final()]
+            time.sleep(0.05)
+        return sorted(ended, key=lambda run: run.start_time)
+
+    def parent(self, flow_run: Any) -> Any:
+        """The flow run that `flow_run` runs under."""
+        with self._server.client() as client:
+            return client.read_flow_run(client.read_task_run(flow_run.parent_task_run_id).flow_run_id)
+
+    def artifacts(self, flow_run_id: Any) -> dict[str, Any]:
+        from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+        with self._server.client() as client:
+            found = client.read_artifacts(
+                artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+            )
+        return {artifact.type: artifact for artifact in found}
+
+
+def test_a_run_is_shown_with_a_task_run_for_each_stage_and_its_metrics(
+    flows_on: Any, prefect_server: PrefectServer, toy_config: Make
+) -> None:
+    from flows.run import run
+
+    outcome = run(Config.from_dict(toy_config(nproc_per_node=2, run_name="shown")))
+    assert outcome["status"] == "complete" and outcome["epochs"] == 2
+    shown = Shown(prefect_server)
+    [flow_run] = shown.flow_runs(name="toy-shown")
+    assert flow_run.state.is_completed() and "accuracy" in flow_run.state.message
+    tasks = shown.task_runs(flow_run.id, 6)
+    assert [task.name for task in tasks] == ["seed-0", "epoch-0", "epoch-1", "evaluate", "score", "store"]
+    assert all(task.state.is_completed() for task in tasks)
+    assert "train loss" in tasks[1].state.message and "val loss" in tasks[1].state.message
+    assert "experiment:toy" in flow_run.tags
+    assert outcome["folder"] in shown.artifacts(flow_run.id)["markdown"].data
+
+
+def test_a_complete_run_is_not_run_again(
+    flows_on: Any, prefect_server: PrefectServer, toy_config: Make
+) -> None:
+    from flows.run import run
+
+    config = Config.from_dict(toy_config(run_name="twice"))
+    first, second = run(config), run(config)
+    assert not first["skipped"] and second["skipped"]
+    assert {**first, "skipped": True} == second
+    states = [found.state.message for found in Shown(prefect_server).flow_runs(name="toy-twice")]
+    assert sum("already" in message for message in states) == 1
+    assert run(config, fresh=True)["folder"] != first["folder"]
+
+
+def test_overrides_change_the_config_before_it_is_checked(flows_on: Any, toy_config: Make) -> None:
+    from flows.run import run
+
+    outcome = run(Config.from_dict(toy_config()), overrides={"run_name": "wide", "params.width": 6})
+    assert outcome["name"] == "toy-wide"
+    assert Config.load(f"{outcome['folder']}/config.yaml").params["width"] == 6
+
+
+def test_a_group_is_shown_above_its_experiments_above_their_runs(
+    flows_on: Any, prefect_server: PrefectServer, toy_config: Make
+) -> None:
+    from flows.group import group
+
+    experiments = [
+        {"config": toy_config(experiment_name="one"), "sweep": {"seed": [0, 1]}},
+        {"config": toy_config(experiment_name="two"), "runs": [{"params.width": 5}]},
+    ]
+    rows = group(GroupSpec(group="toys", concurrency=2, experiments=experiments))
+    assert [row["rank"] for row in rows] == [1, 2, 3]
+    scores = [row["score"] for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    shown = Shown(prefect_server)
+    [top] = shown.flow_runs(name="toys")
+    assert top.state.is_completed() and top.parent_task_run_id is None
+    assert {"group:toys"} <= set(top.tags)
+    for name in ("one-run-seed=0", "one-run-seed=1", "two-run-width=5"):
+        [flow_run] = shown.flow_runs(name=name)
+        experiment = shown.parent(flow_run)
+        assert experiment.name == name.partition("-")[0]
+        assert shown.parent(experiment).id == top.id
+        assert {"group:toys", f"experiment:{experiment.name}"} <= set(flow_run.tags)
+        assert [task.name for task in shown.task_runs(flow_run.id, 6)][1:3] == ["epoch-0", "epoch-1"]
+    assert {"markdown", "table"} <= set(shown.artifacts(top.id))
+    assert [status.group for _, status in list_runs(toy_config()["project_root"]) if status] == ["toys"] * 3
+
+
+def test_a_run_that_fails_does_not_stop_the_others_and_is_named(
+    flows_on: Any, prefect_server: PrefectServer, toy_config: Make
+) -> None:
+    from flows.experiment import experiment
+
+    runs = [{"params.fail_at_epoch": 1}, {"seed": 1}]
+    spec = ExperimentSpec(config=toy_config(experiment_name="half"), runs=runs, concurrency=2)
+    state = experiment(spec, return_state=True)
+    assert state.is_failed()
+    assert "1 of 2 runs failed" in state.message and "fail_at_epoch" in state.message
+    statuses = {status.status for _, status in list_runs(toy_config()["project_root"]) if status}
+    assert statuses == {"failed", "complete"}
+
+
+def test_a_failing_rank_fails_its_epoch_and_the_run_with_the_ranks_traceback(
+    flows_on: Any, prefect_server: PrefectServer, toy_config: Make
+) -> None:
+    from flows.run import run
+
+    config = toy_config(run_name="fails", nproc_per_node=2, params={"fail_at_epoch": 1, "fail_rank": 1})
+    with pytest.raises(RunFailed) as caught:
+        run(Config.from_dict(config))
+    assert caught.value.rank == 1
+    assert "Traceback" in (caught.value.traceback or "")
+    shown = Shown(prefect_server)
+    [flow_run] = shown.flow_runs(name="toy-fails")
+    states = {task.name: task.state.type.value for task in shown.task_runs(flow_run.id, 4)}
+    assert states["epoch-0"] == "COMPLETED" and states["epoch-1"] == "FAILED"
+
+
+def test_nothing_starts_when_one_run_of_a_group_cannot_be_run(
+    flows_on: Any, toy_config: Make, tmp_path: Path
+) -> None:
+    from flows.group import group
+
+    bad = {"config": toy_config(experiment_name="bad", params={"widht": 3})}
+    spec = GroupSpec(group="toys", experiments=[{"config": toy_config()}, bad])
+    with pytest.raises(ConfigError, match="width"):
+        group(spec)
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_a_run_that_another_process_owns_is_refused_by_name(flows_on: Any, toy_config: Make) -> None:
+    from danling_core.identity import identify
+    from danling_core.lease import Lease
+    from danling_core.run_folder import parent_url
+    from flows.pool import pinned
+    from flows.run import run
+
+    config = Config.from_dict(toy_config())
+    [prepared] = flows_on.prepare([config])
+    identity = identify(pinned(prepared), prepared.source_file)
+    lease = Lease.acquire(parent_url(config.project_root, identity.name, identity.id), "someone else")
+    try:
+        with pytest.raises(RunFailed, match="someone else"):
+            run(config)
+    finally:
+        lease.release()
+
+
+def test_an_interrupted_run_is_shown_so_and_resumes_where_it_was(
+    prefect_server: PrefectServer, toy_config: Make
+) -> None:
+    from flows.outcome import RunOutcome
+    from flows.pool import LauncherPool, using
+    from flows.run import run
+
+    class Stopper:
+        def on_event(self, name: str, event: dict[str, Any]) -> None:
+            if event["event"] == "epoch_finished" and event["epoch"] == 1:
+                stopped.interrupt("the test")
+
+        def on_outcome(self, outcome: RunOutcome) -> None:
+            pass
+
+    config = Config.from_dict(toy_config(run_name="stopped", epoch_end=6, params={"sleep_seconds": 0.02}))
+    stopped = LauncherPool(listener=Stopper())
+    with using(stopped):
+        state = run(config, return_state=True)
+    assert state.is_cancelled() and state.name == "Interrupted"
+    with using(LauncherPool()):
+        outcome = run(config)
+    assert outcome["status"] == "complete" and outcome["epochs"] == 6
+    shown = Shown(prefect_server)
+    epochs = [
+        task.name
+        for flow_run in sorted(shown.flow_runs(name="toy-stopped"), key=lambda found: found.start_time)
+        for task in shown.task_runs(flow_run.id, 4)
+        if task.name.startswith("epoch") and task.state.is_completed()
+    ]
+    assert epochs == [f"epoch-{epoch}" for epoch in range(6)]
+
+
+def test_an_unreachable_api_spoils_what_is_shown_and_not_the_run(
+    prefect_server: PrefectServer, toy_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import stages
+    from flows.run import run
+
+    class Away:
+        name = "away"
+
+        def __call__(self, **parameters: Any) -> None:
+            raise ConnectionError("the API is away")
+
+    for name in ("train_epoch", "evaluate"):
+        monkeypatch.setattr(stages, name, Away())
+    assert run(Config.from_dict(toy_config(run_name="unseen")))["status"] == "complete"
