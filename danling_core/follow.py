@@ -50,7 +50,7 @@ def follow(
             seen = state
         if is_last:
             return
-        if state == seen:
+        if state is None or state == seen:  # a file that is gone may come back
             sleep(poll_seconds)
 
 

@@ -122,3 +122,9 @@ def test_a_reader_gets_every_event_of_a_writer_at_work(tmp_path: Path) -> None:
     found = [event["n"] for event in follow(path, poll_seconds=0.0001, stop=lambda: not writer.is_alive())]
     writer.join()
     assert found == list(range(2000))
+
+
+def test_a_file_that_is_deleted_is_waited_for_without_spinning(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    pauses = [append(path, '{"n": 1}\n'), path.unlink, lambda: None, lambda: None]
+    assert numbers(path, *pauses) == [1]
