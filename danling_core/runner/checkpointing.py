@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-
 from danling_core import distributed, seeding, storage
 from danling_core.checkpoints.codec import load_state
 from danling_core.checkpoints.store import CheckpointStore
@@ -16,6 +15,7 @@ from danling_core.errors import CheckpointError
 from danling_core.runner.loop import flush_losses
 
 if TYPE_CHECKING:
+    from danling_core.checkpoints.record import Record
     from danling_core.runner.torch_runner import TorchRunner
 
 VERSION = 1
@@ -96,19 +96,35 @@ def _info(runner: TorchRunner) -> dict[str, Any]:
 
 # resuming ------------------------------------------------------------------------------------------------------------
 def resume(runner: TorchRunner) -> dict[str, Any] | None:
-    """Take up the newest good checkpoint of this run, if there is one. Collective. Returns where it stands."""
-    chosen = None
+    """Take up the newest good checkpoint of this run, if there is one. Collective. Returns where it stands.
+
+    Raises:
+        CheckpointError: there are checkpoints, and every one is damaged.
+    """
+    chosen: Record | CheckpointError | None = None
     if runner._files is not None:
-        record, bad = runner._files.store.newest_good()
-        for each in bad:
-            runner.logger.warning("checkpoint %s is bad (%s): going back to the one before", each.name, each.reason)
-        chosen = record
+        chosen = _newest_good(runner, runner._files.store)
     record = distributed.broadcast_object(chosen)
+    if isinstance(record, CheckpointError):
+        raise record
     if record is None:
         return None
     store = runner._files.store if runner._files is not None else CheckpointStore(runner._local_checkpoint_dir())
     apply(runner, load_state(store, record, map_location="cpu"))
     return {"step": runner.steps, "epoch": runner.epochs, "record": record.name}
+
+
+def _newest_good(runner: TorchRunner, store: CheckpointStore) -> Record | CheckpointError | None:
+    record, bad = store.newest_good()
+    for each in bad:
+        runner.logger.warning("checkpoint %s is bad (%s): going back to the one before", each.name, each.reason)
+    if record is not None or not bad:
+        return record
+    reasons = "".join(f"\n  {each.name}: {each.reason}" for each in bad)
+    return CheckpointError(
+        f"every checkpoint in {store.url} is damaged, and a new start would throw away what was trained: put a good "
+        f"copy back, or begin anew with --fresh, which leaves this folder as it is.{reasons}"
+    )
 
 
 def apply(runner: TorchRunner, state: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from danling_core import storage
 from danling_core.checkpoints.saver import BackgroundSaver
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.context import RunContext
+from danling_core.lease import guard, lease_url
 from danling_core.run_folder import RunFolder, Status
 from danling_core.writers import EventLog, Writer, Writers
 
@@ -35,7 +37,8 @@ class RunFiles:
         self.folder = RunFolder(context.work_dir)
         self.context = context
         self.status = status
-        self.store = CheckpointStore(checkpoint_dir)
+        self._check_owner = _owner_check(context)
+        self.store = CheckpointStore(checkpoint_dir, guard=self._check_owner)
         self.saver = BackgroundSaver(self.store, self._on_commit)
         self._keep_last = keep_last
         self._lock = threading.Lock()
@@ -48,12 +51,14 @@ class RunFiles:
             self._writers.writers.extend(writers)
 
     def emit(self, kind: str, **fields: Any) -> None:
-        """Tell the event log and every writer. Any thread."""
+        """Tell the event log and every writer. Any thread. Raises `Fenced` once another owner has taken over."""
+        self._check_owner()
         with self._lock:
             self._writers.emit(kind, **fields)
 
     def write_results(self, results: Results, identity: dict[str, str]) -> None:
-        """Replace results.json, latest.json and best.json."""
+        """Replace results.json, latest.json and best.json. Raises `Fenced`."""
+        self._check_owner()
         storage.write_json(self.folder.results_url, {**identity, "results": results.to_json()})
         if results.latest_result is not None:
             storage.write_json(self.folder.latest_url, {**identity, **results.latest_result})
@@ -61,7 +66,8 @@ class RunFiles:
             storage.write_json(self.folder.best_url, {**identity, **results.best_result})
 
     def write_status(self, **changes: Any) -> Status:
-        """Replace status.json; `status="complete"` is the completion record and comes last."""
+        """Replace status.json; `status="complete"` is the completion record and comes last. Raises `Fenced`."""
+        self._check_owner()
         changes["updated_at"] = datetime.now(UTC).isoformat()
         self.status = self.status.model_copy(update=changes)
         self.folder.write_status(self.status)
@@ -86,3 +92,13 @@ class RunFiles:
             self.saver.close()
         finally:
             self._writers.close()
+
+
+def _owner_check(context: RunContext) -> Callable[[], None]:
+    """Raises `Fenced` where another process has taken the run over: one listing of a small local folder.
+
+    A remote run is written by its mirror, which checks for itself; its local folder is this machine's own.
+    """
+    if not storage.is_local(context.url):
+        return lambda: None
+    return guard(lease_url(RunFolder(context.url).lease_parent_url), context.generation)

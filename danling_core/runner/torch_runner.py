@@ -50,6 +50,7 @@ class TorchRunner(BaseRunner):
         self._streams: dict[str, TrainStream] = {}
         self._evaluate_loaders: dict[str, Any] = {}
         self._resumed: dict[str, Any] | None = None
+        self._resumed_bitwise = True
         self._split_state: dict[str, Any] | None = None
         self._weight, self._count, self._last_iter = 1.0, 0, True
         self._epoch_is_over, self._inside_split, self._dry = True, False, False
@@ -177,6 +178,8 @@ class TorchRunner(BaseRunner):
             if self.distributed and self.world_size > 2 and not self.config.find_unused_parameters:
                 rebuild_buckets(self, train_splits[0])
         self._resumed = checkpointing.resume(self)
+        if self._files is not None and not self._resumed_bitwise:  # and so it stays, since a status is built on the last
+            self._files.write_status(bitwise=False)
         self.init_tensorboard()
         self.emit(
             "run_started",
