@@ -35,8 +35,7 @@ class EMA(nn.Module):
             taken: scalar on the device, 1 where the optimizer step was taken and 0 where it was skipped.
         """
         if self._pairs is None:
-            averaged = [p for p in self.module.parameters() if p.is_floating_point()]
-            self._pairs = averaged, [p for p in model.parameters() if p.is_floating_point()]
+            self._pairs = _averaged(self.module), _averaged(model)
         weight = 1.0 - self.decay
         if taken is None:
             torch._foreach_lerp_(self._pairs[0], self._pairs[1], weight)
@@ -46,3 +45,7 @@ class EMA(nn.Module):
                 mine.copy_(torch.where(taken > 0, mine.lerp(theirs, weight), mine))
         for mine, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
+
+
+def _averaged(model: nn.Module) -> list[torch.Tensor]:
+    return [parameter for parameter in model.parameters() if parameter.is_floating_point()]

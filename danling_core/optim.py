@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from danling_core.errors import ConfigError
 
@@ -22,7 +24,8 @@ def find_class(module: Any, base: type, name: str, what: str) -> type:
     Raises:
         ConfigError: there is none; the nearest are named.
     """
-    classes = {n.lower(): c for n, c in vars(module).items() if inspect.isclass(c) and issubclass(c, base) and c is not base}
+    found = [(n, c) for n, c in vars(module).items() if inspect.isclass(c) and issubclass(c, base)]
+    classes = {n.lower(): c for n, c in found if c is not base}
     if name.lower() not in classes:
         near = difflib.get_close_matches(name.lower(), classes, n=3)
         known = [classes[n].__name__ for n in near] or sorted(c.__name__ for c in classes.values())
@@ -53,20 +56,51 @@ def build_optimizer(
     """An optimizer by name; fused where its class and the parameters allow it (3 times faster on CPU too)."""
     if lr is not None:
         arguments["lr"] = lr
-    cls = optimizer_class(name, arguments)
-    if "fused" in inspect.signature(cls).parameters and not {"fused", "foreach", "differentiable"} & set(arguments):
-        parameters = list(parameters)
-        try:
+    cls: Callable[..., torch.optim.Optimizer] = optimizer_class(name, arguments)
+    has_fused = "fused" in inspect.signature(cls).parameters
+    parameters = list(parameters)
+    if has_fused and not {"fused", "foreach", "differentiable"} & set(arguments):
+        # a dtype or device may have no fused kernel; an argument that is wrong fails again below
+        with contextlib.suppress(RuntimeError, ValueError):
             return cls(parameters, fused=True, **arguments)
-        except (RuntimeError, ValueError):  # dtype or device without a fused kernel; a wrong argument fails again below
-            pass
     try:
         return cls(parameters, **arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"optim: {cls.__name__} refuses its arguments: {error}") from error
+        raise ConfigError(f"optim: {name} refuses its arguments: {error}") from error
 
 
-def lr_factor(shape: str, step: int, *, total_steps: int | None, warmup_steps: int, floor: float = 0.0) -> float:
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, torch.Tensor]], groups: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Parameters sorted into groups by name, for a model's `named_parameters()`.
+
+    Args:
+        groups: `{match: "bias|norm", weight_decay: 0.0}`: a regular expression that is searched for in a parameter's
+            name, and the arguments that differ. The first match counts; what matches none has the general arguments.
+
+    Raises:
+        ConfigError: a group without `match`, or one that matches no parameter.
+    """
+    for index, group in enumerate(groups):
+        if not isinstance(group.get("match"), str):
+            raise ConfigError(
+                f"optim.groups[{index}] needs `match`, a regular expression for parameters' names"
+            )
+    sorted_parameters: list[list[torch.Tensor]] = [[] for _ in range(len(groups) + 1)]
+    for name, parameter in named_parameters:
+        hits = (index for index, group in enumerate(groups) if re.search(group["match"], name))
+        sorted_parameters[next(hits, len(groups))].append(parameter)
+    for index, group in enumerate(groups):
+        if not sorted_parameters[index]:
+            raise ConfigError(f"optim.groups[{index}]: no parameter's name matches {group['match']!r}")
+    own = [{key: value for key, value in group.items() if key != "match"} for group in groups]
+    filled = zip(sorted_parameters, [*own, {}], strict=True)
+    return [{"params": parameters, **options} for parameters, options in filled if parameters]
+
+
+def lr_factor(
+    shape: str, step: int, *, total_steps: int | None, warmup_steps: int, floor: float = 0.0
+) -> float:
     """Factor on the learning rate at `step` (0-based): linear warm-up, then constant, linear or cosine decay.
 
     Cosine decay follows SGDR (arXiv 1608.03983) without restarts; `floor` is the factor at the end.
@@ -85,7 +119,8 @@ def check_scheduler(name: str, arguments: Mapping[str, Any]) -> None:
     if name in SHAPES:
         for key in arguments:
             if key not in ("floor", "total_steps"):
-                raise ConfigError(f"unknown key 'scheduler.{key}' for {name!r}; known: warmup_steps, floor, total_steps, interval")
+                known = "warmup_steps, floor, total_steps, interval"
+                raise ConfigError(f"unknown key 'scheduler.{key}' for {name!r}; known: {known}")
         return
     cls = find_class(torch.optim.lr_scheduler, LRScheduler, name, "scheduler")
     check_arguments(cls, arguments, "scheduler")
@@ -109,18 +144,36 @@ def build_scheduler(
         cls: Callable[..., LRScheduler] = find_class(torch.optim.lr_scheduler, LRScheduler, name, "scheduler")
         if warmup_steps:
             raise ConfigError(f"scheduler.warmup_steps goes with {', '.join(SHAPES)}, not with {name!r}")
-        return cls(optimizer, **arguments)
+        if "total_steps" in inspect.signature(cls).parameters and "epochs" not in arguments:
+            arguments.setdefault("total_steps", total_steps)
+        try:
+            return cls(optimizer, **arguments)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"scheduler: {name} refuses its arguments: {error}") from error
     total = arguments.get("total_steps", total_steps)
     if name != "constant" and total is None:
         raise ConfigError(
-            f"scheduler {name!r} needs the number of steps, and the data is unsized: set step_end, steps_per_epoch or scheduler.total_steps"
+            f"scheduler {name!r} needs the number of steps, and the data is unsized: set step_end, steps_per_epoch "
+            "or scheduler.total_steps"
         )
     floor = float(arguments.get("floor", 0.0))
     return LambdaLR(
-        optimizer, lambda step: lr_factor(name, step, total_steps=total, warmup_steps=warmup_steps, floor=floor)
+        optimizer,
+        lambda step: lr_factor(name, step, total_steps=total, warmup_steps=warmup_steps, floor=floor),
     )
 
 
 def needs_metric(scheduler: Any) -> bool:
     """Whether the scheduler steps on a metric, once per evaluation."""
     return isinstance(scheduler, ReduceLROnPlateau)
+
+
+def default_interval(scheduler: Any, *, by_epoch: bool) -> str:
+    """What a scheduler counts where nobody says: "step" or "epoch".
+
+    `ReduceLROnPlateau` counts results. In step mode all others count steps. In epoch mode torch's classes count epochs,
+    but `OneCycleLR`, `CyclicLR` and `LambdaLR` (so warm-up with constant, linear and cosine decay) count steps.
+    """
+    if needs_metric(scheduler):
+        return "epoch"
+    return "step" if not by_epoch or isinstance(scheduler, (LambdaLR, OneCycleLR, CyclicLR)) else "epoch"

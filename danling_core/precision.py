@@ -27,8 +27,13 @@ class Precision:
         self.scaler: torch.amp.GradScaler | None = None
         if name == "fp16":
             self.scaler = torch.amp.GradScaler(device_type)
-        elif skip_non_finite:  # a scale that starts at 1 and only moves after a skipped step: powers of two are exact
+        elif skip_non_finite:  # for its look at the gradients alone: the scale stays 1
             self.scaler = torch.amp.GradScaler(device_type, init_scale=1.0, growth_interval=1_000_000_000)
+
+    def update_scale(self) -> None:
+        """After a step: fp16 finds the largest scale that does not overflow; elsewhere it is 1."""
+        assert self.scaler is not None
+        self.scaler.update(None if self.dtype is torch.float16 else 1.0)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Context for the forward pass and the loss; costs nothing in fp32."""

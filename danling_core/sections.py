@@ -132,6 +132,10 @@ class OptimConfig(_Open):
 
     name: str = Field(min_length=1, description="a class of torch.optim, in any letter case")
     lr: NonNegative | None = Field(None, description="learning rate; null: the class's own default")
+    groups: list[dict[str, Any]] = Field(
+        [],
+        description='parameters that differ: [{match: "bias|norm", weight_decay: 0.0}], by a regular expression',
+    )
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for the optimizer's class: the extra keys, and `lr` where it is given."""
