@@ -23,7 +23,7 @@ from danling_core.launcher.watch import Hang, Watch
 from danling_core.lifeline import is_alive, kill_tree, start_time
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
@@ -251,9 +251,9 @@ from danling_core.lifeline import children_die_with_us, die_with_parent, start_t
 pid = os.fork()
 if pid == 0:
     {tie}
+    print(os.getpid(), flush=True)
     while True:
         time.sleep(1)
-print(pid, flush=True)
 time.sleep(1000)
 """
 

@@ -20,7 +20,7 @@ from danling_core.lifeline import children_of, is_alive, start_time
 from danling_core.run_folder import RunFolder
 from tests.test_control import wait_until
 
-ENTRYPOINTS = {
+ENTRYPOINTS: dict[str, Any] = {
     "rank_entrypoint": "tests.launch_toy:run_rank",
     "prepare_entrypoint": "tests.launch_toy:prepare",
 }
@@ -98,7 +98,7 @@ def test_an_abort_after_completion_is_no_failure(launcher: Launcher, tmp_path: P
 
 def test_an_exception_is_final_and_its_traceback_is_told(launcher: Launcher, tmp_path: Path) -> None:
     kinds, outcome = finish(launcher, tmp_path, "misbehave", bad="raise", rank=1)
-    assert kinds == ["run_started", "failed"]
+    assert kinds[-1] == "failed"
     assert (outcome.status, outcome.rank, outcome.step, outcome.restarts) == ("failed", 1, 3, 0)
     assert outcome.error == "rank 1 failed at step 3: ValueError: the loss is a fish"
     lines = (outcome.traceback or "").splitlines()
@@ -378,6 +378,7 @@ def test_no_rank_is_left_when_another_or_their_server_dies(
     server = note(tmp_path)["server"]
     tree = Tree([*ranks, *(child for pid in ranks for child in descendants(pid))])
     os.kill(ranks[1] if victim == "rank" else server, death)
+    # Rank 0 takes elastic's SIGTERM for a wish to stop, and says so: the death of its peer is the truth.
     is_graceful = (victim, death) == ("rank", signal.SIGTERM)
     assert handle.outcome(30).status == ("interrupted" if is_graceful else "failed")
     tree.must_end()
@@ -387,7 +388,7 @@ def test_the_death_of_the_fork_server_costs_a_restart(launcher: Launcher, tmp_pa
     handle = launcher.run(request(tmp_path, "stop_when_asked"), cwd=ROOT)
     next(handle.events())
     os.kill(note(tmp_path)["server"], signal.SIGKILL)
-    wait_until(lambda: (tmp_path / "rank-1-1.json").exists(), "the second launch")
+    wait_until(lambda: (tmp_path / "rank-1-1.json").exists(), "the second launch", 90)
     handle.interrupt()
     outcome = handle.outcome(30)
     assert (outcome.status, outcome.restarts) == ("interrupted", 1)
@@ -425,7 +426,7 @@ def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_ranks_of_a_driver_that_died_are_waited_for(tmp_path: Path, launcher: Launcher) -> None:
-    """The new driver may own the run at once; the old ranks have their grace, and nobody writes beside them."""
+    """The new driver owns the run at once, but the old ranks have their grace: nobody writes beside them."""
     driver, tree = start_driver(tmp_path, "never_stop")
     driver.kill()
     driver.wait()

@@ -5,22 +5,28 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from danling_core.errors import DanLingError, Fenced
 from danling_core.launcher.messages import Outcome, RunRequest
 from danling_core.lease import check_generation, lease_url
-from danling_core.run_folder import RunFolder, Status
+from danling_core.mirror.process import MirrorProcess
+from danling_core.run_folder import CHECKPOINTS, RunFolder, Status
 from danling_core.writers.events import EventLog
 
 logger = logging.getLogger(__name__)
 
+_UPLOAD_SECONDS = 60.0
 _NAME_AND_ID = re.compile(r"(?P<name>.+)-(?P<id>[0-9a-f]{16})")
 
 
-def record(request: RunRequest, attempt: str, outcome: Outcome) -> Outcome:
-    """Append the terminal event of `outcome`, which is not complete, and write the status.
+def record(request: RunRequest, attempt: str, outcome: Outcome, env: Mapping[str, str]) -> Outcome:
+    """Write the terminal event of `outcome`, which is not complete, and the status; bring both to the store.
+
+    Args:
+        env: of the driver, which holds the credentials of the store.
 
     Returns the outcome, with what went wrong here added to its error. Nothing is written for a run that
     another driver has taken over since.
@@ -29,9 +35,12 @@ def record(request: RunRequest, attempt: str, outcome: Outcome) -> Outcome:
         return _with_note(outcome, f"its folder {request.work_dir} is gone")
     folder = RunFolder(request.work_dir)
     try:
-        check_generation(lease_url(folder.lease_parent_url), request.generation)
+        if request.remote_url is None:
+            check_generation(lease_url(folder.lease_parent_url), request.generation)
         _emit(request, attempt, outcome)
         folder.write_status(_status(folder, request, attempt, outcome))
+        if request.remote_url is not None:
+            _upload(request, request.remote_url, env)
     except Fenced as error:
         logger.warning("the end of %s is not recorded: %s", request.work_dir, error)
     except (DanLingError, OSError) as error:
@@ -52,6 +61,28 @@ def _emit(request: RunRequest, attempt: str, outcome: Outcome) -> None:
         log.emit(kind, **fields)
     finally:
         log.close()
+
+
+def _upload(request: RunRequest, remote_url: str, env: Mapping[str, str]) -> None:
+    """Rank 0's mirror went with it. This one checks the lease itself; raises Fenced, StoreUnavailable."""
+    options = request.config.get("storage_options") or {}
+    ours = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(env)
+    try:
+        mirror = MirrorProcess(
+            request.work_dir,
+            remote_url,
+            lease_url=lease_url(RunFolder(remote_url).lease_parent_url),
+            generation=request.generation,
+            storage_options=options,
+            checkpoints=request.config.get("checkpoint_dir_name", CHECKPOINTS),
+            drain_seconds=_UPLOAD_SECONDS,
+        )
+    finally:
+        os.environ.clear()
+        os.environ.update(ours)
+    mirror.close(_UPLOAD_SECONDS + 10.0)
 
 
 def _status(folder: RunFolder, request: RunRequest, attempt: str, outcome: Outcome) -> Status:

@@ -77,7 +77,7 @@ def run_group(order: dict[str, Any], world_size: int, folder: str, watch: Watch)
     except Exception as error:
         launch_error = f"the ranks could not be launched: {type(error).__name__}: {error}"
     finally:
-        watch.kill()
+        watch.sweep()  # not kill: ranks that are about to die by themselves must not count as killed by us
         agent.get_worker_group().spec.rdzv_handler.shutdown()
     ranks = [_rank_end(agent, watch, rank, order["failure_path"]) for rank in range(world_size)]
     return GroupEnd(ranks, watch.hang, launch_error)

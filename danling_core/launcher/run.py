@@ -76,7 +76,7 @@ class SupervisedRun:
                     return self._interrupted(restart, previous)
                 verdict = self._launch(restart)
                 terminal = self._terminal(offset, restart)
-                if terminal is not None and (terminal["event"] != "failed" or not verdict.is_restartable):
+                if terminal is not None and self._is_true(terminal, verdict):
                     return _from_event(terminal, restart)
                 if self._stop_reason is not None and verdict.kind != "raised":
                     return self._interrupted(restart, verdict)
@@ -86,6 +86,17 @@ class SupervisedRun:
                 self._tell_restart(verdict, restart)
                 previous = verdict
             raise AssertionError("the last launch is final")
+
+    def _is_true(self, terminal: Mapping[str, Any], verdict: Verdict) -> bool:
+        """Whether the ranks' last word stands, whatever their exit codes: many abort in their teardown.
+
+        Not where one rank failed first, and elastic's SIGTERM made another take its leave.
+        """
+        if terminal["event"] == "completed":
+            return True
+        if terminal["event"] == "interrupted":
+            return verdict.kind == "none" or self._stop_reason is not None
+        return not verdict.is_restartable
 
     def _why_final(self, verdict: Verdict, previous: Verdict | None, restart: int) -> str | None:
         """The message of the failure, if no relaunch follows; None if one does."""
@@ -159,7 +170,7 @@ class SupervisedRun:
     def _record(self, outcome: Outcome, restart: int) -> Outcome:
         from danling_core.launcher.ending import record  # brings the storage, which most launchers never need
 
-        return record(self.request, self._attempt(restart), outcome)
+        return record(self.request, self._attempt(restart), outcome, self._env)
 
     def _tell_restart(self, verdict: Verdict, restart: int) -> None:
         log = EventLog(self._events_path, self._attempt(restart))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -61,6 +62,9 @@ class Server:
         """Warm up, then serve until the driver is gone."""
         signal.signal(signal.SIGTERM, lambda *_: os.write(self._signal_fd, b"t"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        faulthandler.register(
+            signal.SIGUSR1, file=2, all_threads=True
+        )  # for a person with a launcher that hangs
         threading.Thread(target=self._listen, name="danling-listen", daemon=True).start()
         self._warm_up()
         self._reply({"ready": True})

@@ -123,10 +123,15 @@ class Watch:
                 os.kill(rank.pid, signal.SIGUSR1)
 
     def kill(self) -> None:
-        """SIGKILL every rank that is left, with its children."""
+        """SIGKILL every rank that is left, with its children, and remember which: their deaths are ours."""
         for index, rank in self._ranks.items():
             if is_alive(rank.pid, rank.started):
                 self.killed.add(index)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """After the group's end, SIGKILL what may be left of it, such as the children of a rank that died."""
+        for rank in self._ranks.values():
             kill_tree(rank.pid, rank.started)
 
     def start(self, poll_seconds: float = 0.05) -> threading.Thread:
