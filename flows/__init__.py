@@ -1,5 +1,1 @@
 """Flows that compose the tasks: a run, an experiment, a group; and the command line `danling`."""
-
-from flows.names import check_names
-
-check_names()

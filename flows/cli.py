@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 
 from danling_core.errors import ConfigError, DanLingError, NotFound
+from flows.names import NamesShadowed, check_names
 
 DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 
@@ -72,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.words = list(sys.argv[1:] if argv is None else argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
+        check_names()
         return command(arguments)
-    except (ConfigError, NotFound) as error:
+    except (ConfigError, NotFound, NamesShadowed) as error:
         return _complain(error, BAD_INPUT)
     except DanLingError as error:
         return _complain(error, FAILED)

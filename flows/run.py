@@ -11,6 +11,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run as runtime
 
+import flows.own_names  # noqa: F401
 from danling_core import storage
 from danling_core.config import Config
 from danling_core.errors import DanLingError, LeaseError, RunInterrupted

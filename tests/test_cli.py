@@ -1,0 +1,275 @@
+"""`danling`: what it prints, what it creates, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from danling_core.run_folder import list_runs
+from flows.cli import main
+from tests.prefect_fixtures import PrefectServer
+
+Make = Callable[..., dict[str, Any]]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[Any], str]:
+    """Writes a YAML file and returns its path."""
+
+    def write(values: Any, name: str = "file.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+        return str(path)
+
+    return write
+
+
+# Bad input: (change of a good config, more words on the command line, what the message says)
+BAD_CONFIGS: list[tuple[dict[str, Any], list[str], list[str]]] = [
+    ({"epoch_ends": 3}, [], ["epoch_ends", "epoch_end"]),
+    ({"epoch_end": "many"}, [], ["epoch_end", "many"]),
+    ({"step_end": 10}, [], ["epoch_end", "step_end"]),
+    ({}, ["params.widht=3"], ["widht", "width"]),
+    ({}, ["sed=3"], ["sed", "seed"]),
+    ({}, ["seed"], ["seed"]),
+    ({"params": {"width": "wide"}}, [], ["width", "wide"]),
+    ({"runner": "tests.no_such_module:Runner"}, [], ["tests.no_such_module"]),
+    ({"runner": "tests.toy_runner:NoSuchRunner"}, [], ["NoSuchRunner"]),
+    ({"runner": None}, [], ["runner"]),
+]
+
+
+@pytest.mark.parametrize(("changes", "words", "said"), BAD_CONFIGS)
+def test_bad_input_is_one_message_exit_2_and_nothing_created(
+    changes: dict[str, Any],
+    words: list[str],
+    said: list[str],
+    prefect_server: PrefectServer,
+    toy_config: Make,
+    write: Callable[[Any], str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = write(toy_config(**changes))
+    assert main(["run", file, *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("danling: ") and "Traceback" not in captured.err
+    for part in said:
+        assert part in captured.err
+    assert os.listdir(tmp_path) == ["file.yaml"]
+
+
+def test_a_missing_file_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "no/such/file.yaml"]) == 2
+    assert "no/such/file.yaml" in capsys.readouterr().err
+
+
+def test_a_sweep_over_an_unknown_parameter_is_bad_input(
+    prefect_server: PrefectServer,
+    toy_config: Make,
+    write: Callable[[Any], str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = {"config": toy_config(), "sweep": {"params.widht": [1, 2]}}
+    assert main(["experiment", write(spec)]) == 2
+    assert "width" in capsys.readouterr().err
+    group = {"group": "g", "experiments": [{"config": toy_config()}, {**spec, "sweep": {"sed": [1, 2]}}]}
+    assert main(["group", write(group)]) == 2
+    assert "seed" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["file.yaml"]
+
+
+@pytest.mark.parametrize("words", [["fly"], ["run"], ["show", "--root"], []])
+def test_a_wrong_command_line_is_bad_input(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["group", "--help"], ["runs", "--help"]])
+def test_help_has_examples(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 0
+    assert "examples:" in capsys.readouterr().out
+
+
+def test_a_metric_that_no_split_reports_fails_at_the_first_result_and_names_the_known_ones(
+    prefect_server: PrefectServer,
+    toy_config: Make,
+    write: Callable[[Any], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = toy_config(score_name="accurracy", score_mode="max")
+    assert main(["run", write(config)]) == 1
+    error = capsys.readouterr().err
+    assert "accurracy" in error and "accuracy" in error and "loss" in error
+    [(_, status)] = list_runs(config["project_root"])
+    assert status is not None and status.status == "failed"
+
+
+def test_runs_and_show_read_what_a_group_left(
+    prefect_server: PrefectServer,
+    toy_config: Make,
+    write: Callable[[Any], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = toy_config()["project_root"]
+    runs = [{"seed": 0}, {"params.fail_at_epoch": 1}]
+    file = write({"group": "both", "concurrency": 2, "experiments": [{"config": toy_config(), "runs": runs}]})
+    assert main(["group", file]) == 1
+    first = capsys.readouterr()
+    assert "Leaderboard of both" in first.out and "[2/2]" in first.out
+    assert first.err.rstrip().splitlines()[-1].startswith("ValueError")
+    assert main(["runs", root, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert sorted(row["status"] for row in rows) == ["complete", "failed"]
+    assert main(["runs", root, "--status", "failed", "--group", "both"]) == 0
+    assert "fail_at_epoch" in capsys.readouterr().out
+    assert main(["runs", root, "--group", "other"]) == 0
+    assert "no runs" in capsys.readouterr().out
+    [complete] = [row for row in rows if row["status"] == "complete"]
+    assert main(["show", complete["id"][:12], "--root", root]) == 0
+    shown = capsys.readouterr().out
+    assert complete["folder"] in shown and "accuracy" in shown and "results.json" in shown
+    assert main(["show", "nothing", "--root", root]) == 2
+
+
+def _danling(server: PrefectServer, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *words],
+        cwd=ROOT,
+        env=server.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _processes_naming(text: str) -> list[str]:
+    """Command lines and environments of the processes alive that mention `text`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+            if state != "Z" and text.encode() in (path / "environ").read_bytes():
+                found.append(f"{path.name} {(path / 'cmdline').read_text()}")
+        except (OSError, IndexError):
+            continue
+    return [line for line in found if not line.startswith(f"{os.getpid()} ")]
+
+
+def _await(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _marked(server: PrefectServer, tmp_path: Path) -> tuple[PrefectServer, str]:
+    """The server with a mark in the environment, by which every process of a command is known."""
+    mark = f"DANLING_TEST={tmp_path}"
+    return PrefectServer(server.api_url, {**server.environment, "DANLING_TEST": str(tmp_path)}), mark
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_saves_and_stops_and_the_same_command_resumes(
+    number: signal.Signals,
+    code: int,
+    prefect_server: PrefectServer,
+    toy_config: Make,
+    write: Callable[[Any], str],
+    tmp_path: Path,
+) -> None:
+    server, mark = _marked(prefect_server, tmp_path)
+    config = toy_config(epoch_end=40, nproc_per_node=2, params={"sleep_seconds": 0.05})
+    words = ["run", write(config)]
+    process = _danling(server, *words)
+    events = (tmp_path / "experiments").glob
+    assert _await(lambda: any("epoch_finished" in path.read_text() for path in events("*/*/events.jsonl")))
+    os.killpg(process.pid, number)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert "to resume: danling run" in error
+    assert _await(lambda: not _processes_naming(mark), 15.0), _processes_naming(mark)
+    [(folder, status)] = list_runs(config["project_root"])
+    assert status is not None and status.status == "interrupted" and 0 < status.epochs < 40
+    again = _danling(server, *words, "params.sleep_seconds=0.05")
+    out, error = again.communicate(timeout=90)
+    assert again.returncode == 0, error
+    assert "resumed" in out and folder.url in out
+    assert f"epoch  {status.epochs - 1}/40" not in out
+
+
+def test_a_rank_that_raises_fails_the_run_with_its_traceback_last_and_leaves_no_process(
+    prefect_server: PrefectServer, toy_config: Make, write: Callable[[Any], str], tmp_path: Path
+) -> None:
+    server, mark = _marked(prefect_server, tmp_path)
+    config = toy_config(nproc_per_node=2, params={"fail_at_epoch": 1, "fail_rank": 1})
+    process = _danling(server, "run", write(config))
+    _, error = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert error.startswith("danling: ")
+    assert "Traceback (most recent call last)" in error and "toy_runner.py" in error
+    assert error.rstrip().splitlines()[-1].startswith("ValueError")
+    assert _await(lambda: not _processes_naming(mark), 15.0), _processes_naming(mark)
+
+
+def test_the_embedded_server_serves_without_configuration_and_ends_with_the_command(
+    toy_config: Make, write: Callable[[Any], str], tmp_path: Path
+) -> None:
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home")}
+    server, mark = _marked(PrefectServer("", environment), tmp_path)
+    process = _danling(server, "run", write(toy_config()))
+    out, error = process.communicate(timeout=110)
+    assert process.returncode == 0, error
+    assert "complete" in out and error == ""
+    assert _await(lambda: not _processes_naming(mark), 15.0), _processes_naming(mark)
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "home" / "prefect.db") as database:
+        names = {name for (name,) in database.execute("select name from task_run where state_type='COMPLETED'")}
+    assert {"seed-0", "epoch-0", "epoch-1", "evaluate", "score", "store"} <= names
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["runs", "no-such-root"], ["show", "nothing"], ["run", "--help"]]
+)
+def test_listing_and_help_load_neither_prefect_nor_torch(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom flows.cli import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
+        "sys.exit(' '.join(sorted({'prefect', 'torch'} & set(sys.modules))) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_module_that_shadows_ours_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text("mine = True\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "flows.cli", "runs"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "'tasks'" in done.stderr and "Rename" in done.stderr and "Traceback" not in done.stderr
