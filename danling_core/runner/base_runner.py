@@ -145,8 +145,7 @@ class BaseRunner(RunnerViews):
         result, self._done_splits = self._broadcast(self._done_splits), {}
         self.append_result(result, index)
         if self._epoch_ended():
-            self._progress.epochs += 1
-            self._progress.steps_in_epoch = 0
+            self._count_epoch()
         seconds = time.monotonic() - started
         self._progress.seconds += seconds
         self._after_segment(index)
@@ -165,11 +164,16 @@ class BaseRunner(RunnerViews):
     def _epoch_ended(self) -> bool:
         return True
 
+    def _count_epoch(self) -> None:
+        """A pass over the data is done."""
+        self._progress.epochs += 1
+        self._progress.steps_in_epoch = 0
+
     def _save_interrupted(self) -> None:
         """Save where the run stands inside an epoch. Collective."""
 
     def _after_segment(self, index: int) -> None:
-        """Room for schedulers that step once per epoch."""
+        """Room for schedulers that step on a score."""
 
     def evaluate(self, evaluate_splits: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
         """Evaluate splits as the model is now, without touching `results`. Collective. Returns `{split: result}`."""

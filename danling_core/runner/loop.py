@@ -31,14 +31,13 @@ def train_segment(runner: TorchRunner, stream: TrainStream) -> None:
         if end == "short window":
             continue
         runner._epoch_is_over = runner.config.steps_per_epoch is None
-        if runner._epoch_is_over and runner.iters > began:
+        if runner._epoch_is_over and runner.iters > began and runner.config.evaluate_interval_steps is None:
             return
         empty_passes = empty_passes + 1 if runner.iters == began else 0
         if empty_passes > 1:
             raise ConfigError(f"split {runner.split!r} gives no batch: its data is empty")
-        if runner._epoch_is_over:  # the segment before ended with the last batch of its pass
-            runner._progress.epochs += 1
-            runner._progress.steps_in_epoch = 0
+        if runner._epoch_is_over:  # the segment goes on, or the one before ended with the last batch of its pass
+            runner._count_epoch()
 
 
 def _train_pass(runner: TorchRunner, stream: TrainStream) -> Literal["segment", "pass", "short window"]:
@@ -108,7 +107,8 @@ def _segment_end(runner: TorchRunner) -> Any:
             return True
         if every is not None:
             if epoch_is_over:
-                progress.epochs, progress.steps_in_epoch, runner._epoch_is_over = progress.epochs + 1, 0, False
+                runner._count_epoch()
+                runner._epoch_is_over = False
             return progress.steps % every == 0
         return epoch_is_over
 

@@ -349,15 +349,15 @@ class TorchRunner(BaseRunner):
     def _epoch_ended(self) -> bool:
         return self._epoch_is_over
 
-    def _after_segment(self, index: int) -> None:
-        if self.scheduler is None or self._schedules_steps:
-            return
-        if needs_metric(self.scheduler):
-            score = self.scores.get(index)
-            if score is not None:
-                self.scheduler.step(score)
-        elif self._epoch_is_over:
+    def _count_epoch(self) -> None:
+        super()._count_epoch()
+        if self.scheduler is not None and not self._schedules_steps and not needs_metric(self.scheduler):
             self.scheduler.step()
+
+    def _after_segment(self, index: int) -> None:
+        score = self.scores.get(index) if needs_metric(self.scheduler) else None
+        if score is not None:
+            self.scheduler.step(score)
 
     def scale_lr(self, lr: float, lr_scale_factor: float | None = None, batch_size_base: int | None = None) -> float:
         """The learning rate after the linear scaling rule (arXiv 1706.02677): `lr` times `batch_size_equivalent` over
