@@ -213,7 +213,7 @@ def read(checkpoint: str | os.PathLike[str] | Mapping[str, Any], name: str = "la
     url = os.fspath(checkpoint)
     if storage.is_local(url) and os.path.isfile(storage.local_path(url)):
         return _read_file(storage.local_path(url))
-    for folder in (url, storage.join(url, "checkpoints")):
+    for folder in (storage.join(url, "checkpoints"), url):  # a run's own latest.json is no pointer
         store = CheckpointStore(folder)
         record = store.pointed(name) or store.newest_good()[0]
         if record is not None:
