@@ -1,7 +1,6 @@
 # The commands of this repository. Nothing is needed but make, git and Python 3.11 or newer: `make help`.
 
 VENV ?= .venv
-ROOT ?= experiments
 # Extra arguments for pip, for instance the smaller CPU build of torch on Linux:
 #   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
@@ -38,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## Train a group on scikit-learn's digits and print its leaderboard
-	$(BIN)/danling group examples/digits/group.yaml project_root="$(ROOT)"
+	$(BIN)/danling group examples/digits/group.yaml
 
 test: $(STAMP)  ## Run the tests, without the long ones
 	$(BIN)/python -m pytest $(TESTS)
@@ -53,6 +52,7 @@ bench: $(STAMP)  ## Time our step against a bare loop, and a run under the flow 
 
 lint: $(STAMP)  ## Check the code's form
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 format: $(STAMP)  ## Sort imports and format the code
 	$(BIN)/ruff check --select I --fix . && $(BIN)/ruff format .

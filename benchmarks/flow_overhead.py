@@ -66,6 +66,7 @@ def _config(arguments: argparse.Namespace) -> dict[str, Any]:
         "epoch_end": arguments.epochs,
         "nproc_per_node": arguments.ranks,
         "device": "cpu",
+        "stages": ["train"],
         "params": {"epoch_seconds": arguments.epoch_seconds, "work": arguments.work},
     }
 
