@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run as runtime
 
@@ -56,6 +56,8 @@ def run(
         artifacts.tag(tags_of(config))
         outcome = pool.record(execute(config, pool, artifacts, fresh))
         artifacts.markdown(f"run-{outcome.key}", _page(outcome), "The run and where its files are")
+        if outcome.traceback:
+            get_run_logger().error("rank %s failed:\n%s", outcome.rank, outcome.traceback)
     return conclude_run(outcome)
 
 
