@@ -1,0 +1,105 @@
+"""A runner for tests whose ranks die, stop or hang where the environment says: so its config, and its bits, do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+import danling_core as dl
+from danling_core.metrics import Accuracy, MetricGroup
+
+FAULT = "DANLING_TEST_FAULT"
+
+
+class FaultyParams(dl.Params):
+    width: int = 8
+    samples: int = 60
+    dropout: float = 0.2
+    batch_norm: bool = False
+    overflows_at: int | None = None
+    """A training sample whose loss is infinite."""
+    step_seconds: float = 0.0
+
+
+class Noisy(Dataset):
+    """Inputs with noise from all three generators, as an augmentation draws it, in the loader's workers or not."""
+
+    def __init__(self, inputs: torch.Tensor, targets: torch.Tensor, overflows_at: int | None) -> None:
+        self.inputs, self.targets, self.overflows_at = inputs, targets, overflows_at
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        noise = torch.randn(4) + random.random() + numpy.random.random()
+        scale = float("inf") if index == self.overflows_at else 1.0
+        return (self.inputs[index] + 0.1 * noise) * scale, self.targets[index]
+
+
+class FaultyRunner(dl.TorchRunner):
+    params: FaultyParams
+
+    def __init__(self, config: object) -> None:
+        super().__init__(config)
+        params = self.params
+        generator = torch.Generator().manual_seed(7)
+        inputs = torch.randn(params.samples + 30, 4, generator=generator)
+        targets = (inputs.sum(1) > 0).long()
+        self.datasets["train"] = Noisy(inputs[:-30], targets[:-30], params.overflows_at)
+        self.datasets["val"] = TensorDataset(inputs[-30:], targets[-30:])
+        norm = [nn.BatchNorm1d(params.width)] if params.batch_norm else []
+        hidden = [nn.Linear(4, params.width), *norm, nn.ReLU(), nn.Dropout(params.dropout)]
+        self.model = nn.Sequential(*hidden, nn.Linear(params.width, 2))
+        self.criterion = nn.CrossEntropyLoss()
+        self.metrics = MetricGroup(accuracy=Accuracy())
+        self._fault: dict[str, Any] = json.loads(os.environ.get(FAULT, "{}"))
+
+    def train_step(self, data: Any) -> Any:
+        time.sleep(self.params.step_seconds)
+        self._fail("train")
+        if self._is_due("nan", "train"):
+            data = data[0] * float("nan"), data[1]
+        return super().train_step(data)
+
+    def evaluate_step(self, data: Any) -> Any:
+        self._fail("evaluate")
+        return super().evaluate_step(data)
+
+    def _is_due(self, how: str, place: str) -> bool:
+        fault = self._fault
+        return bool(
+            fault
+            and fault["how"] == how
+            and (fault["place"], fault["step"], fault["rank"]) == (place, self.steps, self.rank)
+            and (
+                fault["attempt"] is None or self._context is None or fault["attempt"] == self._context.attempt
+            )
+        )
+
+    def _fail(self, place: str) -> None:
+        for name in ("SIGKILL", "SIGTERM", "SIGSTOP"):
+            if self._is_due(name, place):
+                os.kill(os.getpid(), signal.Signals[name])
+        if self._is_due("sleep", place):
+            sleep_forever()
+        if self._is_due("small files", place):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+        if self._is_due("delete folder", place):
+            assert self._context is not None
+            shutil.rmtree(self._context.work_dir)
+
+
+def sleep_forever() -> None:
+    while True:
+        time.sleep(1.0)
