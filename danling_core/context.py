@@ -21,7 +21,9 @@ class RunContext:
         url: where the run is kept; equal to `work_dir` on a local disk.
         generation: of the lease that covers this run.
         restart: how many times the group was started again under this lease.
-        control: block shared with the launcher, or None.
+        control: block shared by this node's ranks, or None.
+        is_launched: a launcher of ours started the ranks. It sends what they print to the run's log, and tells
+            which of them failed first; under torchrun the runner does both.
     """
 
     work_dir: str
@@ -29,6 +31,7 @@ class RunContext:
     generation: int = 1
     restart: int = 0
     control: Control | None = None
+    is_launched: bool = False
 
     @property
     def attempt(self) -> str:

@@ -94,6 +94,7 @@ def run_rank(request: Mapping[str, Any], control_path: str, restart: int) -> Non
         generation=request["generation"],
         restart=restart,
         control=control,
+        is_launched=True,
     )
     config = Config.load(request["config"])
     with contextlib.suppress(RunInterrupted):

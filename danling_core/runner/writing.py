@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from danling_core.writers import ProgressBar, TensorBoardWriter, TextLog
 
 if TYPE_CHECKING:
-    from danling_core.runner.torch_runner import TorchRunner
+    from danling_core.runner.torch_setup import TorchSetUp
 
 
-def open_text_log(runner: TorchRunner) -> TextLog:
+def open_text_log(runner: TorchSetUp) -> TextLog:
     """The text log of this rank. Under a launcher the console already goes to the run's log file."""
     context = runner._context
     path = None
-    if runner.log and runner.is_main_process and context is not None and context.control is None:
+    if runner.log and runner.is_main_process and context is not None and not context.is_launched:
         path = runner.config.log_path or os.path.join(context.work_dir, "run.log")
     by_epoch = runner._progress.unit == "epoch"
     return TextLog(
@@ -26,7 +26,7 @@ def open_text_log(runner: TorchRunner) -> TextLog:
     ).open()
 
 
-def make_writers(runner: TorchRunner) -> list[Any]:
+def make_writers(runner: TorchSetUp) -> list[Any]:
     """TensorBoard and progress bar, as the config asks. Rank 0, after a resume."""
     writers: list[Any] = []
     context = runner._context
@@ -40,6 +40,6 @@ def make_writers(runner: TorchRunner) -> list[Any]:
         )
         runner.writer = board.summary
         writers.append(board)
-    if runner.config.progress_bar and context.control is None:
+    if runner.config.progress_bar and not context.is_launched:
         writers.append(ProgressBar(runner.epoch_end, runner.step_end, description=runner.name))
     return writers
