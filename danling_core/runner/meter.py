@@ -34,8 +34,11 @@ class LossMeter:
         self._counts: list[int] = []
 
     def add(self, loss: torch.Tensor, count: int) -> None:
-        """Take the mean loss of `count` samples: a detached scalar."""
-        self._losses.append(loss)
+        """Take the mean loss of `count` samples: a scalar. On a CPU it is read at once, which waits for nothing."""
+        if loss.is_cpu:
+            self._take(loss.item(), count)
+            return
+        self._losses.append(loss.detach())
         self._counts.append(count)
         if len(self._losses) >= _PENDING:
             self.flush()
@@ -52,12 +55,17 @@ class LossMeter:
         self._losses, self._counts = [], []
         values = torch.stack([loss.reshape(()) for loss in losses]).double().tolist()
         for value, count in zip(values, counts, strict=True):
-            self.iters += 1
-            self.latest = value
-            if count == 0 or (self._skip and not math.isfinite(value)):
-                continue
-            if self._refuse and not math.isfinite(value):
+            self._take(value, count)
+
+    def _take(self, value: float, count: int) -> None:
+        self.iters += 1
+        self.latest = value
+        if not math.isfinite(value) and count:
+            if self._refuse:
                 raise NonFiniteLossError(f"the loss is {value} at iter {self.iters} of this epoch")
+            if self._skip:
+                return
+        if count:
             self.total += value * count
             self.count += count
 
