@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from datetime import timedelta
 from typing import Any
@@ -46,7 +47,8 @@ def resolve_device(wanted: str) -> torch.device:
 
 
 def init_process_group(device: torch.device, timeout_seconds: float) -> bool:
-    """Join the process group of this job. Collective. Returns whether this call made it (and must destroy it)."""
+    """Join the process group of this job. Collective. Returns whether this call made it (and must destroy
+    it)."""
     if world_size() == 1 or dist.is_initialized():
         return False
     if device.type == "cuda":
@@ -60,6 +62,23 @@ def destroy_process_group() -> None:
     """Leave the process group. Collective: a barrier first, since gloo aborts when a peer leaves early."""
     if dist.is_initialized():
         dist.barrier()
+        dist.destroy_process_group()
+
+
+def destroy_at_exit() -> None:
+    """Leave the process group when this process ends. Collective: the barrier comes now, while all are well.
+
+    For ranks that nobody launched on our behalf. One that fails later still ends at once: nothing waits at
+    exit.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        atexit.unregister(_destroy)
+        atexit.register(_destroy)
+
+
+def _destroy() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

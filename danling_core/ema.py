@@ -11,7 +11,8 @@ from torch import nn
 class EMA(nn.Module):
     """A copy of a model whose parameters follow it: `ema = decay * ema + (1 - decay) * model`.
 
-    Buffers (BatchNorm statistics) are copied, not averaged. The update is one foreach call, without a host sync.
+    Buffers (BatchNorm statistics) are copied, not averaged. The update is one foreach call, without a host
+    sync.
 
     Args:
         model: the unwrapped model, on its final device.

@@ -75,8 +75,9 @@ def parameter_groups(
     """Parameters sorted into groups by name, for a model's `named_parameters()`.
 
     Args:
-        groups: `{match: "bias|norm", weight_decay: 0.0}`: a regular expression that is searched for in a parameter's
-            name, and the arguments that differ. The first match counts; what matches none has the general arguments.
+        groups: `{match: "bias|norm", weight_decay: 0.0}`: a regular expression that is searched for in a
+            parameter's name, and the arguments that differ. The first match counts; what matches none has the
+            general arguments.
 
     Raises:
         ConfigError: a group without `match`, or one that matches no parameter.
@@ -134,10 +135,12 @@ def build_scheduler(
     warmup_steps: int = 0,
     **arguments: Any,
 ) -> LRScheduler:
-    """A scheduler by name: constant, linear, cosine (with warm-up, in optimizer steps), or any class of torch.
+    """A scheduler by name: constant, linear, cosine (with warm-up, in optimizer steps), or any class of
+    torch.
 
     Raises:
-        ConfigError: a decay is asked for and the number of steps is not known (unsized data without an end in steps).
+        ConfigError: a decay is asked for and the number of steps is not known (unsized data without an end in
+            steps).
     """
     check_scheduler(name, arguments)
     if name not in SHAPES:
@@ -171,8 +174,9 @@ def needs_metric(scheduler: Any) -> bool:
 def default_interval(scheduler: Any, *, by_epoch: bool) -> str:
     """What a scheduler counts where nobody says: "step" or "epoch".
 
-    `ReduceLROnPlateau` counts results. In step mode all others count steps. In epoch mode torch's classes count epochs,
-    but `OneCycleLR`, `CyclicLR` and `LambdaLR` (so warm-up with constant, linear and cosine decay) count steps.
+    `ReduceLROnPlateau` counts results. In step mode all others count steps. In epoch mode torch's classes
+    count epochs, but `OneCycleLR`, `CyclicLR` and `LambdaLR` (so warm-up with constant, linear and cosine
+    decay) count steps.
     """
     if needs_metric(scheduler):
         return "epoch"

@@ -98,8 +98,18 @@ class TrainStream:
     @property
     def windows_per_pass(self) -> int | None:
         """Optimizer steps in a pass, equal on all ranks; None where the data does not say."""
-        batches = self._length if self._sampler is None else len(self._sampler)
+        batches = self.batches_per_pass
         return None if batches is None else -(-batches // self.accum_steps)
+
+    @property
+    def batches_per_pass(self) -> int | None:
+        """Micro-batches in a pass, equal on all ranks; None where the data does not say."""
+        return self._length if self._sampler is None else len(self._sampler)
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the pass is known to have no window left; the next one is then of the next pass."""
+        return self._position > 0 and self._sampler is not None and self._position >= len(self._sampler)
 
     def state_dict(self) -> dict[str, int]:
         """Where the stream is: equal on all ranks. A window counts as consumed once it is handed out, so take

@@ -1,4 +1,5 @@
-"""Runners: `RunnerBase` declares, `BaseRunner` drives, `TorchRunner` trains; torch is loaded when it is touched."""
+"""Runners: `RunnerBase` declares, `BaseRunner` drives, `TorchRunner` trains; torch is loaded when it is
+touched."""
 
 from __future__ import annotations
 

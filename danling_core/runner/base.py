@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+
+from danling_core.runner.methods import RunnerMethods
 
 if TYPE_CHECKING:
     import logging
@@ -21,18 +23,20 @@ class RunnerMode(StrEnum):
     infer = "infer"
 
 
-class RunnerBase(ABC):
-    """The vocabulary of a runner: types and meanings, no behaviour.
+class RunnerBase(RunnerMethods):
+    """The vocabulary of a runner: types and meanings, no behaviour. Its methods are declared in
+    `RunnerMethods`.
 
-    An *iter* is one forward and backward, a *step* one optimizer update, an *epoch* one pass over the data. Counters
-    count completed work. A *split* is one named part of the data (train, val, test).
+    An *iter* is one forward and backward, a *step* one optimizer update, an *epoch* one pass over the data.
+    Counters count completed work. A *split* is one named part of the data (train, val, test).
     """
 
-    # general ---------------------------------------------------------------------------------------------------
+    # general ------------------------------------------------------------------------------------------------
     config: Config
     """What the user asked for; frozen."""
     params: Any
-    """The user's hyperparameters: `config.params`, as the model that the runner's annotation `params: MyParams` names."""
+    """The user's hyperparameters: `config.params`, as the model that the runner's annotation `params:
+    MyParams` names."""
     mode: RunnerMode
     """What the runner is doing now."""
 
@@ -66,7 +70,7 @@ class RunnerBase(ABC):
     def deterministic(self) -> bool:
         """Whether torch was asked for deterministic algorithms."""
 
-    # progress --------------------------------------------------------------------------------------------------
+    # progress -----------------------------------------------------------------------------------------------
     @property
     @abstractmethod
     def iters(self) -> int:
@@ -114,6 +118,11 @@ class RunnerBase(ABC):
 
     @property
     @abstractmethod
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps in one epoch; None for unsized data without `steps_per_epoch` in the config."""
+
+    @property
+    @abstractmethod
     def total_iters(self) -> int | None:
         """`iter_end - iter_begin`."""
 
@@ -132,23 +141,23 @@ class RunnerBase(ABC):
     def progress(self) -> float:
         """`(done - begin) / total` in the unit that drives the loop, in [0, 1]."""
 
-    # model -----------------------------------------------------------------------------------------------------
+    # model --------------------------------------------------------------------------------------------------
     model: Any
     """The model; wrapped in DDP from the start of `train()` where there are several ranks."""
     ema: Any
-    """Moving average of the weights, or None: updated after each step taken, saved, used to evaluate and infer."""
+    """Moving average of the weights, or None: updated after each step taken, saved, used to evaluate and
+    infer."""
     criterion: Any
     """`criterion(prediction, target)` gives the mean loss of a batch, a scalar."""
     optimizer: Any
     """Set by hand, or built from the config's `optim`."""
     scheduler: Any
     """Set by hand, or built from the config's `scheduler`; None for a constant learning rate."""
+    scheduler_interval: str | None
+    """What the scheduler counts: "step", "epoch", or None for the config's word, else for what suits its
+    class."""
 
-    @abstractmethod
-    def unwrap(self, model: Any) -> Any:
-        """The user's module, without DDP and `torch.compile` around it."""
-
-    # data ------------------------------------------------------------------------------------------------------
+    # data ---------------------------------------------------------------------------------------------------
     datasets: dict[str, Any]
     """Split to data set: map-style, iterable, or a tuple of whole tensors."""
     datasamplers: dict[str, Any]
@@ -157,6 +166,10 @@ class RunnerBase(ABC):
     """Split to loader: the user's own, or those that the runner made from `datasets`."""
     split: str | None
     """The split being trained or evaluated now."""
+    collate_fn: Callable[[Any], Any] | None
+    """Makes a batch of a list of samples; None for torch's own way."""
+    size_of: Callable[[Any], int] | None
+    """Samples (or tokens) in a batch: the unit in which losses are weighted; None for the first dimension."""
 
     @property
     @abstractmethod
@@ -173,7 +186,7 @@ class RunnerBase(ABC):
     def accum_steps(self) -> int:
         """Iters in one optimizer step."""
 
-    # results ---------------------------------------------------------------------------------------------------
+    # results ------------------------------------------------------------------------------------------------
     @property
     @abstractmethod
     def results(self) -> dict[int, dict[str, dict[str, Any]]]:
@@ -229,7 +242,10 @@ class RunnerBase(ABC):
     def score_name(self) -> str:
         """The metric that is the score."""
 
-    # parallel --------------------------------------------------------------------------------------------------
+    # parallel -----------------------------------------------------------------------------------------------
+    device: Any
+    """This rank's device: `cpu`, or `cuda:{local_rank}`."""
+
     @property
     @abstractmethod
     def world_size(self) -> int:
@@ -260,7 +276,7 @@ class RunnerBase(ABC):
     def is_local_main_process(self) -> bool:
         """Whether this is the first rank of its node."""
 
-    # storage ---------------------------------------------------------------------------------------------------
+    # storage ------------------------------------------------------------------------------------------------
     @property
     @abstractmethod
     def project_root(self) -> str:
@@ -291,13 +307,14 @@ class RunnerBase(ABC):
     def log_path(self) -> str:
         """The text log: `dir/run.log`."""
 
-    # logging ---------------------------------------------------------------------------------------------------
+    # logging ------------------------------------------------------------------------------------------------
     logger: logging.Logger
-    """The logger named `danling`: the root logger is left alone; ranks other than 0 speak up for warnings only."""
+    """The logger named `danling`: the root logger is left alone; ranks other than 0 speak up for warnings
+    only."""
     writer: Any
     """The TensorBoard writer, or None."""
     meters: Any
-    """The running loss of the split being trained or evaluated."""
+    """The running loss of the split being trained or evaluated; None before."""
     metrics: Any
     """Anything with `update(prediction, target)`, `compute()` and `reset()`; used to train and to evaluate."""
     train_metrics: Any
@@ -324,8 +341,3 @@ class RunnerBase(ABC):
     @abstractmethod
     def save_interval(self) -> int | None:
         """Epochs between kept `epoch-N` checkpoints; `latest` and `best` are saved in any case."""
-
-    # results of a step, for users' own reports -------------------------------------------------------------------
-    @abstractmethod
-    def get_step_result(self) -> Mapping[str, Any]:
-        """The running loss and metrics of the split being trained or evaluated, on this rank."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from danling_core import distributed, seeding, storage
+from danling_core import distributed, seeding
 from danling_core.checkpoints.codec import load_state
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import CheckpointError
@@ -17,11 +16,12 @@ from danling_core.runner.loop import flush_losses
 if TYPE_CHECKING:
     from danling_core.checkpoints.record import Record
     from danling_core.runner.torch_runner import TorchRunner
+    from danling_core.runner.torch_setup import TorchSetUp
 
 VERSION = 1
 
 
-# saving --------------------------------------------------------------------------------------------------------------
+# saving -----------------------------------------------------------------------------------------------------
 def shared_state(runner: TorchRunner) -> dict[str, Any]:
     """State that is equal on all ranks; tensors are the live ones."""
     return {
@@ -42,7 +42,8 @@ def shared_state(runner: TorchRunner) -> dict[str, Any]:
 
 
 def rank_state(runner: TorchRunner) -> dict[str, Any]:
-    """State that differs between ranks. The generators are as they were before an evaluation that is going on."""
+    """State that differs between ranks. The generators are as they were before an evaluation that is going
+    on."""
     state: dict[str, Any] = {"rng": runner._rng_before_evaluation or seeding.capture_rng()}
     if runner._inside_split:
         metrics = runner._metrics_in_use()
@@ -51,13 +52,16 @@ def rank_state(runner: TorchRunner) -> dict[str, Any]:
             "meter": runner.meters.state_dict(),
             "metrics": metrics.state_dict() if metrics is not None else None,
             "iters_at_split": runner._iters_at_split,
+            "steps_at_split": runner._steps_at_split,
         }
     if runner.distributed and not runner.config.broadcast_buffers:
         state["buffers"] = {n: b.cpu().clone() for n, b in runner.unwrap(runner.model).named_buffers()}
     return state
 
 
-def save(runner: TorchRunner, name: str, epochs: int | None, save_best: bool, *, required: bool = False) -> None:
+def save(
+    runner: TorchRunner, name: str, epochs: int | None, save_best: bool, *, required: bool = False
+) -> None:
     """See `TorchRunner.save_checkpoint`; a `required` save is never given up for a newer one. Collective."""
     flush_losses(runner)
     ranks = distributed.gather_objects(rank_state(runner))
@@ -94,8 +98,8 @@ def _info(runner: TorchRunner) -> dict[str, Any]:
     }
 
 
-# resuming ------------------------------------------------------------------------------------------------------------
-def resume(runner: TorchRunner) -> dict[str, Any] | None:
+# resuming ---------------------------------------------------------------------------------------------------
+def resume(runner: TorchSetUp) -> dict[str, Any] | None:
     """Take up the newest good checkpoint of this run, if there is one. Collective. Returns where it stands.
 
     Raises:
@@ -109,15 +113,19 @@ def resume(runner: TorchRunner) -> dict[str, Any] | None:
         raise record
     if record is None:
         return None
-    store = runner._files.store if runner._files is not None else CheckpointStore(runner._local_checkpoint_dir())
+    store = (
+        runner._files.store if runner._files is not None else CheckpointStore(runner._local_checkpoint_dir())
+    )
     apply(runner, load_state(store, record, map_location="cpu"))
     return {"step": runner.steps, "epoch": runner.epochs, "record": record.name}
 
 
-def _newest_good(runner: TorchRunner, store: CheckpointStore) -> Record | CheckpointError | None:
+def _newest_good(runner: TorchSetUp, store: CheckpointStore) -> Record | CheckpointError | None:
     record, bad = store.newest_good()
     for each in bad:
-        runner.logger.warning("checkpoint %s is bad (%s): going back to the one before", each.name, each.reason)
+        runner.logger.warning(
+            "checkpoint %s is bad (%s): going back to the one before", each.name, each.reason
+        )
     if record is not None or not bad:
         return record
     reasons = "".join(f"\n  {each.name}: {each.reason}" for each in bad)
@@ -127,8 +135,9 @@ def _newest_good(runner: TorchRunner, store: CheckpointStore) -> Record | Checkp
     )
 
 
-def apply(runner: TorchRunner, state: Mapping[str, Any]) -> None:
-    """Put a whole state into a runner that is set up. The order matters: generators come last, after the streams."""
+def apply(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
+    """Put a whole state into a runner that is set up. The order matters: generators come last, after the
+    streams."""
     runner.unwrap(runner.model).load_state_dict(state["model"])
     if runner.ema is not None and state["ema"] is not None:
         runner.ema.module.load_state_dict(state["ema"])
@@ -148,7 +157,7 @@ def apply(runner: TorchRunner, state: Mapping[str, Any]) -> None:
     _apply_rank(runner, state)
 
 
-def _apply_rank(runner: TorchRunner, state: Mapping[str, Any]) -> None:
+def _apply_rank(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
     ranks = state["ranks"]
     if len(ranks) == runner.world_size:
         mine = ranks[runner.rank]
@@ -160,7 +169,9 @@ def _apply_rank(runner: TorchRunner, state: Mapping[str, Any]) -> None:
         return
     runner._resumed_bitwise = False
     runner.logger.warning(
-        "the run was on %d rank(s) and goes on with %d: it will not be bitwise equal", len(ranks), runner.world_size
+        "the run was on %d rank(s) and goes on with %d: it will not be bitwise equal",
+        len(ranks),
+        runner.world_size,
     )
     runner._split_state = _merged_split([rank["split"] for rank in ranks if rank.get("split")], runner.rank)
     runner.set_seed(runner.seed + 1_000_003 * (runner.steps + 1))
@@ -175,6 +186,7 @@ def _merged_split(states: list[dict[str, Any]], rank: int) -> dict[str, Any] | N
     return {
         "name": states[0]["name"],
         "iters_at_split": states[0]["iters_at_split"],
+        "steps_at_split": states[0].get("steps_at_split", 0),
         "meter": {
             "total": share * sum(meter["total"] for meter in meters),
             "count": share * sum(meter["count"] for meter in meters),
@@ -190,64 +202,10 @@ def restore_split(runner: TorchRunner, state: Mapping[str, Any]) -> None:
         return
     runner.meters.load_state_dict(state["meter"])
     runner._iters_at_split = state["iters_at_split"]
+    runner._steps_at_split = state.get("steps_at_split", 0)
     metrics = runner._metrics_in_use()
     if metrics is not None and state["metrics"] is not None:
         metrics.load_state_dict(state["metrics"])
-
-
-# loading by hand -------------------------------------------------------------------------------------------------------
-def load(runner: TorchRunner, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> None:
-    """See `TorchRunner.load_checkpoint`. Collective."""
-    runner._set_up(runner._default_train_splits())
-    apply(runner, read(checkpoint))
-
-
-def read(checkpoint: str | os.PathLike[str] | Mapping[str, Any], name: str = "latest") -> Mapping[str, Any]:
-    """The state in a folder of checkpoints, a run's folder, or one file; a mapping is returned as it is.
-
-    Raises:
-        CheckpointError: there is none, or it is bad.
-    """
-    if isinstance(checkpoint, Mapping):
-        return checkpoint
-    url = os.fspath(checkpoint)
-    if storage.is_local(url) and os.path.isfile(storage.local_path(url)):
-        return _read_file(storage.local_path(url))
-    for folder in (storage.join(url, "checkpoints"), url):  # a run's own latest.json is no pointer
-        store = CheckpointStore(folder)
-        record = store.pointed(name) or store.newest_good()[0]
-        if record is not None:
-            return load_state(store, record, map_location="cpu")
-    raise CheckpointError(f"there is no committed checkpoint at {url}")
-
-
-def _read_file(path: str) -> Mapping[str, Any]:
-    from danling_core.checkpoints import codec
-
-    state = codec.load(path, map_location="cpu")
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict")
-    return state
-
-
-def load_pretrained(
-    runner: TorchRunner, checkpoint: str | os.PathLike[str] | Mapping[str, Any], strict: bool
-) -> list[str]:
-    """See `TorchRunner.load_pretrained`."""
-    state = read(checkpoint, "best")
-    weights = state.get("ema") or state.get("model") or state
-    module = runner.unwrap(runner.model)
-    own = module.state_dict()
-    fitting = {n: w for n, w in weights.items() if n in own and own[n].shape == getattr(w, "shape", None)}
-    missing = [name for name in own if name not in fitting]
-    unexpected = [name for name in weights if name not in fitting]
-    if strict and (missing or unexpected):
-        raise CheckpointError(
-            f"the weights do not fit {type(module).__name__}: missing {missing}, unexpected or of another shape "
-            f"{unexpected}; strict=False takes over what fits"
-        )
-    module.load_state_dict(fitting, strict=False)
-    return missing + unexpected
 
 
 def save_interrupted(runner: TorchRunner) -> None:
@@ -267,11 +225,11 @@ def load_best(runner: TorchRunner) -> str | None:
     record = distributed.broadcast_object(chosen)
     if record is None:
         return None
-    store = runner._files.store if runner._files is not None else CheckpointStore(runner._local_checkpoint_dir())
+    store = (
+        runner._files.store if runner._files is not None else CheckpointStore(runner._local_checkpoint_dir())
+    )
     state = load_state(store, record, map_location="cpu")
     runner.unwrap(runner.model).load_state_dict(state["model"])
     if runner.ema is not None and state["ema"] is not None:
         runner.ema.module.load_state_dict(state["ema"])
     return str(record.name)
-
-

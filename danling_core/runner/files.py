@@ -32,7 +32,13 @@ class RunFiles:
     """
 
     def __init__(
-        self, context: RunContext, status: Status, *, checkpoint_dir: str, keep_last: int, writers: list[Writer]
+        self,
+        context: RunContext,
+        status: Status,
+        *,
+        checkpoint_dir: str,
+        keep_last: int,
+        writers: list[Writer],
     ) -> None:
         self.folder = RunFolder(context.work_dir)
         self.context = context

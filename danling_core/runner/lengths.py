@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Lengths:
     """The length of one pass over the training data.
 
-    A pass whose batches do not fill its last accumulation window ends with a shorter one, so that iters are not simply
-    steps times `accum_steps`.
+    A pass whose batches do not fill its last accumulation window ends with a shorter one, so that iters are
+    not simply steps times `accum_steps`.
 
     Args:
         iters: batches of a pass; None where the data is unsized.

@@ -36,7 +36,9 @@ def train_segment(runner: TorchRunner, stream: TrainStream) -> None:
         empty_passes = empty_passes + 1 if runner.iters == began else 0
         if empty_passes > 1:
             raise ConfigError(f"split {runner.split!r} gives no batch: its data is empty")
-        if runner._epoch_is_over:  # the segment goes on, or the one before ended with the last batch of its pass
+        if (
+            runner._epoch_is_over
+        ):  # the segment goes on, or the one before ended with the last batch of its pass
             runner._count_epoch()
 
 
@@ -46,11 +48,14 @@ def _train_pass(runner: TorchRunner, stream: TrainStream) -> Literal["segment", 
     device, moves, beat = runner.device, runner.device.type != "cpu", runner._beat
     train_step, log_interval = runner.train_step, config.log_interval
     save_every, segment_ends = config.save_interval_steps, _segment_end(runner)
+    clock, timings = time.perf_counter, runner._timings
     stopping.check(progress.steps)
+    ended = clock()
     for window in stream.windows():
         beat(progress.steps)
         counts, weights, last = window.counts, window.weights, len(window.counts) - 1
         for i, batch in enumerate(window.batches):
+            timings.data_wait_seconds += clock() - ended
             if moves:
                 batch = to_device(batch, device, non_blocking=True)
             runner._weight, runner._count, runner._last_iter = weights[i], counts[i], i == last
@@ -58,6 +63,7 @@ def _train_pass(runner: TorchRunner, stream: TrainStream) -> Literal["segment", 
                 train_step(batch)
             else:
                 _step_aside(runner, batch)
+            ended = clock()
         logged = progress.iters // log_interval
         progress.iters += last + 1
         progress.steps += 1
@@ -65,12 +71,16 @@ def _train_pass(runner: TorchRunner, stream: TrainStream) -> Literal["segment", 
         if progress.iters // log_interval != logged:
             log_progress(runner)
         if segment_ends(progress):
+            if config.steps_per_epoch is None and stream.is_at_end:
+                stream.end_pass()
+                runner._epoch_is_over = True
             return "segment"
         if save_every is not None and progress.steps % save_every == 0:
             runner.save_checkpoint(save_best=False)
         stopping.check(progress.steps)
         if _iters_left(runner) < stream.accum_steps:
             return "short window"
+        ended = clock()
     return "pass"
 
 
@@ -121,7 +131,9 @@ def log_progress(runner: TorchRunner) -> None:
     now = time.monotonic()
     samples, since = runner._samples_logged, runner._logged_at
     runner._samples_logged, runner._logged_at = runner.meters.count, now
-    rate = (runner.meters.count - samples) * runner.world_size / (now - since) if since and now > since else None
+    rate = (
+        (runner.meters.count - samples) * runner.world_size / (now - since) if since and now > since else None
+    )
     runner.emit(
         "progress",
         epoch=runner.epochs,
@@ -130,6 +142,7 @@ def log_progress(runner: TorchRunner) -> None:
         progress=runner.progress,
         loss=runner.meters.latest,
         samples_per_second=rate,
+        timings=runner._timings.of_log(runner.device, runner.steps),
     )
 
 
@@ -142,9 +155,13 @@ def flush_losses(runner: TorchRunner) -> None:
     try:
         runner.meters.flush()
     except NonFiniteLossError as error:
-        iters = runner._iters_at_split + runner.meters.iters
-        step = (iters - 1) // runner.accum_steps
-        raise NonFiniteLossError(
-            f"{error} (step {step}, rank {runner.rank}, split {runner.split!r}): nothing was saved since; "
-            "lower the learning rate, clip gradients, or set non_finite=skip"
-        ) from None
+        raise located(runner, error) from None
+
+
+def located(runner: TorchRunner, error: NonFiniteLossError) -> NonFiniteLossError:
+    """The same error, with the step and the rank, and what to do."""
+    step = runner._steps_at_split + (runner.meters.iters - 1) // runner.accum_steps
+    return NonFiniteLossError(
+        f"{error} (step {step}, rank {runner.rank}, split {runner.split!r}): nothing was saved since; "
+        "lower the learning rate, clip gradients, or set non_finite=skip"
+    )

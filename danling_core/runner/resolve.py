@@ -18,18 +18,25 @@ def import_runner(target: str) -> type:
     """The class at `package.module:Class` or `path/to/file.py:Class`. Runs the user's code.
 
     Raises:
-        ConfigError: the module or the class is not there. An error inside the user's module is raised as it is.
+        ConfigError: the module or the class is not there. An error inside the user's module is raised as it
+            is.
     """
     module_name, _, class_name = target.rpartition(":")
     if not module_name or not class_name:
-        raise ConfigError(f"runner is {target!r}: write it as 'package.module:Class' or 'path/to/file.py:Class'")
+        raise ConfigError(
+            f"runner is {target!r}: write it as 'package.module:Class' or 'path/to/file.py:Class'"
+        )
     module = _import_file(module_name) if module_name.endswith(".py") else _import_module(module_name, target)
     found: Any = module
     for part in class_name.split("."):
         found = getattr(found, part, None)
     if not isinstance(found, type):
-        classes = [n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
-        raise ConfigError(f"runner is {target!r}, but {module_name} has no class {class_name!r}; it has {classes}")
+        classes = [
+            n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__
+        ]
+        raise ConfigError(
+            f"runner is {target!r}, but {module_name} has no class {class_name!r}; it has {classes}"
+        )
     return found
 
 
@@ -95,7 +102,8 @@ def _evaluate(annotation: str, owner: type) -> Any:
 
 
 def resolve(cls: type, config: Any) -> tuple[Config, Any]:
-    """The full config of a runner of this class, defaults of its params included, and the params as their model.
+    """The full config of a runner of this class, defaults of its params included, and the params as their
+    model.
 
     Raises:
         ConfigError: a key or value that the config or the params refuse.
@@ -112,5 +120,7 @@ def validate_params(model: Any, params: dict[str, Any]) -> Any:
     try:
         return model(**params)
     except pydantic.ValidationError as error:
-        lines = [f"params.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
+        lines = [
+            f"params.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)
+        ]
         raise ConfigError("\n".join(lines)) from error

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
+import tempfile
 import time
 from typing import Protocol
 
+from danling_core import distributed
+from danling_core.control import Control
 from danling_core.errors import RunInterrupted
 
 
@@ -15,7 +21,12 @@ class StopBlock(Protocol):
     def stop_requested(self) -> bool:
         """Whether somebody asked."""
 
-    stop_at_step: int | None
+    @property
+    def stop_at_step(self) -> int | None:
+        """The step before which all stop, once rank 0 has chosen one."""
+
+    @stop_at_step.setter
+    def stop_at_step(self, step: int) -> None: ...
 
 
 class LocalBlock:
@@ -26,12 +37,33 @@ class LocalBlock:
         self.stop_at_step: int | None = None
 
 
+def shared_block(local_rank: int | None) -> StopBlock:
+    """A block for ranks that no launcher gave one. Collective.
+
+    Args:
+        local_rank: None for a single rank.
+    """
+    if local_rank is None:
+        return LocalBlock()
+    path = os.path.join(tempfile.mkdtemp(prefix="danling-"), "control") if local_rank == 0 else ""
+    if path:
+        Control.create(path, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))).close()
+    paths = distributed.all_gather_objects((socket.gethostname(), path))
+    mine = next(path for host, path in paths if host == socket.gethostname() and path)
+    block = Control.open(mine)
+    distributed.all_gather_objects(None)  # all have it open
+    if path:
+        shutil.rmtree(os.path.dirname(path))
+    return block
+
+
 class Stopping:
     """The agreement to stop.
 
-    Rank 0 looks for a request when it begins step s, and writes `stop_at_step = s + stride`. A rank begins a step only
-    after it took part in the reduction of the one before (on CUDA: after the host sync at every `stride` steps), which
-    rank 0 joined after it wrote. So every rank sees the word in time, and all stop before the same step.
+    Rank 0 looks for a request when it begins step s, and writes `stop_at_step = s + stride`. A rank begins a
+    step only after it took part in the reduction of the one before (on CUDA: after the host sync at every
+    `stride` steps), which rank 0 joined after it wrote. So every rank sees the word in time, and all stop
+    before the same step.
 
     Args:
         block: shared by the ranks of this node.
@@ -40,7 +72,9 @@ class Stopping:
         max_seconds: stop of one's own accord after so long, or None.
     """
 
-    def __init__(self, block: StopBlock, *, is_main: bool, stride: int = 1, max_seconds: float | None = None) -> None:
+    def __init__(
+        self, block: StopBlock, *, is_main: bool, stride: int = 1, max_seconds: float | None = None
+    ) -> None:
         self._block = block
         self._is_main = is_main
         self._stride = stride

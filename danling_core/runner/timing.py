@@ -1,4 +1,4 @@
-"""Where a run's time goes: waiting for data, stepping, copying checkpoints; and how much memory it takes."""
+"""Where a run's time goes: waiting for data, stepping, evaluating, copying checkpoints; and its memory."""
 
 from __future__ import annotations
 
@@ -8,43 +8,56 @@ import time
 
 import torch
 
+Fields = dict[str, float | int | None]
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Timings:
-    """Seconds since the last report, as the hot loop adds them up. They belong in events, never in results.
+    """Sums of seconds, which the loop adds to and events report as `timings`. They never enter results.
 
-    On CUDA steps are queued, so that `step_seconds` is the host's share of them.
+    On CUDA steps are queued, so that the time of a step is the host's share of it.
     """
 
-    __slots__ = ("checkpoint_stall_seconds", "data_wait_seconds", "since", "steps")
+    __slots__ = ("_epoch", "_log", "checkpoint_stall_seconds", "data_wait_seconds", "evaluate_seconds")
 
     def __init__(self) -> None:
-        self.restart()
+        self.data_wait_seconds = self.evaluate_seconds = self.checkpoint_stall_seconds = 0.0
+        self._log = self._epoch = self._now(0)
 
-    def restart(self) -> None:
-        """Begin to count anew."""
-        self.data_wait_seconds = self.checkpoint_stall_seconds = 0.0
-        self.steps = 0
-        self.since = time.perf_counter()
+    def begin(self, steps: int) -> None:
+        """A run begins, or goes on, after so many steps."""
+        self._log = self._epoch = self._now(steps)
 
-    def fields(self, device: torch.device) -> dict[str, float | int | None]:
-        """What an event carries as `timings`; the count begins anew.
+    def of_log(self, device: torch.device, steps: int) -> Fields:
+        """Since the last log point; `steps` is the count of completed ones."""
+        before, self._log = self._log, self._now(steps)
+        return _between(before, self._log, device)
 
-        `step_seconds` is the mean time of an optimizer step without data and checkpoints; `memory_bytes` the most that
-        was allocated on the GPU, else the most that the process was resident.
-        """
-        seconds = time.perf_counter() - self.since
-        stepping = seconds - self.data_wait_seconds - self.checkpoint_stall_seconds
-        fields: dict[str, float | int | None] = {
-            "seconds": round(seconds, 6),
-            "data_wait_seconds": round(self.data_wait_seconds, 6),
-            "step_seconds": round(stepping / self.steps, 6) if self.steps else None,
-            "checkpoint_stall_seconds": round(self.checkpoint_stall_seconds, 6),
-            "memory_bytes": memory_bytes(device),
-        }
-        self.restart()
-        return fields
+    def of_epoch(self, device: torch.device, steps: int) -> Fields:
+        """Since the end of the last epoch, or segment."""
+        before, self._epoch = self._epoch, self._now(steps)
+        self._log = self._epoch
+        return _between(before, self._epoch, device)
+
+    def _now(self, steps: int) -> tuple[float, float, float, float, int]:
+        sums = self.data_wait_seconds, self.evaluate_seconds, self.checkpoint_stall_seconds
+        return time.perf_counter(), *sums, steps
+
+
+def _between(
+    before: tuple[float, float, float, float, int],
+    after: tuple[float, float, float, float, int],
+    device: torch.device,
+) -> Fields:
+    seconds, waited, evaluated, stalled, steps = (b - a for a, b in zip(before, after, strict=True))
+    return {
+        "seconds": round(seconds, 6),
+        "data_wait_seconds": round(waited, 6),
+        "step_seconds": round((seconds - waited - evaluated - stalled) / steps, 6) if steps else None,
+        "evaluate_seconds": round(evaluated, 6),
+        "checkpoint_stall_seconds": round(stalled, 6),
+        "memory_bytes": memory_bytes(device),
+    }
 
 
 def memory_bytes(device: torch.device) -> int:

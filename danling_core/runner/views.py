@@ -13,6 +13,7 @@ from danling_core.identity import Identity, identify
 from danling_core.progress import Progress
 from danling_core.results import Results
 from danling_core.runner.base import RunnerBase
+from danling_core.runner.lengths import Lengths
 
 
 class RunnerViews(RunnerBase):
@@ -24,7 +25,7 @@ class RunnerViews(RunnerBase):
     _progress: Progress
     _results: Results
 
-    # identity and storage --------------------------------------------------------------------------------------
+    # identity and storage -----------------------------------------------------------------------------------
     @property
     def identity(self) -> Identity:
         """Experiment id, run id and the names that follow from them."""
@@ -98,7 +99,7 @@ class RunnerViews(RunnerBase):
     def log_path(self) -> str:
         return self.config.log_path or storage.join(self.dir, "run.log")
 
-    # progress --------------------------------------------------------------------------------------------------
+    # progress -----------------------------------------------------------------------------------------------
     @property
     def iters(self) -> int:
         return self._progress.iters
@@ -112,25 +113,28 @@ class RunnerViews(RunnerBase):
         return self._progress.epochs
 
     @property
+    def _lengths(self) -> Lengths:
+        """What is known of the length of a pass."""
+        return Lengths(None, None, self.accum_steps, self.config.steps_per_epoch)
+
+    @property
     def steps_per_epoch(self) -> int | None:
-        """Optimizer steps in one epoch; None for unsized data without `steps_per_epoch` in the config."""
-        return self.config.steps_per_epoch
+        return self._lengths.epoch_steps
 
     @property
     def step_end(self) -> int | None:
-        if self.config.step_end is not None:
-            return self.config.step_end
-        if self.config.epoch_end is not None and self.steps_per_epoch is not None:
-            return self.config.epoch_end * self.steps_per_epoch
-        if self.config.iter_end is not None:
-            return -(-self.config.iter_end // self.accum_steps)
-        return None
+        config, per_epoch = self.config, self.steps_per_epoch
+        if config.step_end is not None:
+            return config.step_end
+        if config.iter_end is not None:
+            return self._lengths.iters_to_steps(config.iter_end)
+        return None if config.epoch_end is None or per_epoch is None else config.epoch_end * per_epoch
 
     @property
     def iter_end(self) -> int | None:
         if self.config.iter_end is not None:
             return self.config.iter_end
-        return None if self.step_end is None else self.step_end * self.accum_steps
+        return None if self.step_end is None else self._lengths.steps_to_iters(self.step_end)
 
     @property
     def epoch_end(self) -> int | None:
@@ -188,7 +192,7 @@ class RunnerViews(RunnerBase):
     def save_interval(self) -> int | None:
         return self.config.save_interval
 
-    # results, read ---------------------------------------------------------------------------------------------
+    # results, read ------------------------------------------------------------------------------------------
     @property
     def results(self) -> dict[int, dict[str, dict[str, Any]]]:
         return self._results.history
@@ -233,7 +237,7 @@ class RunnerViews(RunnerBase):
     def score_name(self) -> str:
         return self._results.score_name
 
-    # ranks -----------------------------------------------------------------------------------------------------
+    # ranks --------------------------------------------------------------------------------------------------
     @property
     def distributed(self) -> bool:
         return self.world_size > 1

@@ -1,7 +1,8 @@
 """Two throw-away backward passes, so that DDP's buckets are in their final order before the first step.
 
-DDP rebuilds its buckets after the first iteration. With three ranks or more the order of a reduction changes its bits, so
-a resumed run, whose first iteration is another one, would differ from one that was never interrupted.
+DDP rebuilds its buckets after the first iteration. With three ranks or more the order of a reduction changes
+its bits, so a resumed run, whose first iteration is another one, would differ from one that was never
+interrupted.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from danling_core import seeding
 from danling_core.data import to_device
 
 if TYPE_CHECKING:
-    from danling_core.runner.torch_runner import TorchRunner
+    from danling_core.runner.torch_setup import TorchSetUp
 
 
-def rebuild_buckets(runner: TorchRunner, split: str) -> None:
-    """Run the passes on a batch of `split`; weights, buffers, gradients, metrics and RNG are as before. Collective."""
+def rebuild_buckets(runner: TorchSetUp, split: str) -> None:
+    """Run the passes on a batch of `split`; weights, buffers, gradients, metrics and RNG are as before.
+    Collective."""
     if not isinstance(runner.model, DistributedDataParallel):
         return
     random_state = seeding.capture_rng()

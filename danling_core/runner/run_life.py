@@ -1,0 +1,157 @@
+"""How a runner holds its run's folder: claims it, opens it, tells how it ended, closes it."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+from danling_core.context import RunContext
+from danling_core.errors import RunInterrupted
+from danling_core.run_folder import RunFolder, Status
+from danling_core.runner.files import RunFiles
+from danling_core.runner.reporting import Reporting
+
+
+class RunLife(Reporting):
+    """From claiming the folder to the completion record. Nested calls share one opening."""
+
+    _is_open: bool
+    _owns_run: bool
+    _closing: contextlib.ExitStack
+
+    @abstractmethod
+    def _broadcast(self, value: Any) -> Any:
+        """Rank 0's value on every rank. Collective."""
+
+    def _leave_together(self) -> None:
+        """The end of good work: wait for the other ranks, so that none leaves one of them alone. Collective."""
+
+    def finish(self, evaluation: dict[str, Any] | None = None) -> Status | None:
+        files = self._files
+        if files is None:
+            return None
+        files.saver.drain()
+        files.flush()
+        status = files.write_status(
+            **self._status_fields(), status="complete", evaluation=evaluation, error=None
+        )
+        self.emit("completed", status=status.model_dump(mode="json"))
+        return status
+
+    # the run's folder ---------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Hold the run's folder open, once, however calls nest; tell how it ended where it ended badly."""
+        if self._is_open:
+            yield
+            return
+        self._is_open = True
+        try:
+            self._open_run()
+            yield
+            if self._files is not None and self._files.status.status == "running":  # evaluated only
+                self._files.write_status(status="interrupted")
+            self._leave_together()
+        except RunInterrupted as error:
+            self._end_with("interrupted", reason=str(error), step=self.steps)
+            raise
+        except KeyboardInterrupt:
+            self._end_with("interrupted", reason="keyboard interrupt", step=self.steps)
+            raise
+        except BaseException as error:
+            if self._context is None or not self._context.is_launched:  # a launcher knows better who failed first
+                self._end_with(
+                    "failed", error=f"{type(error).__name__}: {error}", rank=self.rank, step=self.steps
+                )
+            raise
+        finally:
+            self.close()
+
+    def _end_with(self, kind: str, **fields: Any) -> None:
+        if self._files is None:
+            return
+        error = fields.get("error") if kind == "failed" else None
+        self._files.write_status(**self._status_fields(), status=kind, error=error)
+        self.emit(kind, **fields)
+
+    def _open_run(self) -> None:
+        if self._context is None:
+            self._context = self._claim_run()
+        self.init_logging()
+        context = self._context
+        previous = RunFolder(context.work_dir).read_status() if self.is_main_process else None
+        self._created_at = self._broadcast(self._created_at if previous is None else previous.timestamp)
+        if not self.is_main_process:
+            return
+        self._files = RunFiles(
+            context,
+            previous or self._first_status(),
+            checkpoint_dir=self._local_checkpoint_dir(),
+            keep_last=self.config.keep_last,
+            writers=[log for log in [self._log] if log is not None],
+        )
+        if not self._files.status.is_complete:
+            self._files.write_status(
+                status="running", attempt=context.attempt, world_size=self.world_size, error=None
+            )
+
+    def _claim_run(self) -> RunContext:
+        """Find or create the run's folder when the runner works without a driver. Collective."""
+        from danling_core.open_run import open_run
+
+        claimed = None
+        if self.is_main_process:
+            opened = open_run(self.config, self.identity, source_file=self._source_file)
+            if opened.lease is not None:
+                self._closing.callback(opened.lease.release)
+                self._closing.enter_context(opened.lease.beating())
+            claimed = RunContext(opened.work_dir, opened.folder.url, opened.generation)
+        return self._broadcast(claimed)
+
+    def _is_complete(self) -> bool:
+        status = self._files.status.status if self._files is not None else None
+        return bool(self._broadcast(status == "complete"))
+
+    def _first_status(self) -> Status:
+        config, identity = self.config, self.identity
+        return Status(
+            status="running",
+            name=identity.name,
+            id=identity.id,
+            run_id=identity.run_id,
+            experiment_id=identity.experiment_id,
+            experiment_name=config.experiment_name,
+            run_name=config.run_name,
+            group=config.group,
+            timestamp=self.timestamp,
+            attempt=self._context.attempt if self._context else "1.0",
+            world_size=self.world_size,
+            epochs=0,
+            steps=0,
+            iters=0,
+            progress=0.0,
+            score_split=config.score_split,
+            score_name=config.score_name,
+            score_mode=config.score_mode,
+            best_index=None,
+            best_score=None,
+            latest_score=None,
+            evaluation=None,
+            seconds=0.0,
+            updated_at="",
+            error=None,
+        )
+
+    def close(self) -> None:
+        self._is_open = False
+        files, self._files = self._files, None
+        try:
+            if files is not None:
+                files.close()
+        finally:
+            self.writer = None
+            if self._log is not None:
+                self._log.close()
+            self._closing.close()

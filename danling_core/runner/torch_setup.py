@@ -1,0 +1,220 @@
+"""What happens once when work begins: device, optimizer, EMA, DDP, resume, writers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from danling_core import distributed, seeding
+from danling_core.ema import EMA
+from danling_core.errors import ConfigError
+from danling_core.optim import (
+    build_optimizer,
+    build_scheduler,
+    default_interval,
+    needs_metric,
+    parameter_groups,
+)
+from danling_core.precision import Precision
+from danling_core.runner import checkpointing, writing
+from danling_core.runner.stopping import Stopping, shared_block
+from danling_core.runner.timing import Timings
+from danling_core.runner.torch_data import TorchData
+from danling_core.runner.warm_up import rebuild_buckets
+
+_SYNC_STRIDE = 16
+
+
+class TorchSetUp(TorchData):
+    """Places, builds and wraps what the user set; takes up the run's newest checkpoint."""
+
+    def init_distributed(self) -> None:
+        self.device = distributed.resolve_device(self.config.device)
+        self._joined = distributed.init_process_group(self.device, self.config.hang_timeout_seconds)
+        self._init_data()
+        self._is_placed = self._is_trainable = self._is_announced = self._has_weights = False
+        self._resume_is_due = True
+        self._resumed: dict[str, Any] | None = None
+        self._resumed_bitwise = True
+        self._split_state: dict[str, Any] | None = None
+        self._weight, self._count, self._last_iter = 1.0, 0, True
+        self._epoch_is_over, self._inside_split, self._dry, self._left_early = True, False, False, False
+        self._rng_before_evaluation: dict[str, Any] | None = None
+        self._iters_at_split = self._steps_at_split = self._samples_logged = 0
+        self._logged_at = 0.0
+        self._timings = Timings()
+
+    def _take_config(self, config: Any) -> None:
+        super()._take_config(config)
+        device = distributed.resolve_device(self.config.device)
+        self._precision = Precision(
+            self.config.precision, device.type, skip_non_finite=self.config.non_finite == "skip"
+        )
+
+    @property
+    def world_size(self) -> int:
+        return distributed.world_size()
+
+    @property
+    def rank(self) -> int:
+        return distributed.rank()
+
+    @property
+    def local_rank(self) -> int:
+        return distributed.local_rank()
+
+    def set_seed(self, seed: int | None = None, bias: int | bool | None = None) -> int:
+        seed = self.config.seed if seed is None else seed
+        offset = self.rank if bias is None or bias is True else int(bias)
+        return seeding.seed_everything(seed + offset)
+
+    def set_deterministic(self) -> None:
+        seeding.set_deterministic()
+
+    def unwrap(self, model: Any) -> Any:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        return getattr(model, "_orig_mod", model)
+
+    def _broadcast(self, value: Any) -> Any:
+        return distributed.broadcast_object(value)
+
+    def _leave_together(self) -> None:
+        if self._joined:  # else whoever made the group ends it
+            distributed.destroy_at_exit()
+
+    # set-up -------------------------------------------------------------------------------------------------
+    def _set_up(
+        self, train_splits: Sequence[str], evaluate_splits: Sequence[str] = (), *, resume: bool = True
+    ) -> None:
+        if self.model is None:
+            raise ConfigError(f"{type(self).__name__} sets no model: assign self.model in __init__")
+        if not self._is_placed:
+            self._place()
+        if train_splits and not self._is_trainable:
+            self._make_trainable(train_splits)
+        for split in evaluate_splits:
+            self._evaluate_loader(split)
+        if resume and (self._resume_is_due if train_splits else not self._has_weights):
+            self._resumed = checkpointing.resume(self)
+            self._resume_is_due = self._resume_is_due and not train_splits
+        self._has_weights = True
+        if self._is_open and not self._is_announced:
+            self._announce()
+
+    def _place(self) -> None:
+        memory = {"memory_format": torch.channels_last} if self.config.channels_last else {}
+        self.model = self.model.to(self.device, **memory)
+        for part in (self.criterion, self.ema, self.metrics, self.train_metrics, self.evaluate_metrics):
+            if hasattr(part, "to"):
+                part.to(self.device)
+        self._is_placed = True
+
+    def _make_trainable(self, train_splits: Sequence[str]) -> None:
+        if self.config.steps_per_epoch is not None and len(train_splits) > 1:
+            raise ConfigError(f"steps_per_epoch goes with one split to train on, found {list(train_splits)}")
+        self._train_splits = tuple(train_splits)
+        for split in train_splits:
+            self._stream(split)
+        self._build_optimisation()
+        self._wrap_model()
+        if self.world_size > 2 and not self.config.find_unused_parameters:
+            rebuild_buckets(self, train_splits[0])
+        self._is_trainable = True
+
+    def _announce(self) -> None:
+        """Begin to listen for a stop, and to write. Collective."""
+        control = self._context.control if self._context is not None else None
+        self._stopping = Stopping(
+            control if control is not None else shared_block(self.local_rank if self.distributed else None),
+            is_main=self.is_main_process,
+            stride=1 if self.device.type == "cpu" else _SYNC_STRIDE,
+            max_seconds=self.config.max_seconds,
+        )
+        self._beat = control.ranks[self.local_rank].beat if control is not None else _no_beat
+        if self._files is not None and not self._resumed_bitwise:  # stays so: a status is built on the last
+            self._files.write_status(bitwise=False)
+        self._timings.begin(self.steps)
+        self.init_tensorboard()
+        self._is_announced = True
+        if self._files is None or self._files.status.is_complete:
+            return
+        self.emit(
+            "run_started",
+            world_size=self.world_size,
+            device=str(self.device),
+            resumed=self._resumed,
+            epochs=self.epochs,
+            steps=self.steps,
+            iters=self.iters,
+        )
+
+    def _build_optimisation(self) -> None:
+        config, stated = self.config, self.config.scheduler
+        if self.optimizer is None:
+            if config.optim is None:
+                raise ConfigError(
+                    "no optimizer: set self.optimizer in the runner, or `optim: {name: adamw, lr: ...}`"
+                )
+            groups = parameter_groups(self.model.named_parameters(), config.optim.groups)
+            self.optimizer = build_optimizer(config.optim.name, groups, **config.optim.arguments())
+        if self.scheduler is None and stated is not None:
+            arguments = stated.arguments()
+            if stated.name.lower() == "reducelronplateau":
+                arguments.setdefault("mode", self._results.score_mode)
+            self.scheduler = build_scheduler(
+                stated.name,
+                self.optimizer,
+                total_steps=self.total_steps,
+                warmup_steps=stated.warmup_steps,
+                **arguments,
+            )
+        self._schedules_steps = self.scheduler is not None and self._scheduler_interval() == "step"
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.ema is None and config.ema_decay is not None:
+            self.ema = EMA(self.model, config.ema_decay)
+
+    def _scheduler_interval(self) -> str:
+        stated = self.scheduler_interval or (self.config.scheduler and self.config.scheduler.interval)
+        if stated not in (None, "step", "epoch"):
+            raise ConfigError(f"scheduler_interval is {stated!r}, wanted 'step', 'epoch' or None")
+        if stated is not None and not needs_metric(self.scheduler):
+            return stated
+        return default_interval(self.scheduler, by_epoch=self._progress.unit == "epoch")
+
+    def _wrap_model(self) -> None:
+        if self.config.compile:
+            self.model = torch.compile(self.model)
+        if not self.distributed or not any(p.requires_grad for p in self.model.parameters()):
+            return
+        self.model = DistributedDataParallel(
+            self.model,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            find_unused_parameters=self.config.find_unused_parameters,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=self.config.broadcast_buffers,
+        )
+        if self.ema is not None:  # DDP has just made the weights equal; the average starts from those
+            self.ema.module.load_state_dict(self.unwrap(self.model).state_dict())
+
+    def init_logging(self) -> None:
+        self._log = writing.open_text_log(self)
+        self._log.process = self._speaker
+
+    def init_tensorboard(self) -> None:
+        if self._files is not None:
+            self._files.add_writers(writing.make_writers(self))
+
+    def close(self) -> None:
+        super().close()
+        self._evaluate_loaders.clear()
+        self._is_announced, self._inside_split, self._resume_is_due = False, False, True
+        for loader, _ in self._made.values():  # their processes, where a loader keeps some
+            loader._iterator = None
+
+
+def _no_beat(step: int) -> None:
+    """Without a launcher nobody listens."""
