@@ -150,9 +150,9 @@ class RunFolder:
         except NotFound:
             return None
 
-    def write_status(self, status: Status) -> None:
+    def write_status(self, status: Status, *, is_durable: bool = True) -> None:
         """Replaces the status whole. Only the run's owner calls this (rank 0, or the launcher after it)."""
-        storage.write_json(self.status_url, status.model_dump(mode="python"))
+        storage.write_json(self.status_url, status.model_dump(mode="python"), is_durable=is_durable)
 
 
 def list_runs(root_url: str) -> list[tuple[RunFolder, Status | None]]:

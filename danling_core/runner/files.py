@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from danling_core.writers import EventLog, Writer, Writers
 
 if TYPE_CHECKING:
     from danling_core.checkpoints.record import Record
+    from danling_core.mirror.process import MirrorProcess
     from danling_core.results import Results
 
 
@@ -29,6 +31,7 @@ class RunFiles:
         checkpoint_dir: local folder of the checkpoints.
         keep_last: checkpoints kept beside best and `epoch-N`.
         writers: told of every event, after the event log.
+        mirror: brings the folder to its store, where it has one; closed with the rest.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class RunFiles:
         checkpoint_dir: str,
         keep_last: int,
         writers: list[Writer],
+        mirror: MirrorProcess | None = None,
     ) -> None:
         self.folder = RunFolder(context.work_dir)
         self.context = context
@@ -47,6 +51,7 @@ class RunFiles:
         self.store = CheckpointStore(checkpoint_dir, guard=self._check_owner)
         self.saver = BackgroundSaver(self.store, self._on_commit)
         self._keep_last = keep_last
+        self._mirror = mirror
         self._lock = threading.Lock()
         event_log = EventLog(storage.local_path(self.folder.events_url), context.attempt)
         self._writers = Writers([event_log, *writers], context.attempt)
@@ -65,19 +70,36 @@ class RunFiles:
     def write_results(self, results: Results, identity: dict[str, str]) -> None:
         """Replace results.json, latest.json and best.json. Raises `Fenced`."""
         self._check_owner()
-        storage.write_json(self.folder.results_url, {**identity, "results": results.to_json()})
+        # not durable: after a loss of power they follow again from the checkpoint, which is
+        storage.write_json(
+            self.folder.results_url, {**identity, "results": results.to_json()}, is_durable=False
+        )
         if results.latest_result is not None:
-            storage.write_json(self.folder.latest_url, {**identity, **results.latest_result})
+            storage.write_json(self.folder.latest_url, {**identity, **results.latest_result}, is_durable=False)
         if results.best_result is not None:
-            storage.write_json(self.folder.best_url, {**identity, **results.best_result})
+            storage.write_json(self.folder.best_url, {**identity, **results.best_result}, is_durable=False)
+        if self._mirror is not None:
+            self._mirror.request_soon()
 
     def write_status(self, **changes: Any) -> Status:
         """Replace status.json; `status="complete"` is the completion record and comes last. Raises `Fenced`."""
         self._check_owner()
         changes["updated_at"] = datetime.now(UTC).isoformat()
         self.status = self.status.model_copy(update=changes)
-        self.folder.write_status(self.status)
+        self.folder.write_status(self.status, is_durable=self.status.status != "running")
         return self.status
+
+    def wait_delivered(self, beat: Callable[[], None]) -> None:
+        """Wait until the store has all that is here now; at once where the folder is local.
+
+        Raises:
+            Fenced: another process owns the run.
+            StoreUnavailable: the store stayed away; everything is in the local folder still.
+        """
+        if self._mirror is not None:
+            number = self._mirror.request_sync()
+            while not self._mirror.wait_synced(number, timeout_seconds=5.0):
+                beat()
 
     def _on_commit(self, record: Record, names: tuple[str, ...]) -> None:
         self.emit(
@@ -93,11 +115,12 @@ class RunFiles:
         self._writers.flush()
 
     def close(self) -> None:
-        """Wait for the last save and close every writer, also where one fails."""
-        try:
-            self.saver.close()
-        finally:
-            self._writers.close()
+        """Wait for the last save, close every writer, and deliver what is left, also where one of these fails."""
+        with contextlib.ExitStack() as stack:
+            if self._mirror is not None:
+                stack.callback(self._mirror.close)
+            stack.callback(self._writers.close)
+            stack.callback(self.saver.close)
 
 
 def _owner_check(context: RunContext) -> Callable[[], None]:
