@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+from danling_core import storage
 from danling_core.context import RunContext
 from danling_core.errors import RunInterrupted
 from danling_core.run_folder import RunFolder, Status
@@ -34,9 +35,11 @@ class RunLife(Reporting):
             return None
         files.saver.drain()
         files.flush()
+        files.wait_delivered(self._keep_beating)
         status = files.write_status(
             **self._status_fields(), status="complete", evaluation=evaluation, error=None
         )
+        files.wait_delivered(self._keep_beating)
         self.emit("completed", status=status.model_dump(mode="json"))
         return status
 
@@ -91,11 +94,30 @@ class RunLife(Reporting):
             checkpoint_dir=self._local_checkpoint_dir(),
             keep_last=self.config.keep_last,
             writers=[log for log in [self._log] if log is not None],
+            mirror=self._start_mirror(context),
         )
         if not self._files.status.is_complete:
             self._files.write_status(
                 status="running", attempt=context.attempt, world_size=self.world_size, error=None
             )
+
+    def _start_mirror(self, context: RunContext) -> Any:
+        """The process that brings the local folder to its store; None where the run is local."""
+        if storage.is_local(context.url):
+            return None
+        from danling_core.mirror.process import MirrorProcess
+
+        return MirrorProcess(
+            context.work_dir,
+            context.url,
+            lease_url=RunFolder(context.url).lease_url,
+            generation=context.generation,
+            storage_options=self.config.storage_options,
+            checkpoints=self.checkpoint_dir_name,
+        )
+
+    def _keep_beating(self) -> None:
+        """Say that this rank is alive while it waits for something else."""
 
     def _claim_run(self) -> RunContext:
         """Find or create the run's folder when the runner works without a driver. Collective."""

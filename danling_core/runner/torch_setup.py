@@ -152,6 +152,9 @@ class TorchSetUp(TorchData):
             iters=self.iters,
         )
 
+    def _keep_beating(self) -> None:
+        self._beat(self.steps)
+
     def _build_optimisation(self) -> None:
         config, stated = self.config, self.config.scheduler
         if self.optimizer is None:
