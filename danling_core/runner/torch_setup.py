@@ -198,7 +198,9 @@ class TorchSetUp(TorchData):
             device_ids=[self.device] if self.device.type == "cuda" else None,
             find_unused_parameters=self.config.find_unused_parameters,
             gradient_as_bucket_view=True,
-            broadcast_buffers=self.config.broadcast_buffers,
+            **(
+                {} if self.config.broadcast_buffers else {"broadcast_buffers": False}
+            ),  # naming the default warns
         )
         if self.ema is not None:  # DDP has just made the weights equal; the average starts from those
             self.ema.module.load_state_dict(self.unwrap(self.model).state_dict())
