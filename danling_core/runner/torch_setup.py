@@ -193,14 +193,14 @@ class TorchSetUp(TorchData):
             self.model = torch.compile(self.model)
         if not self.distributed or not any(p.requires_grad for p in self.model.parameters()):
             return
+        # naming the default warns
+        buffers: Any = {} if self.config.broadcast_buffers else {"broadcast_buffers": False}
         self.model = DistributedDataParallel(
             self.model,
             device_ids=[self.device] if self.device.type == "cuda" else None,
             find_unused_parameters=self.config.find_unused_parameters,
             gradient_as_bucket_view=True,
-            **(
-                {} if self.config.broadcast_buffers else {"broadcast_buffers": False}
-            ),  # naming the default warns
+            **buffers,
         )
         if self.ema is not None:  # DDP has just made the weights equal; the average starts from those
             self.ema.module.load_state_dict(self.unwrap(self.model).state_dict())
