@@ -51,10 +51,14 @@ def prepare(config: Mapping[str, Any], cwd: str) -> dict[str, Any]:
 
 def _resolve(config: Config) -> tuple[Config, type[TorchRunner]]:
     if config.runner is None:
-        raise ConfigError("runner is missing: name your class as 'package.module:Class' or 'path/to/file.py:Class'")
+        raise ConfigError(
+            "runner is missing: name your class as 'package.module:Class' or 'path/to/file.py:Class'"
+        )
     cls = import_runner(config.runner)
     if not issubclass(cls, TorchRunner):
-        raise ConfigError(f"runner {config.runner!r} is a {cls.__mro__[1].__name__}, not a danling_core.TorchRunner")
+        raise ConfigError(
+            f"runner {config.runner!r} is a {cls.__mro__[1].__name__}, not a danling_core.TorchRunner"
+        )
     if config.optim is not None:
         optimizer_class(config.optim.name, config.optim.arguments())
     if config.scheduler is not None:
@@ -237,8 +241,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Train one run under torchrun, without Prefect; the same folder and the same bits as `danling run`.",
         epilog="example: torchrun --nproc-per-node 2 -m danling_core.worker run.yaml seed=1 optim.lr=1e-3",
     )
-    parser.add_argument("config", help="YAML or JSON file of the run; the config.yaml of a run's folder will do")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, such as params.lr=0.003")
+    parser.add_argument(
+        "config", help="YAML or JSON file of the run; the config.yaml of a run's folder will do"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="dotted overrides, such as params.lr=0.003"
+    )
     parser.add_argument("--fresh", action="store_true", help="begin anew, under a new timestamp")
     return parser
 
