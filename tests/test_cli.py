@@ -243,7 +243,8 @@ def test_the_embedded_server_serves_without_configuration_and_ends_with_the_comm
     import sqlite3
 
     with sqlite3.connect(tmp_path / "home" / "prefect.db") as database:
-        names = {name for (name,) in database.execute("select name from task_run where state_type='COMPLETED'")}
+        found = database.execute("select name from task_run where state_type = 'COMPLETED'").fetchall()
+    names = {name for (name,) in found}
     assert {"seed-0", "epoch-0", "epoch-1", "evaluate", "score", "store"} <= names
 
 

@@ -12,7 +12,9 @@ from flows.outcome import RunOutcome
 
 
 def _outcome(name: str, score: float | None, mode: str = "max", **more: Any) -> RunOutcome:
-    return RunOutcome(**{"status": "complete", "name": name, "id": "0" * 16, "score": score, "score_mode": mode, **more})
+    return RunOutcome(
+        **{"status": "complete", "name": name, "id": "0" * 16, "score": score, "score_mode": mode, **more}
+    )
 
 
 @pytest.mark.parametrize(("mode", "names"), [("max", ["b", "c", "a"]), ("min", ["a", "c", "b"])])
@@ -37,7 +39,9 @@ def test_a_score_of_zero_is_a_score() -> None:
 
 
 def test_metrics_of_the_evaluation_are_columns() -> None:
-    rows = leaderboard([_outcome("a", 0.5, evaluation={"test": {"accuracy": 0.25}}, folder="/x"), _outcome("b", 0.4)])
+    rows = leaderboard(
+        [_outcome("a", 0.5, evaluation={"test": {"accuracy": 0.25}}, folder="/x"), _outcome("b", 0.4)]
+    )
     assert rows[0]["test/accuracy"] == 0.25
     assert columns(rows)[-3:] == ["test/accuracy", "status", "folder"]
     assert "| 1 | a |" in markdown(rows, "T")

@@ -1,0 +1,110 @@
+"""The deployments that ship: they load, they are the examples, and the API checks their parameters."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from danling_core.config import Config
+from danling_core.run_folder import list_runs
+from danling_core.sweep import ExperimentSpec, GroupSpec
+from tests.prefect_fixtures import PrefectServer
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = "deployments/prefect.yaml"
+DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / FILE).read_text())["deployments"]
+
+
+def _parameters(entrypoint: str, name: str = "digits") -> dict[str, Any]:
+    wanted = (f"flows/{entrypoint}.py:{entrypoint}", name)
+    [found] = [one for one in DEPLOYMENTS if (one["entrypoint"], one["name"]) == wanted]
+    return dict(found["parameters"])
+
+
+def test_the_default_parameters_are_the_digits_example() -> None:
+    examples = ROOT / "examples" / "digits"
+    assert Config(**_parameters("run")["config"]) == Config.load(examples / "run.yaml")
+    experiment = ExperimentSpec(**_parameters("experiment")["spec"])
+    assert experiment.configs() == ExperimentSpec.load(examples / "experiment.yaml").configs()
+    group = GroupSpec(**_parameters("group")["spec"])
+    assert group.configs() == GroupSpec.load(examples / "group.yaml").configs()
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda one: f"{one['entrypoint']}-{one['name']}")
+def test_every_entrypoint_loads_and_takes_its_parameters(deployment: dict[str, Any]) -> None:
+    from prefect.flows import load_flow_from_entrypoint
+
+    flow = load_flow_from_entrypoint(str(ROOT / deployment["entrypoint"]))
+    flow.validate_parameters(deployment["parameters"])
+
+
+def test_the_nightly_schedule_is_a_cron_in_a_stated_timezone() -> None:
+    [nightly] = [one for one in DEPLOYMENTS if one["name"] == "digits-nightly"]
+    assert nightly["schedules"] == [{"cron": "0 2 * * *", "timezone": "UTC", "active": True}]
+
+
+def _prefect(server: PrefectServer, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "prefect", *words]
+    environment = {**server.environment, "PWD": str(ROOT), "COLUMNS": "400"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110)
+
+
+@pytest.fixture(scope="module")
+def deployed(prefect_server: PrefectServer) -> PrefectServer:
+    """The server with the pool and all deployments, made by the commands of the README."""
+    for words in (
+        ["work-pool", "create", "danling", "--type", "process"],
+        ["deploy", "--all", "--prefect-file", FILE],
+    ):
+        done = _prefect(prefect_server, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return prefect_server
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"config": {"epoch_end": 3, "sed": 1}}, "sed"),
+        ({"config": {"epoch_end": "many"}}, "epoch_end"),
+        ({"overrides": 3}, "overrides"),
+        ({"fresh": "perhaps"}, "fresh"),
+    ],
+)
+def test_the_api_refuses_a_wrong_parameter(
+    deployed: PrefectServer, parameters: dict[str, Any], said: str
+) -> None:
+    with deployed.client() as client:
+        deployment = client.read_deployment_by_name("run/digits")
+        with pytest.raises(Exception, match=said):
+            client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+
+
+@pytest.mark.long
+def test_a_worker_runs_a_deployment_to_its_end(
+    deployed: PrefectServer, toy_config: Callable[..., dict[str, Any]]
+) -> None:
+    config = toy_config(experiment_name="deployed", nproc_per_node=2)
+    done = _prefect(deployed, "deployment", "run", "run/digits", "--param", f"config={json.dumps(config)}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = _prefect(deployed, "worker", "start", "--pool", "danling", "--run-once")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with deployed.client() as client:
+        [flow_run] = [run for run in client.read_flow_runs() if run.name == "deployed-run"]
+    assert flow_run.state.is_completed(), flow_run.state
+    assert "experiment:deployed" in flow_run.tags
+    [(_, status)] = list_runs(config["project_root"])
+    assert status is not None and status.is_complete
+
+
+def test_the_commands_of_the_readme_are_those_tested_here() -> None:
+    text = (ROOT / "deployments" / "README.md").read_text()
+    assert "prefect work-pool create danling --type process" in text
+    assert f"prefect deploy --all --prefect-file {FILE}" in text
+    assert "prefect worker start --pool danling" in text
