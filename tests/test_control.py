@@ -213,6 +213,12 @@ def test_a_loader_worker_killed_by_a_signal_is_a_death() -> None:
     assert judge(GroupEnd([rank_end(1, failure=failure)])).is_restartable
 
 
+def test_a_rank_that_raised_is_told_though_elastic_cannot_read_its_error() -> None:
+    ranks = [rank_end(1, failure=raised("StorageError: full", at=1.0)), rank_end(-9, was_killed=True)]
+    verdict = judge(GroupEnd(ranks, launch_error="UnpicklingError: pickle data was truncated"))
+    assert (verdict.kind, verdict.rank) == ("raised", 0) and not verdict.is_restartable
+
+
 def test_the_death_of_the_fork_server_may_be_mended() -> None:
     assert judge(GroupEnd([rank_end(255), rank_end(255)])).is_restartable
 

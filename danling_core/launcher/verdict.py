@@ -67,10 +67,9 @@ def judge(end: GroupEnd) -> Verdict:
 
     The order in which the deaths were noticed says little, as all happen within milliseconds. So: an
     exception that cannot be the echo of a lost peer comes first; then a hang; then a death without an
-    exception that we did not cause; then the echo itself.
+    exception that we did not cause; then the echo itself; last what elastic says, which may be no more than
+    its own trouble with reading a rank's error.
     """
-    if end.launch_error is not None:
-        return Verdict("not launched", end.launch_error)
     raised = sorted(
         (rank.failure["time"], index) for index, rank in enumerate(end.ranks) if rank.failure is not None
     )
@@ -84,6 +83,8 @@ def judge(end: GroupEnd) -> Verdict:
         return _died(silent[0], end.ranks[silent[0]])
     if raised:
         return _echo(raised[0][1], end.ranks[raised[0][1]])
+    if end.launch_error is not None:
+        return Verdict("not launched", end.launch_error)
     return Verdict("none", "the ranks ended without a terminal event")
 
 
