@@ -36,10 +36,14 @@ class Payloads:
 
     def verify(self, record: Record) -> None:
         """Read everything and compare; raises CheckpointCorrupt on any difference."""
+        try:
+            before = self._signatures(record)  # so that a change while it is read is not trusted
+        except NotFound as error:
+            raise CheckpointCorrupt(f"checkpoint {record.name}: its payload is missing") from error
         with tempfile.TemporaryDirectory(prefix="danling-verify-", dir=self._scratch) as folder:
             for file in record.files:
                 self._check(record, file, folder)
-        self.trust(record)
+        self._verified[record.name] = before
 
     def trust(self, record: Record) -> None:
         """Take the files, as they are now, for those that were committed."""
