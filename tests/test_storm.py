@@ -1,0 +1,204 @@
+"""SIGKILL at random moments to random processes of a run: nothing is lost, and the bits stay the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from danling_core.config import Config
+from danling_core.launch import Launcher
+from danling_core.lifeline import children_of, is_alive, start_time
+from danling_core.run_folder import RunFolder
+from tests.whole_runs import ROOT, Ended, config, launch
+
+KINDS = ("driver", "launcher", "fork server", "rank", "loader worker")
+LIKELY = {"driver": 2, "launcher": 2, "fork server": 1, "rank": 6, "loader worker": 1}
+
+
+class Storm:
+    """Keeps one run going by starting drivers, and kills processes of their trees.
+
+    Args:
+        wanted: the run's config.
+        seed: of the moments and the victims.
+    """
+
+    def __init__(self, wanted: Config, folder: Path, seed: int) -> None:
+        self.killed: Counter[str] = Counter()
+        self.while_saving = 0
+        self._wanted = wanted
+        self._random = random.Random(seed)
+        self._config_path = folder / "wanted.yaml"
+        self._config_path.write_text(wanted.yamls())
+        self._log_path = folder / "drivers.log"
+
+    def blow(self, kills: int) -> Path:
+        """Kill so many, unless the run is complete before; then see it to its end. Returns its folder."""
+        drivers = 0
+        while True:
+            drivers += 1
+            assert drivers < kills + 10, f"the run does not end:\n{self._log_path.read_text()[-3000:]}"
+            with self._driver() as driver:
+                while sum(self.killed.values()) < kills and driver.poll() is None:
+                    self._strike(driver)
+                if driver.wait(100) == 0:
+                    return self._folder()
+
+    @contextmanager
+    def _driver(self) -> Iterator[subprocess.Popen[bytes]]:
+        command = [sys.executable, "-m", "tests.storm_driver", str(self._config_path)]
+        with self._log_path.open("ab") as log:
+            driver = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        try:
+            yield driver
+        finally:
+            driver.kill()
+            driver.wait()
+
+    def _strike(self, driver: subprocess.Popen[bytes]) -> None:
+        """Wait for a random moment, or for a save, and kill somebody."""
+        wants_save = self._random.random() < 0.4
+        moment = time.monotonic() + (5.0 if wants_save else self._random.uniform(0.0, 2.5))
+        is_saving = False
+        while time.monotonic() < moment and driver.poll() is None and not is_saving:
+            time.sleep(0.002)
+            is_saving = wants_save and self._is_saving()
+        kind = self._random.choices(list(LIKELY), list(LIKELY.values()))[0]
+        victims = [pid for found, pid in tree(driver.pid) if found == kind]
+        if not victims:
+            return
+        victim = self._random.choice(victims)
+        if is_alive(victim, start_time(victim)):
+            os.kill(victim, signal.SIGKILL)
+            self.killed[kind] += 1
+            self.while_saving += is_saving and self._is_saving()
+
+    def _is_saving(self) -> bool:
+        """Whether there is a payload that has no record yet, and may never get one."""
+        for folder in Path(self._wanted.project_root).glob("*/*/checkpoints"):
+            committed = {path.stem for path in (folder / "records").glob("*.json")}
+            now = time.time()
+            for path in (folder / "data").glob("*"):
+                if path.name not in committed and now - _modified(path) < 0.5:
+                    return True
+        return False
+
+    def _folder(self) -> Path:
+        (status,) = Path(self._wanted.project_root).glob("*/*/status.json")
+        return status.parent
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def tree(pid: int, depth: int = 0) -> Iterator[tuple[str, int]]:
+    """The processes of a driver, by what they are."""
+    yield KINDS[min(depth, len(KINDS) - 1)], pid
+    for child in children_of(pid):
+        yield from tree(child, depth + 1)
+
+
+@contextmanager
+def reader(root: Path) -> Iterator[dict[str, Any]]:
+    """Somebody who reads all checkpoints all the time; what was seen is there after the block."""
+    command = [sys.executable, "-m", "tests.storm_reader", str(root)]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    seen: dict[str, Any] = {}
+    try:
+        yield seen
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        seen.update(json.loads(out))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def stormy(root: Path, **fields: Any) -> Config:
+    """A run of some seconds, with saves that take a moment."""
+    params = {"width": 20000, "batch_norm": True, "step_seconds": 0.03}
+    return config(
+        root, **{"params": params, "ema_decay": 0.9, "max_restarts": 20, "stop_grace_seconds": 5.0, **fields}
+    )
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[Launcher]:
+    with Launcher() as launcher:
+        yield launcher
+
+
+def weather(
+    launcher: Launcher, root: Path, kills: int, seed: int, **fields: Any
+) -> tuple[Storm, dict[str, Any]]:
+    """One run in a storm, compared with the same one in peace."""
+    peace = launch(launcher, stormy(root / "peace", **fields))
+    storm_root = root / "storm"
+    storm_root.mkdir()
+    with reader(storm_root) as seen:
+        storm = Storm(stormy(storm_root, **fields), root, seed)
+        path = storm.blow(kills)
+    Ended(path, None).must_equal(peace)
+    status = RunFolder(str(path)).read_status()
+    assert status is not None and status.is_complete and status.bitwise
+    assert seen["torn"] == [] and seen["whole"] > 0
+    return storm, seen
+
+
+@pytest.mark.timeout(300)
+def test_a_short_storm(launcher: Launcher, tmp_path: Path) -> None:
+    storm, _ = weather(launcher, tmp_path, kills=5, seed=4, epoch_end=6)
+    assert sum(storm.killed.values()) == 5
+
+
+WORLDS: dict[int, dict[str, Any]] = {
+    1: {"dataloader": {"batch_size": 8}, "accum_steps": 2},
+    2: {"dataloader": {"batch_size": 4, "num_workers": 1}},
+    3: {"dataloader": {"batch_size": 4}},
+    4: {"dataloader": {"batch_size": 4}},
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_a_long_storm(launcher: Launcher, tmp_path: Path, world_size: int) -> None:
+    """14 kills in each of the four worlds."""
+    killed: Counter[str] = Counter()
+    while_saving = looks = round_number = 0
+    while sum(killed.values()) < 14:
+        round_number += 1
+        root = tmp_path / str(round_number)
+        root.mkdir()
+        storm, seen = weather(
+            launcher,
+            root,
+            kills=14 - sum(killed.values()),
+            seed=100 * world_size + round_number,
+            nproc_per_node=world_size,
+            epoch_end=20,
+            save_interval_steps=2,
+            **WORLDS[world_size],
+        )
+        killed += storm.killed
+        while_saving += storm.while_saving
+        looks += seen["whole"]
+    print(
+        f"{world_size} rank(s): {dict(killed)}, {while_saving} while saving, {looks} checkpoints read whole"
+    )
