@@ -1,0 +1,72 @@
+"""`danling verify` and `danling reproduce`: proofs about a run that anyone can ask for."""
+
+from __future__ import annotations
+
+import argparse
+
+_VERIFY = """\
+examples:
+  danling verify digits-cnn-baseline
+  danling verify 0123abcd --root s3://bucket/experiments
+
+exit codes: 0 all is good, 1 something is damaged, 2 there is no such run
+"""
+_REPRODUCE = """\
+examples:
+  danling reproduce digits-cnn-baseline --epoch 3
+  danling reproduce digits-cnn-baseline --epoch 3 --from-start
+
+Run it from the folder that the run was started in, so that its runner is found, and with the same code.
+exit codes: 0 identical, 1 something differs, 2 it cannot be replayed
+"""
+
+
+def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add both commands, each with its function as `command`."""
+    verify = _parser(commands, "verify", "check every committed file of a run", _VERIFY)
+    verify.set_defaults(command=run_verify)
+    reproduce = _parser(commands, "reproduce", "train one epoch again and compare it bit for bit", _REPRODUCE)
+    reproduce.add_argument("--epoch", type=int, required=True, metavar="N", help="the first epoch is 0")
+    reproduce.add_argument("--from-start", action="store_true", help="do not begin with a checkpoint")
+    reproduce.set_defaults(command=run_reproduce)
+
+
+def _parser(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help_text: str, epilog: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=help_text,
+        description=f"{help_text[0].upper()}{help_text[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", help="name, id, the beginning of an id, or a folder")
+    parser.add_argument(
+        "--root", default="experiments", help="project root to look under; default: %(default)s"
+    )
+    return parser
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Print what is wrong with a run, then one line; 1 if anything is damaged."""
+    from danling_core.run_folder import resolve
+    from danling_core.verify import verify
+
+    report = verify(resolve(arguments.root, arguments.run).url)
+    for finding in report.findings:
+        print(finding)
+    read = f"{report.checkpoints} checkpoint(s) of {report.checkpoint_bytes:,} bytes, {report.events} events"
+    print(f"{'good' if report.is_good else 'DAMAGED'}: {report.url}: {read}")
+    return 0 if report.is_good else 1
+
+
+def run_reproduce(arguments: argparse.Namespace) -> int:
+    """Print how a replayed epoch compares; 1 if it differs."""
+    from danling_core.reproduce import reproduce
+    from danling_core.run_folder import resolve
+
+    url = resolve(arguments.root, arguments.run).url
+    report = reproduce(url, arguments.epoch, from_start=arguments.from_start)
+    print(report)
+    return 0 if report.is_identical else 1
