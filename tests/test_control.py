@@ -178,6 +178,12 @@ def test_a_death_comes_before_its_echo() -> None:
     assert verdict.is_restartable and "SIGKILL" in verdict.message
 
 
+def test_a_death_comes_before_those_by_the_sigterm_that_follows_it() -> None:
+    verdict = judge(GroupEnd([rank_end(-15), rank_end(-9)]))
+    assert verdict.rank == 1 and "SIGKILL" in verdict.message
+    assert judge(GroupEnd([rank_end(-15)])).is_restartable
+
+
 def test_an_exception_comes_before_the_abort_that_it_causes() -> None:
     verdict = judge(GroupEnd([rank_end(-6), rank_end(1, failure=raised("ValueError: fish", at=2.0))]))
     assert (verdict.kind, verdict.rank, verdict.traceback) == ("raised", 1, "Traceback: ValueError: fish")

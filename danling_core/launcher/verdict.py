@@ -79,6 +79,7 @@ def judge(end: GroupEnd) -> Verdict:
     if end.hang is not None:
         return _hung(end.hang)
     silent = [index for index, rank in enumerate(end.ranks) if _died_silently(rank)]
+    silent.sort(key=lambda index: end.ranks[index].exit_code == -signal.SIGTERM)  # elastic's, to the others
     if silent:
         return _died(silent[0], end.ranks[silent[0]])
     if raised:
