@@ -94,10 +94,8 @@ def reproduce(
     store = CheckpointStore(checkpoints_url(folder, config))
     report = ReproduceReport(folder.url, epoch)
     start = None if from_start else _start(store, epoch)
-    report.start, report.replayed = (
-        start and start.name,
-        epoch + 1 - (start.progress["epochs"] if start else 0),
-    )
+    report.start = None if start is None else start.name
+    report.replayed = epoch + 1 - (0 if start is None else start.progress["epochs"])
     world_size = start.world_size if start is not None and start.world_size is not None else status.world_size
     if not status.bitwise:
         report.notes.append(

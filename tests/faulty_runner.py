@@ -1,4 +1,4 @@
-"""A runner for tests whose ranks die, stop or hang where the environment says: so its config, and its bits, do not."""
+"""A runner for tests whose ranks die, stop or hang where the environment, and not the config, says so."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import danling_core as dl
+from danling_core.config import Config
 from danling_core.metrics import Accuracy, MetricGroup
 
 FAULT = "DANLING_TEST_FAULT"
@@ -33,7 +34,7 @@ class FaultyParams(dl.Params):
 
 
 class Noisy(Dataset):
-    """Inputs with noise from all three generators, as an augmentation draws it, in the loader's workers or not."""
+    """Inputs with noise from all three generators, as an augmentation draws it."""
 
     def __init__(self, inputs: torch.Tensor, targets: torch.Tensor, overflows_at: int | None) -> None:
         self.inputs, self.targets, self.overflows_at = inputs, targets, overflows_at
@@ -50,7 +51,7 @@ class Noisy(Dataset):
 class FaultyRunner(dl.TorchRunner):
     params: FaultyParams
 
-    def __init__(self, config: object) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         params = self.params
         generator = torch.Generator().manual_seed(7)
@@ -94,10 +95,11 @@ class FaultyRunner(dl.TorchRunner):
         if self._is_due("sleep", place):
             sleep_forever()
         if self._is_due("small files", place):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
         if self._is_due("delete folder", place):
             assert self._context is not None
-            shutil.rmtree(self._context.work_dir)
+            while os.path.exists(self._context.work_dir):  # a save may be putting new files there
+                shutil.rmtree(self._context.work_dir, ignore_errors=True)
 
 
 def sleep_forever() -> None:
