@@ -26,5 +26,6 @@ os.environ.update(
     GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",
 )
 
+pytest_plugins = ["tests.rank_fixtures"]
 if (Path(__file__).parent / "prefect_fixtures.py").exists():
-    pytest_plugins = ["tests.prefect_fixtures"]
+    pytest_plugins.append("tests.prefect_fixtures")

@@ -9,7 +9,7 @@ from typing import Any
 
 from danling_core import storage
 from danling_core.context import RunContext
-from danling_core.errors import RunInterrupted
+from danling_core.errors import DanLingError, RunInterrupted
 from danling_core.run_folder import RunFolder, Status
 from danling_core.runner.files import RunFiles
 from danling_core.runner.reporting import Reporting
@@ -75,6 +75,10 @@ class RunLife(Reporting):
     def _end_with(self, kind: str, **fields: Any) -> None:
         if self._files is None:
             return
+        try:
+            self._files.saver.drain()  # a save that is under way may still be committed: this event is the last
+        except DanLingError as unsaved:
+            self.logger.error("the last checkpoint was not saved: %s", unsaved)
         error = fields.get("error") if kind == "failed" else None
         self._files.write_status(**self._status_fields(), status=kind, error=error)
         self.emit(kind, **fields)

@@ -65,10 +65,11 @@ class TorchData(BaseRunner):
 
     def _keep(self, split: str, loader: Any) -> None:
         """Show a loader that was just made."""
-        sampler = getattr(loader, "batch_sampler", None)
-        self._made[split] = loader, sampler
+        sampler = self._given(split)[1]
+        made = getattr(loader, "batch_sampler", None) if sampler is None else None
+        self._made[split] = loader, made
         self.dataloaders[split] = loader
-        self.datasamplers.setdefault(split, sampler)
+        self.datasamplers[split] = made if sampler is None else sampler
 
     def _stream(self, split: str) -> TrainStream:
         if split in self._streams:

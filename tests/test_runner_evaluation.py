@@ -1,0 +1,281 @@
+"""Evaluation and inference: exact at any world size, whatever the data comes as."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
+
+import danling_core as dl
+from danling_core.errors import ConfigError
+from danling_core.metrics import Accuracy, MetricGroup
+from tests.ranks import RankFailed, Ranks
+from tests.small_runner import SmallRunner, config, points
+
+# 7 samples, of which 3 are right: a sampler that pads for 2 ranks would report 4 of 8.
+INPUTS = torch.arange(7.0).unsqueeze(1)
+TARGETS = torch.tensor([1, 1, 1, 0, 0, 0, 0])
+TRUTH = 3 / 7
+
+
+class Judge(nn.Module):
+    """Always says class 1, and how far along the sample is; counts what it was given, with gradients or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.seen: list[float] = []
+        self.had_grad = False
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.seen.extend(inputs.flatten().tolist())
+        self.had_grad |= torch.is_grad_enabled()
+        return torch.cat([-inputs - 1, inputs + 1], dim=1) * self.weight
+
+
+class Judging(dl.TorchRunner):
+    def __init__(self, given: Any, kind: str = "dataset") -> None:
+        super().__init__(given)
+        data = TensorDataset(INPUTS, TARGETS)
+        if kind == "dataset":
+            self.datasets["val"] = data
+        elif kind == "stream":
+            self.datasets["val"] = Unsized()
+        elif kind == "distributed sampler":
+            self.dataloaders["val"] = DataLoader(data, 2, sampler=DistributedSampler(data, 2, self.rank))
+        else:
+            self.dataloaders["val"] = DataLoader(data, 2, shuffle=kind == "shuffled loader")
+        self.model, self.criterion = Judge(), nn.CrossEntropyLoss()
+        self.metrics = MetricGroup(accuracy=Accuracy())
+
+
+class Unsized(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(zip(INPUTS, TARGETS, strict=True))
+
+
+def judged(root: str, kind: str = "dataset", **fields: Any) -> dict[str, Any]:
+    given = config(root, dataloader={"batch_size": 2}, run_name=kind.replace(" ", "-"), **fields)
+    runner = Judging(given, kind)
+    result = runner.evaluate("val")["val"]
+    seen = list(runner.model.seen)
+    outputs = runner.infer("val")
+    return {"result": result, "seen": seen, "outputs": outputs.tolist(), "grad": runner.model.had_grad}
+
+
+KINDS = ["dataset", "stream", "loader", "shuffled loader"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_seven_samples_give_the_exact_metric_and_outputs_in_order(
+    kind: str, world_size: int, two_ranks: Ranks, three_ranks: Ranks, tmp_path: Path
+) -> None:
+    group = {2: two_ranks, 3: three_ranks}.get(world_size)
+    answers = [judged(str(tmp_path), kind)] if group is None else group.run(judged, str(tmp_path), kind)
+    loss = nn.functional.cross_entropy(Judge()(INPUTS), TARGETS).item()
+    wanted = Judge()(INPUTS).tolist()
+    for answer in answers:
+        assert answer["result"]["accuracy"] == TRUTH
+        assert answer["result"]["loss"] == pytest.approx(loss)
+        found = sorted(answer["outputs"], key=lambda row: row[1]) if "shuffled" in kind else answer["outputs"]
+        assert found == wanted
+        assert not answer["grad"]
+    assert sorted(value for answer in answers for value in answer["seen"]) == INPUTS.flatten().tolist()
+
+
+def test_a_sampler_that_pads_is_refused(two_ranks: Ranks, tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match="may repeat samples"):
+        two_ranks.run(judged, str(tmp_path), "distributed sampler")
+
+
+def test_more_ranks_than_samples(three_ranks: Ranks, tmp_path: Path) -> None:
+    for answer in three_ranks.run(one_sample, str(tmp_path)):
+        assert answer["val"]["accuracy"] == 1.0
+
+
+def one_sample(root: str) -> Any:
+    runner = Judging(config(root))
+    runner.datasets["val"] = TensorDataset(INPUTS[:1], TARGETS[:1])
+    return runner.evaluate("val")
+
+
+# metrics -------------------------------------------------------------------------------------------------------------
+def with_torchmetrics(root: str) -> dict[str, Any]:
+    import torchmetrics
+
+    runner = Judging(config(root, dataloader={"batch_size": 2}))
+    runner.metrics = torchmetrics.MetricCollection(
+        {
+            "accuracy": torchmetrics.classification.MulticlassAccuracy(2, average="micro"),
+            "recall": torchmetrics.classification.MulticlassRecall(2, average=None),
+        }
+    )
+    collection = runner.evaluate("val")["val"]
+    runner.metrics = torchmetrics.classification.MulticlassAccuracy(2, average="micro")
+    return {"collection": collection, "single": runner.evaluate("val")["val"]}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_objects_of_torchmetrics_are_metrics(world_size: int, two_ranks: Ranks, tmp_path: Path) -> None:
+    answers = (
+        [with_torchmetrics(str(tmp_path))]
+        if world_size == 1
+        else two_ranks.run(with_torchmetrics, str(tmp_path))
+    )
+    for answer in answers:
+        assert answer["collection"]["accuracy"] == pytest.approx(TRUTH)
+        assert answer["collection"]["recall"] == {"0": 0.0, "1": 1.0}
+        assert answer["single"]["multiclass_accuracy"] == pytest.approx(TRUTH)
+
+
+class TwoTasks(dl.TorchRunner):
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        inputs, targets = points(14)
+        self.datasets["train"] = self.datasets["val"] = list(zip(inputs, targets, strict=True))
+        self.model = nn.Linear(2, 4)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.5)
+        self.metrics = MetricGroup(a=MetricGroup(accuracy=Accuracy()), b=MetricGroup(accuracy=Accuracy()))
+
+    def train_step(self, data: Any) -> Any:
+        pred, loss = self.evaluate_step(data)
+        self.advance(loss)
+        return pred, loss
+
+    def evaluate_step(self, data: Any) -> Any:
+        pred, target = self.model(data[0]), {"a": data[1], "b": 1 - data[1]}
+        tasks = {"a": pred[:, :2], "b": pred[:, 2:]}
+        self.metrics.update(tasks, target)
+        return pred, sum(nn.functional.cross_entropy(tasks[name], target[name]) for name in tasks)
+
+
+def test_metrics_of_several_tasks_are_nested_and_can_be_the_score(tmp_path: Path) -> None:
+    runner = TwoTasks(config(tmp_path, epoch_end=5, score_name="a/accuracy"))
+    results = runner.train()
+    assert set(results[4]["val"]) == {"loss", "a", "b"}
+    assert runner.best_score == max(result["val"]["a"]["accuracy"] for result in results.values())
+
+
+def test_train_and_evaluate_may_have_metrics_of_their_own(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path, epoch_end=1))
+    runner.metrics = None
+    runner.train_metrics = MetricGroup(seen=Accuracy())
+    runner.evaluate_metrics = MetricGroup(held_out=Accuracy())
+    result = runner.train()[0]
+    assert set(result["train"]) == {"loss", "seen"} and set(result["val"]) == {"loss", "held_out"}
+
+
+def summed(root: str, log_interval: int) -> dict[int, Any]:
+    runner = SmallRunner(config(root, log_interval=log_interval, params={"samples": 23, "width": 4}))
+    runner.optimizer = torch.optim.SGD(runner.model.parameters(), lr=0.0)
+    return runner.train()
+
+
+@pytest.mark.parametrize("log_interval", [1, 3, 1000])
+def test_the_epoch_loss_depends_neither_on_log_interval_nor_on_world_size(
+    log_interval: int, two_ranks: Ranks, three_ranks: Ranks, tmp_path: Path
+) -> None:
+    inputs, targets = points(30)
+    still = SmallRunner(config(tmp_path, params={"samples": 23, "width": 4})).model.eval()
+    truth = nn.functional.cross_entropy(still(inputs[:23]), targets[:23]).item()
+    found = [summed(str(tmp_path / "1"), log_interval)]
+    found += two_ranks.run(summed, str(tmp_path / "2"), log_interval)
+    found += three_ranks.run(summed, str(tmp_path / "3"), log_interval)
+    for results in found:
+        assert results[0]["train"]["loss"] == pytest.approx(truth, rel=1e-6)
+        assert results[0]["val"] == pytest.approx(found[0][0]["val"], rel=1e-6)
+
+
+# state ---------------------------------------------------------------------------------------------------------------
+def test_evaluation_leaves_training_as_it_was(tmp_path: Path) -> None:
+    plain = SmallRunner(config(tmp_path / "a", params={"width": 4, "dropout": 0.5}))
+    plain.train(evaluate_splits=[])
+    evaluated = SmallRunner(config(tmp_path / "b", params={"width": 4, "dropout": 0.5}))
+    evaluated.train()
+    assert plain.gradients == evaluated.gradients
+
+
+def buffers(root: str, broadcast_buffers: bool) -> dict[str, Any]:
+    fields = {"width": 3, "batch_norm": True, "samples": 40}
+    runner = SmallRunner(config(root, params=fields, broadcast_buffers=broadcast_buffers, epoch_end=1))
+    loss = runner.train()[0]["val"]["loss"]
+    return {"loss": loss, "mean": runner.unwrap(runner.model)[1].running_mean.tolist()}
+
+
+@pytest.mark.parametrize("broadcast_buffers", [True, False])
+def test_all_ranks_evaluate_with_the_buffers_of_rank_0(
+    broadcast_buffers: bool, two_ranks: Ranks, tmp_path: Path
+) -> None:
+    first, second = two_ranks.run(buffers, str(tmp_path), broadcast_buffers)
+    assert first["loss"] == second["loss"]
+    assert (first["mean"] == second["mean"]) == broadcast_buffers  # each has its own back
+
+
+def test_a_trained_split_can_be_evaluated_too(two_ranks: Ranks, tmp_path: Path) -> None:
+    for answer in [*two_ranks.run(train_evaluated, str(tmp_path)), train_evaluated(str(tmp_path / "one"))]:
+        assert answer["sizes"] == answer["wanted"]
+
+
+def train_evaluated(root: str) -> dict[str, Any]:
+    runner = SmallRunner(config(root, epoch_end=1, params={"samples": 13}))
+    runner.train()
+    result = runner.evaluate(["train", "val"])
+    inputs, targets = points(20)
+    with torch.no_grad():
+        right = (runner.unwrap(runner.model)(inputs).argmax(1) == targets).double()
+    wanted = [right[:13].mean().item(), right[13:].mean().item()]
+    return {"sizes": [result["train"]["accuracy"], result["val"]["accuracy"]], "wanted": wanted}
+
+
+def test_infer_of_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="split 'infer' has no data"):
+        SmallRunner(config(tmp_path)).infer()
+
+
+def test_infer_joins_outputs_in_mappings_and_needs_no_targets(tmp_path: Path) -> None:
+    class Named(SmallRunner):
+        def infer_step(self, data: Any) -> Any:
+            return {"logits": super().infer_step(data), "pair": (data[0][:, 0],)}
+
+    runner = Named(config(tmp_path))
+    runner.datasets["infer"] = TensorDataset(points(12)[0])
+    outputs = runner.infer()
+    assert outputs["logits"].shape == (12, 2)
+    assert torch.equal(outputs["pair"][0], points(12)[0][:, 0])
+    assert "infer" not in runner.train()[0]
+
+
+def test_the_users_own_loaders_and_samplers_are_used_and_shown(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path, epoch_end=1))
+    data = runner.datasets.pop("train")
+    own = DataLoader(data, batch_size=4, sampler=SequentialSampler(data))
+    runner.dataloaders["train"] = own
+    runner.datasamplers["val"] = [6, 5, 4]
+    runner.train()
+    assert runner.dataloaders["train"] is own and runner.batch_size == 4
+    assert runner.steps == 5
+    assert set(runner.dataloaders) == {"train", "val"} == set(runner.datasamplers) | {"train"}
+    inputs, targets = points(27)
+    with torch.no_grad():
+        right = runner.model(inputs[24:27]).argmax(1) == targets[24:27]
+    assert runner.results[0]["val"]["accuracy"] == pytest.approx(right.double().mean().item())
+
+
+def test_loaders_are_visible_once_training_began(tmp_path: Path) -> None:
+    class Looks(SmallRunner):
+        def train_step(self, data: Any) -> Any:
+            assert set(self.dataloaders) == set(self.datasamplers) == {"train", "val"}
+            return super().train_step(data)
+
+    Looks(config(tmp_path, epoch_end=1)).train()
+
+
+def test_an_evaluation_split_cannot_be_shuffled_or_cut(tmp_path: Path) -> None:
+    for option in ("shuffle", "drop_last"):
+        with pytest.raises(ConfigError, match="counts every sample once"):
+            SmallRunner(config(tmp_path, dataloader={"val": {option: True}})).train()

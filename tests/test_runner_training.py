@@ -1,0 +1,362 @@
+"""The steps of training: accumulation, weights of uneven batches, clipping, precision, losses that blow up."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import danling_core as dl
+from danling_core.errors import ConfigError, NonFiniteLossError
+from tests.ranks import RankFailed, Ranks
+from tests.small_runner import SmallRunner, config, events, points, train, trained, weights
+
+# name: ranks, samples of a batch, batches of a window; a global batch of 64 in each
+LAYOUTS = {"64x1": (1, 64, 1), "32x2": (2, 32, 1), "16x2x2": (2, 16, 2), "16x4 accumulated": (1, 16, 4)}
+
+
+def run_layout(name: str, samples: int, kind: str, two_ranks: Ranks, root: str) -> list[dict[str, Any]]:
+    world, batch, accum = LAYOUTS[name]
+    fields: dict[str, Any] = {
+        "step_end": 20,
+        "accum_steps": accum,
+        "dataloader": {"batch_size": batch},
+        "params": {"samples": samples, "width": 4, "kind": kind},
+        "run_name": f"{world}-{batch}-{accum}-{samples}-{kind}",
+    }
+    return two_ranks.run(trained, root, **fields) if world == 2 else [trained(root, **fields)]
+
+
+@pytest.mark.parametrize("kind", ["sized", "stream"])
+@pytest.mark.parametrize("samples", [293, 257])
+def test_gradients_are_those_of_one_large_batch_at_each_of_20_steps(
+    samples: int, kind: str, two_ranks: Ranks, tmp_path: Path
+) -> None:
+    found = {name: run_layout(name, samples, kind, two_ranks, str(tmp_path)) for name in LAYOUTS}
+    wanted = torch.tensor(found["64x1"][0]["gradients"])
+    assert wanted.shape[0] == 20
+    for runs in found.values():
+        for run in runs:
+            torch.testing.assert_close(torch.tensor(run["gradients"]), wanted, rtol=1e-4, atol=1e-6)
+            assert run["counters"][1] == 20
+
+
+def test_the_last_and_smaller_window_is_the_mean_of_its_own_samples(tmp_path: Path) -> None:
+    fields = {"params": {"samples": 13}, "epoch_end": 1, "accum_steps": 2}
+    shuffled_off = {"batch_size": 5, "shuffle": False}
+    runner = SmallRunner(config(tmp_path, dataloader=shuffled_off, **fields))
+    inputs, targets = points(20)
+    runner.train()
+    linear = nn.Linear(2, 2)
+    linear.load_state_dict(SmallRunner(config(tmp_path)).model.state_dict())
+    for gradient, span in zip(runner.gradients, [slice(0, 10), slice(10, 13)], strict=True):
+        linear.zero_grad()
+        nn.functional.cross_entropy(linear(inputs[span]), targets[span]).backward()
+        own = torch.cat([p.grad.flatten() for p in linear.parameters()])
+        torch.testing.assert_close(torch.tensor(gradient), own)
+        with torch.no_grad():
+            for p in linear.parameters():
+                p -= 0.1 * p.grad
+
+
+def synced(root: str) -> list[bool]:
+    """Whether DDP reduced the gradients in each iter of a run that accumulates over 3."""
+    runner = SmallRunner(config(root, accum_steps=3, epoch_end=1, params={"samples": 60}))
+    seen: list[bool] = []
+    before = runner.backward
+
+    def backward(loss: torch.Tensor) -> None:
+        seen.append(runner.model.require_backward_grad_sync)
+        before(loss)
+
+    runner.backward = backward  # type: ignore[method-assign]
+    runner.train()
+    return seen
+
+
+def test_gradients_are_reduced_once_per_window(two_ranks: Ranks, tmp_path: Path) -> None:
+    for seen in two_ranks.run(synced, str(tmp_path)):
+        assert seen == [False, False, True] * 2
+
+
+def test_ranks_hold_the_same_weights(two_ranks: Ranks, tmp_path: Path) -> None:
+    first, second = two_ranks.run(trained, str(tmp_path), params={"width": 4, "dropout": 0.5, "samples": 21})
+    assert first["weights"] == second["weights"]
+    assert first["results"] == second["results"]
+
+
+# clipping ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_gradients_are_clipped_by_norm(precision: str, tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path, clip_grad_norm=0.01, epoch_end=1, precision=precision))
+    before = torch.tensor(weights(runner))
+    norms = step_sizes(runner, before)
+    assert len(norms) >= 4
+    assert all(norm == pytest.approx(0.1 * 0.01, rel=1e-2) for norm in norms if norm)
+    assert any(norms)
+
+
+def step_sizes(runner: SmallRunner, before: torch.Tensor) -> list[float]:
+    """How far SGD moved the weights in each step: the clipped gradient times the rate."""
+    norms: list[float] = []
+    step = runner._step
+
+    def watched() -> None:
+        nonlocal before
+        step()
+        now = torch.tensor(weights(runner))
+        norms.append(float((now - before).norm()))
+        before = now
+
+    runner._step = watched  # type: ignore[method-assign]
+    runner.train()
+    return norms
+
+
+def test_gradients_are_clipped_by_value(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path, clip_grad_value=1e-3, step_end=1))
+    before = torch.tensor(weights(runner))
+    runner.train()
+    moved = (torch.tensor(weights(runner)) - before).abs().max()
+    assert float(moved) == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+# losses and gradients that are not finite ----------------------------------------------------------------------------
+def test_a_nan_loss_stops_the_run_with_step_rank_and_value(two_ranks: Ranks, tmp_path: Path) -> None:
+    fields = {"params": {"nan_at_step": 5, "nan_rank": 1, "samples": 40}, "log_interval": 1, "epoch_end": 3}
+    with pytest.raises(RankFailed) as caught:
+        two_ranks.run(train, str(tmp_path), **fields)
+    last = str(caught.value).strip().splitlines()[-1]
+    for word in ("NonFiniteLossError", "the loss is nan", "step 5", "rank 1", "non_finite=skip"):
+        assert word in last
+
+
+def test_the_last_checkpoint_is_intact_after_a_nan(tmp_path: Path) -> None:
+    fields = {"params": {"nan_at_step": 6}, "epoch_end": 3, "log_interval": 50}
+    with pytest.raises(NonFiniteLossError, match="step 6"):
+        SmallRunner(config(tmp_path, **fields)).train()
+    good = SmallRunner.from_checkpoint(find_run(tmp_path))
+    assert all(math.isfinite(weight) for weight in weights(good))
+    status = events_of(find_run(tmp_path))[-1]
+    assert status["event"] == "failed" and "step 6" in status["error"]
+
+
+def find_run(root: Path) -> str:
+    (found,) = root.glob("*/*/config.yaml")
+    return str(found.parent)
+
+
+def events_of(folder: str) -> list[dict[str, Any]]:
+    class At:
+        dir = folder
+
+    return events(At())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_skip_leaves_the_step_out_on_all_ranks_and_goes_on(
+    precision: str, two_ranks: Ranks, tmp_path: Path
+) -> None:
+    params = {"nan_at_step": 1, "nan_rank": 1, "samples": 40}
+    fields: dict[str, Any] = {
+        "non_finite": "skip",
+        "precision": precision,
+        "epoch_end": 2,
+        "ema_decay": 0.5,
+        "run_name": precision,
+    }
+    first, second = two_ranks.run(trained, str(tmp_path), params=params, **fields)
+    assert first["error"] is None and second["error"] is None
+    assert first["weights"] == second["weights"]
+    assert all(math.isfinite(weight) for weight in first["weights"])
+    assert all(math.isfinite(x) for value in first["ema"] for x in torch.tensor(value).flatten().tolist())
+    assert math.isfinite(first["results"][0]["train"]["loss"])
+    assert first["counters"][1] == 8
+    assert first["scale"] == second["scale"]
+    if precision == "fp32":
+        assert first["scale"] == 1.0
+
+
+def test_an_fp16_overflow_is_skipped_on_all_ranks_and_the_scale_recovers(
+    two_ranks: Ranks, tmp_path: Path
+) -> None:
+    first, second = two_ranks.run(overflowing, str(tmp_path))
+    assert first == second
+    scales, moved = first["scales"], first["moved"]
+    assert scales[2] == scales[1] / 2  # an overflow on rank 1 alone
+    assert moved == [True, True, False, True, True, True, True, True]
+    assert scales[-1] > scales[2]  # grown again
+
+
+def overflowing(root: str) -> dict[str, Any]:
+    """Scale after each step, and whether it moved the weights; rank 1's gradients overflow in step 2."""
+    runner = SmallRunner(config(root, precision="fp16", epoch_end=2, params={"samples": 40}))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    runner._precision.scaler = scaler
+    scales, moved = [], []
+    backward, step = runner.backward, runner._step
+
+    def spiked(loss: torch.Tensor) -> None:
+        backward(loss * 1e38 if runner.steps == 2 and runner.rank == 1 else loss)
+
+    def watched() -> None:
+        before = weights(runner)
+        step()
+        scales.append(scaler.get_scale())
+        moved.append(weights(runner) != before)
+
+    runner.backward, runner._step = spiked, watched  # type: ignore[method-assign]
+    runner.train()
+    return {"scales": scales, "moved": moved, "weights": weights(runner)}
+
+
+# user's own steps ----------------------------------------------------------------------------------------------------
+class TwoLosses(SmallRunner):
+    """Computes its own loss, on data of its own shape."""
+
+    def train_step(self, data: Any) -> tuple[Any, torch.Tensor]:
+        pred = self.model(data[0])
+        loss = self.criterion(pred, data[1]) + 0.1 * pred.square().mean()
+        self.advance(loss)
+        return pred, loss
+
+
+def test_a_step_of_the_users_own_trains(tmp_path: Path) -> None:
+    runner = TwoLosses(config(tmp_path, epoch_end=3))
+    results = runner.train()
+    assert results[2]["train"]["loss"] < results[0]["train"]["loss"]
+
+
+class Forgetful(SmallRunner):
+    def train_step(self, data: Any) -> tuple[Any, torch.Tensor]:
+        pred = self.model(data[0])
+        return pred, self.criterion(pred, data[1])
+
+
+def test_a_step_that_never_advances_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="never called self.advance"):
+        Forgetful(config(tmp_path)).train()
+
+
+class Mapped(dl.TorchRunner):
+    """Batches are mappings, made by a collate function of its own."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        inputs, targets = points(16)
+        self.datasets["train"] = [(i, t) for i, t in zip(inputs, targets, strict=True)]
+        self.model, self.criterion = nn.Linear(2, 2), nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+
+    def collate_fn(self, samples: list[Any]) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        return {"input": torch.stack([s[0] for s in samples]), "target": torch.stack([s[1] for s in samples])}
+
+
+def test_batches_may_be_mappings(tmp_path: Path) -> None:
+    results = Mapped(config(tmp_path)).train()
+    assert results[1]["train"]["loss"] < results[0]["train"]["loss"]
+
+
+class Weighted(SmallRunner):
+    """Losses are weighted by what a batch says, as by its tokens: every sample of class 1 counts."""
+
+    def size_of(self, batch: Any) -> int:  # type: ignore[override]
+        return int(batch[1].sum())
+
+
+def test_losses_are_weighted_by_the_users_own_size(tmp_path: Path) -> None:
+    runner = Weighted(config(tmp_path, epoch_end=1))
+    result = runner.train()[0]["train"]
+    sizes = [w.shape[0] for w in [points(27)[0][:20]]]
+    assert sizes == [20]
+    total = int(points(27)[1][:20].sum())
+    assert runner.meters is not None
+    assert result["loss"] == pytest.approx(
+        sum(n * loss for n, loss in zip(counts_of(runner), runner.step_losses, strict=True)) / total, rel=1e-5
+    )
+
+
+def counts_of(runner: SmallRunner) -> list[int]:
+    """Samples of class 1 in each batch of the first pass."""
+    sampler = runner.datasamplers["train"]
+    sampler.set_pass(0)
+    targets = points(27)[1][:20]
+    return [int(targets[batch].sum()) for batch in sampler]
+
+
+# options -------------------------------------------------------------------------------------------------------------
+class Images(dl.TorchRunner):
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        images = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+        self.datasets["train"] = torch.utils.data.TensorDataset(images, torch.arange(8) % 2)
+        self.model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+        self.criterion = nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+
+
+def test_channels_last_changes_the_layout_and_not_the_result(tmp_path: Path) -> None:
+    plain = Images(config(tmp_path / "a"))
+    last = Images(config(tmp_path / "b", channels_last=True))
+    wanted, found = plain.train(), last.train()
+    assert last.model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert found[1]["train"]["loss"] == pytest.approx(wanted[1]["train"]["loss"], rel=1e-4)
+
+
+def test_compile_is_opt_in_and_hands_back_the_users_module(tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[nn.Module] = []
+
+    def compile_(module: nn.Module) -> nn.Module:
+        asked.append(module)
+        return torch._dynamo.OptimizedModule(module, lambda function: function)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    SmallRunner(config(tmp_path)).train()
+    assert not asked
+    runner = SmallRunner(config(tmp_path, compile=True))
+    own = runner.model
+    runner.train()
+    assert asked == [own]
+    assert runner.unwrap(runner.model) is own
+    assert list(runner.state_dict()["model"]) == ["weight", "bias"]
+
+
+@pytest.mark.long
+def test_a_compiled_model_trains_to_the_same_losses(tmp_path: Path) -> None:
+    wanted = SmallRunner(config(tmp_path / "a", params={"width": 4})).train()
+    found = SmallRunner(config(tmp_path / "b", params={"width": 4}, compile=True)).train()
+    assert found[1]["train"]["loss"] == pytest.approx(wanted[1]["train"]["loss"], rel=1e-4)
+
+
+def test_early_stopping_counts_results_that_are_not_better(tmp_path: Path) -> None:
+    class Stuck(SmallRunner):
+        def evaluate_epoch(self, split: str = "val") -> dict[str, Any]:
+            return {"loss": 1.0}
+
+    runner = Stuck(config(tmp_path, epoch_end=50, patience=3))
+    runner.train()
+    assert runner.epochs == 4
+    assert events(runner)[-1]["event"] == "completed"
+
+
+def test_train_can_be_followed_by_evaluate_and_preceded_by_it(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path))
+    before = runner.evaluate()["val"]["loss"]
+    runner.train()
+    after = runner.evaluate()["val"]["loss"]
+    assert after < before
+    assert after == pytest.approx(runner.results[1]["val"]["loss"])
+
+
+def test_a_model_is_needed(tmp_path: Path) -> None:
+    class Empty(dl.TorchRunner):
+        pass
+
+    runner = Empty(config(tmp_path))
+    runner.datasets["train"] = torch.utils.data.TensorDataset(*points(4))
+    with pytest.raises(ConfigError, match="sets no model"):
+        runner.train()
