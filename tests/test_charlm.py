@@ -207,7 +207,7 @@ def test_after_a_crash_the_run_goes_on_from_the_last_saved_step(
     ShortText(tiny(crashed)).run()
     events = [json.loads(line) for line in (only_run(crashed) / "events.jsonl").read_text().splitlines()]
     (resumed,) = [event["resumed"] for event in events if event.get("resumed")]
-    assert resumed["step"] == 6
+    assert resumed["step"] in (5, 6)  # 6 is given up where the disk is still busy with 5
     assert_same_end(only_run(straight), only_run(crashed))
 
 
