@@ -129,6 +129,18 @@ def test_a_run_stopped_by_sigterm_goes_on_where_it_was(
     assert launch(launcher, wanted).outcome is None, "it is complete"
 
 
+def test_a_run_whose_time_is_over_goes_on_next_time(
+    launcher: Launcher, in_peace: Callable[..., Ended], tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {"params": {"step_seconds": 0.1}}
+    stopped = launch(launcher, config(tmp_path, max_seconds=0.7, **fields))
+    assert stopped.outcome is not None and stopped.outcome.status == "interrupted"
+    assert "max_seconds is over" in (stopped.outcome.error or "")
+    ended = launch(launcher, config(tmp_path, **fields))
+    assert ended.path == stopped.path
+    ended.must_equal(in_peace(**fields))
+
+
 def test_another_world_size_goes_on_and_is_no_longer_bitwise(launcher: Launcher, tmp_path: Path) -> None:
     here = {"dir": str(tmp_path / "run"), "nproc_per_node": "auto"}
     with fault("SIGTERM", 13, rank=1):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ import pytest
 
 from danling_core.config import Config
 from danling_core.launch import Launcher
-from danling_core.lifeline import children_of, is_alive, start_time
+from danling_core.lifeline import children_of, start_time
 from danling_core.run_folder import RunFolder
 from tests.whole_runs import ROOT, Ended, config, launch
 
 KINDS = ("driver", "launcher", "fork server", "rank", "loader worker")
-LIKELY = {"driver": 2, "launcher": 2, "fork server": 1, "rank": 6, "loader worker": 1}
+LIKELY = {"driver": 2, "launcher": 2, "fork server": 1, "rank": 6}
 
 
 class Storm:
@@ -36,6 +36,7 @@ class Storm:
     """
 
     def __init__(self, wanted: Config, folder: Path, seed: int) -> None:
+        self._likely = LIKELY | ({"loader worker": 2} if wanted.dataloader.num_workers else {})
         self.killed: Counter[str] = Counter()
         self.while_saving = 0
         self._wanted = wanted
@@ -68,22 +69,31 @@ class Storm:
             driver.wait()
 
     def _strike(self, driver: subprocess.Popen[bytes]) -> None:
-        """Wait for a random moment, or for a save, and kill somebody."""
-        wants_save = self._random.random() < 0.4
-        moment = time.monotonic() + (5.0 if wants_save else self._random.uniform(0.0, 2.5))
-        is_saving = False
-        while time.monotonic() < moment and driver.poll() is None and not is_saving:
-            time.sleep(0.002)
-            is_saving = wants_save and self._is_saving()
-        kind = self._random.choices(list(LIKELY), list(LIKELY.values()))[0]
-        victims = [pid for found, pid in tree(driver.pid) if found == kind]
-        if not victims:
+        """Kill somebody: in the middle of a save, or some time after there is one of the chosen kind."""
+        kind = self._random.choices(list(self._likely), list(self._likely.values()))[0]
+        wants_save, delay = self._random.random() < 0.5, self._random.uniform(0.0, 2.0)
+        if not self._wait(driver, lambda: bool(self._victims(driver, kind)), 20.0):
             return
-        victim = self._random.choice(victims)
-        if is_alive(victim, start_time(victim)):
-            os.kill(victim, signal.SIGKILL)
+        if wants_save:
+            self._wait(driver, self._is_saving, 10.0)
+        else:
+            self._wait(driver, lambda: False, delay)
+        victims = self._victims(driver, kind)
+        if victims and driver.poll() is None and _kill(self._random.choice(victims)):
             self.killed[kind] += 1
-            self.while_saving += is_saving and self._is_saving()
+            self.while_saving += self._is_saving()
+
+    def _wait(self, driver: subprocess.Popen[bytes], is_time: Callable[[], bool], seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while driver.poll() is None and time.monotonic() < end:
+            if is_time():
+                return True
+            time.sleep(0.002)
+        return False
+
+    def _victims(self, driver: subprocess.Popen[bytes], kind: str) -> list[int]:
+        living = [pid for found, pid in tree(driver.pid) if found == kind]
+        return [pid for pid in living if start_time(pid) is not None]
 
     def _is_saving(self) -> bool:
         """Whether there is a payload that has no record yet, and may never get one."""
@@ -98,6 +108,14 @@ class Storm:
     def _folder(self) -> Path:
         (status,) = Path(self._wanted.project_root).glob("*/*/status.json")
         return status.parent
+
+
+def _kill(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _modified(path: Path) -> float:
