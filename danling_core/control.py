@@ -55,7 +55,11 @@ class RankControl:
         self._cells[self._base + _BEATS] += 1
 
     def finish(self) -> None:
-        """Say that this rank has nothing more to do: its death is no failure now, its silence no hang."""
+        """Say that this rank has nothing more to do: its death is no failure now, its silence no hang.
+
+        Call it once the terminal event is written and before the process group is destroyed, whose teardown
+        aborts or deadlocks now and then; when every rank has finished, the launcher ends what lingers.
+        """
         self._cells[self._base + _DONE] = 1
 
     @property

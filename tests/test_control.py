@@ -138,11 +138,11 @@ def test_ranks_that_finished_and_cannot_end_are_ended(
     for rank in control.ranks:
         rank.finish()
     watch.tick(1.0)
-    watch.tick(10.9)
+    watch.tick(3.9)
     assert not watch.killed
     end(sleepers[0])  # aborts in its teardown: elastic keeps the other one waiting
-    watch.tick(10.95)
-    watch.tick(11.0)
+    watch.tick(3.95)
+    watch.tick(4.0)
     assert sleepers[1].wait(10) == -signal.SIGKILL
 
 

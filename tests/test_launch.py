@@ -346,13 +346,21 @@ def start_driver(folder: Path, role: str) -> tuple[subprocess.Popen[str], Tree]:
     """A driver of its own, the launcher, the fork server, two ranks, and their loader workers."""
     command = [sys.executable, "-c", DRIVER, json.dumps(ENTRYPOINTS), str(folder), role]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        return driver, _tree_below(driver, folder, role)
+    except BaseException:
+        driver.kill()
+        raise
+
+
+def _tree_below(driver: subprocess.Popen[str], folder: Path, role: str) -> Tree:
     assert driver.stdout is not None
-    first = json.loads(driver.stdout.readline())
+    launcher = json.loads(driver.stdout.readline())["launcher"]
     wait_until(lambda: (folder / "rank-1-0.json").exists(), "rank 1")
     if role == "with_loader":
-        json.loads(driver.stdout.readline())
+        driver.stdout.readline()
         wait_until(lambda: len(descendants(note(folder, 1)["pid"])) == 3, "the loader of rank 1")
-    return driver, Tree([driver.pid, first["launcher"], *descendants(first["launcher"])])
+    return Tree([driver.pid, launcher, *descendants(launcher)])
 
 
 @pytest.mark.parametrize("death", [signal.SIGTERM, signal.SIGKILL])
