@@ -80,14 +80,17 @@ def execute(config: Config, context: RunContext, stages: Sequence[str], threads:
         if control is not None:
             control.ranks[runner.local_rank].enter_phase(Phase.TRAINING)
         try:
-            status = runner.run(stages)
-        except RunInterrupted:
-            distributed.destroy_process_group()
-            raise
-        if control is not None:
-            control.ranks[runner.local_rank].finish()
-        distributed.destroy_process_group()
-        return status
+            return runner.run(stages)
+        finally:
+            if _ended_well(sys.exc_info()[1]):
+                if control is not None:  # before the group is left: gloo may abort or lock up there
+                    control.ranks[runner.local_rank].finish()
+                distributed.destroy_process_group()
+
+
+def _ended_well(error: BaseException | None) -> bool:
+    """Whether the other ranks are at the same point, so that the group can be left together."""
+    return error is None or isinstance(error, RunInterrupted)
 
 
 @contextlib.contextmanager
