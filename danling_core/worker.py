@@ -23,6 +23,7 @@ from danling_core.errors import ConfigError, DanLingError, RunInterrupted
 from danling_core.identity import identify
 from danling_core.prepare import load_runner, pin, prepare
 from danling_core.run_folder import Status
+from danling_core.runner.torch_runner import TorchRunner
 
 __all__ = ["execute", "main", "prepare", "run_rank"]
 
@@ -80,17 +81,19 @@ def execute(config: Config, context: RunContext, stages: Sequence[str], threads:
         if control is not None:
             control.ranks[runner.local_rank].enter_phase(Phase.TRAINING)
         try:
-            return runner.run(stages)
-        finally:
-            if _ended_well(sys.exc_info()[1]):
-                if control is not None:  # before the group is left: gloo may abort or lock up there
-                    control.ranks[runner.local_rank].finish()
-                distributed.destroy_process_group()
+            status = runner.run(stages)
+        except RunInterrupted:
+            _leave(runner, control)
+            raise
+        _leave(runner, control)
+        return status
 
 
-def _ended_well(error: BaseException | None) -> bool:
-    """Whether the other ranks are at the same point, so that the group can be left together."""
-    return error is None or isinstance(error, RunInterrupted)
+def _leave(runner: TorchRunner, control: Control | None) -> None:
+    """Leave the other ranks, all at the same point; said first, since gloo may abort or lock up there."""
+    if control is not None:
+        control.ranks[runner.local_rank].finish()
+    distributed.destroy_process_group()
 
 
 @contextlib.contextmanager

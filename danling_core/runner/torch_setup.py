@@ -171,7 +171,8 @@ class TorchSetUp(TorchData):
             self.scheduler = build_scheduler(
                 stated.name,
                 self.optimizer,
-                total_steps=self.total_steps,
+                # the length of the schedule, in what it counts
+                total_steps=self.total_epochs if stated.interval == "epoch" else self.total_steps,
                 warmup_steps=stated.warmup_steps,
                 **arguments,
             )
