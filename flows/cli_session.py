@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -17,9 +19,11 @@ from typing import Any
 from danling_core.config import Config
 from flows.outcome import RunOutcome
 from flows.pool import LauncherPool, Listener, pinned, using
-from flows.server import QUIET, EmbeddedServer, configured_api_url, using_api
+from flows.server import QUIET, EmbeddedServer, configured_api_url, send_waiting, using_api
 
 POLL_SECONDS = 0.1
+# For Prefect to be told of the end of a flow whose runs have ended; an API that is away is given up then.
+FAREWELL_SECONDS = 30.0
 
 
 @dataclass
@@ -30,11 +34,13 @@ class Ending:
         outcomes: of every run that ended; the truth.
         error: what Prefect raised, if it did: it spoils what is shown, not what was trained.
         signal: the first signal that stopped the session.
+        is_api_lost: Prefect could not be told all, and would hold up the exit of the interpreter for long.
     """
 
     outcomes: list[RunOutcome]
     error: BaseException | None = None
     signal: int | None = None
+    is_api_lost: bool = False
 
     @property
     def is_ctrl_c(self) -> bool:
@@ -94,12 +100,15 @@ class Session:
             thread.start()
             self._mind(thread, noted)
         outcomes = list(self._pool.outcomes.values())
-        return Ending(outcomes, errors[0] if errors else None, noted[0] if noted else None)
+        is_lost = thread.is_alive() or not send_waiting()
+        return Ending(outcomes, errors[0] if errors else None, noted[0] if noted else None, is_lost)
 
     def _mind(self, thread: threading.Thread, noted: list[int]) -> None:
-        is_told = False
-        while thread.is_alive():
+        is_told, all_ended_at = False, math.inf
+        while thread.is_alive() and time.monotonic() < all_ended_at + FAREWELL_SECONDS:
             thread.join(POLL_SECONDS)
+            if len(self._pool.outcomes) >= len(self._configs):
+                all_ended_at = min(all_ended_at, time.monotonic())
             if noted and not is_told:
                 is_told = True
                 print("\ndanling: stopping: the runs save what they have (again: kill)", file=sys.stderr)
@@ -145,8 +154,9 @@ def _quieten_prefect() -> None:
 
     Prefect takes over the root logger's handler, so warnings of our own get one of their own.
     """
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("danling: %(message)s"))
-    handler.setLevel(logging.WARNING)
-    logging.getLogger("danling").addHandler(handler)
+    for handler in ("CONSOLE", "DEBUG"):
+        os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")
+    ours = logging.StreamHandler()
+    ours.setFormatter(logging.Formatter("danling: %(message)s"))
+    ours.setLevel(logging.WARNING)
+    logging.getLogger("danling").addHandler(ours)

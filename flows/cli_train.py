@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -73,9 +74,20 @@ def _print_leaderboard(outcomes: Sequence[RunOutcome], title: str) -> None:
 
 def _conclude(ending: Ending, total: int, again: str) -> int:
     """Say on stderr what did not go well, a rank's traceback last; the exit code."""
+    code = _report(ending, total, again)
+    if ending.is_api_lost:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # Prefect would try for minutes to send what it holds
+    return code
+
+
+def _report(ending: Ending, total: int, again: str) -> int:
     bad = [outcome for outcome in ending.outcomes if outcome.status in ("failed", "refused")]
     stopped = [outcome for outcome in ending.outcomes if outcome.status == "interrupted"]
-    if ending.error is not None:
+    if ending.is_api_lost:
+        _say("the Prefect API went away: it shows less than was trained; the run folders have it all")
+    elif ending.error is not None:
         _say(f"Prefect: {type(ending.error).__name__}: {ending.error}")
     if ending.is_ctrl_c or (stopped and not bad):
         _say(f"interrupted; to resume: {again}")

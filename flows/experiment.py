@@ -18,7 +18,7 @@ from flows.leaderboard import leaderboard, markdown
 from flows.naming import run_display_name, tags_of
 from flows.outcome import Ending, RunOutcome
 from flows.pool import LauncherPool, launcher_pool, pinned
-from flows.run import run
+from flows.run import execute, run
 from tasks.artifacts import FlowArtifacts
 from tasks.reporter import reporting
 
@@ -72,8 +72,18 @@ def _run_one(config: Config, pool: LauncherPool) -> RunOutcome:
             return pool.record(_not_started(config, "interrupted", str(error)))
         except Exception as error:
             logger.warning("Prefect lost sight of %s: %s: %s", config.run_name, type(error).__name__, error)
-            message = f"{type(error).__name__}: {error}"
+            if not ended:
+                return _run_unseen(config, pool)
     return ended[-1] if ended else pool.record(_not_started(config, "failed", message))
+
+
+def _run_unseen(config: Config, pool: LauncherPool) -> RunOutcome:
+    """Train a run for which Prefect could make no flow run: training does not depend on who watches."""
+    try:
+        with pool.slot(), reporting() as reporter:
+            return pool.record(execute(config, pool, FlowArtifacts(reporter)))
+    except RunInterrupted as error:
+        return pool.record(_not_started(config, "interrupted", str(error)))
 
 
 def _not_started(config: Config, status: Ending, error: str | None) -> RunOutcome:

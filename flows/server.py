@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -106,23 +108,29 @@ def configured_api_url() -> str | None:
 
 @contextlib.contextmanager
 def using_api(api_url: str) -> Iterator[None]:
-    """Have flows called inside talk to `api_url`, without heartbeats; then send what waits to be sent."""
+    """Have flows called inside talk to `api_url`, without heartbeats."""
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        try:
-            yield
-        finally:
-            send_waiting()
+        yield
 
 
-def send_waiting(timeout_seconds: float = 10.0) -> None:
-    """Send the events (a task run's states are events) and logs that Prefect's threads still hold."""
+def send_waiting(timeout_seconds: float = 10.0) -> bool:
+    """Send the events (a task run's states are events) and logs that Prefect's threads still hold.
+
+    False when they were not sent in time; then Prefect would go on trying at the exit of the interpreter.
+    """
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    for worker in (EventsWorker, APILogWorker):
-        worker.drain_all(timeout=timeout_seconds, at_exit=False)
+    def drain() -> None:
+        for worker in (EventsWorker, APILogWorker):
+            worker.drain_all(at_exit=False)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(drain,), daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
+    return not thread.is_alive()
 
 
 def _is_healthy(api_url: str) -> bool:
