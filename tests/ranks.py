@@ -25,7 +25,7 @@ class Ranks:
         self._pipes: list[Connection] = []
 
     def run(self, function: Callable[..., Any], *args: Any, **named: Any) -> list[Any]:
-        """Call a module-level function on every rank; returns what they return, in rank order. Raises RankFailed."""
+        """Call a module-level function on every rank; returns what they return, by rank. Raises RankFailed."""
         if not self._processes:
             self._start()
         message = pickle.dumps(functools.partial(function, *args, **named))

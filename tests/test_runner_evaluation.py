@@ -23,7 +23,7 @@ TRUTH = 3 / 7
 
 
 class Judge(nn.Module):
-    """Always says class 1, and how far along the sample is; counts what it was given, with gradients or not."""
+    """Always says class 1, and how far along the sample is; keeps what it was given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def one_sample(root: str) -> Any:
     return runner.evaluate("val")
 
 
-# metrics -------------------------------------------------------------------------------------------------------------
+# metrics ----------------------------------------------------------------------------------------------------
 def with_torchmetrics(root: str) -> dict[str, Any]:
     import torchmetrics
 
@@ -191,7 +191,7 @@ def test_the_epoch_loss_depends_neither_on_log_interval_nor_on_world_size(
         assert results[0]["val"] == pytest.approx(found[0][0]["val"], rel=1e-6)
 
 
-# state ---------------------------------------------------------------------------------------------------------------
+# state ------------------------------------------------------------------------------------------------------
 def test_evaluation_leaves_training_as_it_was(tmp_path: Path) -> None:
     plain = SmallRunner(config(tmp_path / "a", params={"width": 4, "dropout": 0.5}))
     plain.train(evaluate_splits=[])

@@ -194,7 +194,7 @@ def test_evaluate_every_leaves_out_epochs_but_never_the_last(tmp_path: Path) -> 
     assert [index for index, result in results.items() if "val" in result] == [1, 3, 4]
 
 
-# schedulers ----------------------------------------------------------------------------------------------------------
+# schedulers -------------------------------------------------------------------------------------------------
 def test_a_schedule_per_step_moves_each_step(tmp_path: Path) -> None:
     fields = {"optim": {"name": "sgd", "lr": 0.1}, "scheduler": {"name": "linear"}}
     runner = SmallRunner(config(tmp_path, **fields))

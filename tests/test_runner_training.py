@@ -1,4 +1,4 @@
-"""The steps of training: accumulation, weights of uneven batches, clipping, precision, losses that blow up."""
+"""The steps of training: accumulation, uneven batches, clipping, precision, losses that blow up."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_ranks_hold_the_same_weights(two_ranks: Ranks, tmp_path: Path) -> None:
     assert first["results"] == second["results"]
 
 
-# clipping ------------------------------------------------------------------------------------------------------------
+# clipping ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_gradients_are_clipped_by_norm(precision: str, tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, clip_grad_norm=0.01, epoch_end=1, precision=precision))
@@ -125,7 +125,7 @@ def test_gradients_are_clipped_by_value(tmp_path: Path) -> None:
     assert float(moved) == pytest.approx(0.1 * 1e-3, rel=1e-3)
 
 
-# losses and gradients that are not finite ----------------------------------------------------------------------------
+# losses and gradients that are not finite -------------------------------------------------------------------
 def test_a_nan_loss_stops_the_run_with_step_rank_and_value(two_ranks: Ranks, tmp_path: Path) -> None:
     fields = {"params": {"nan_at_step": 5, "nan_rank": 1, "samples": 40}, "log_interval": 1, "epoch_end": 3}
     with pytest.raises(RankFailed) as caught:
@@ -214,7 +214,7 @@ def overflowing(root: str) -> dict[str, Any]:
     return {"scales": scales, "moved": moved, "weights": weights(runner)}
 
 
-# user's own steps ----------------------------------------------------------------------------------------------------
+# user's own steps -------------------------------------------------------------------------------------------
 class TwoLosses(SmallRunner):
     """Computes its own loss, on data of its own shape."""
 
@@ -288,7 +288,7 @@ def counts_of(runner: SmallRunner) -> list[int]:
     return [int(targets[batch].sum()) for batch in sampler]
 
 
-# options -------------------------------------------------------------------------------------------------------------
+# options ----------------------------------------------------------------------------------------------------
 class Images(dl.TorchRunner):
     def __init__(self, given: Any) -> None:
         super().__init__(given)

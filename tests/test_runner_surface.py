@@ -1,0 +1,482 @@
+"""Every name that a runner offers: declared in one place, described, there, and of the promised meaning."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import subprocess
+import sys
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import danling_core as dl
+from danling_core import storage
+from danling_core.config import Config
+from danling_core.errors import CheckpointError, ConfigError
+from danling_core.runner.base import RunnerBase, RunnerMode
+from danling_core.runner.methods import RunnerMethods
+from tests.ranks import Ranks
+from tests.small_runner import EXPERIMENT_ID, SmallRunner, config, events, weights
+
+ROOT = Path(__file__).parents[1]
+
+# Section 3 of the specification, name by name.
+ATTRIBUTES = """
+id name uuid timestamp seed deterministic mode config iters steps epochs iter_end step_end epoch_end
+iter_begin step_begin epoch_begin total_iters total_steps total_epochs progress model ema criterion
+optimizer scheduler datasets datasamplers dataloaders split batch_size batch_size_equivalent accum_steps
+results latest_result best_result scores latest_score best_score best_index best_fn is_best score_split
+score_name world_size rank local_rank distributed is_main_process is_local_main_process project_root
+experiments_root dir checkpoint_dir checkpoint_dir_name log_path log logger tensorboard writer meters
+metrics train_metrics evaluate_metrics log_interval save_interval
+""".split()  # noqa: SIM905
+METHODS = """
+unwrap train train_epoch train_step advance backward evaluate evaluate_epoch evaluate_step infer set_seed
+set_deterministic scale_lr init_distributed init_logging init_print init_tensorboard state_dict save load
+save_checkpoint load_checkpoint load_pretrained load_config from_checkpoint save_result append_result
+print_result get_step_result get_epoch_result step_log format_step_result format_epoch_result format_result
+write_result write_score json jsons yaml yamls from_json from_jsons from_yaml from_yamls dict check_dir
+""".split()  # noqa: SIM905
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_an_attribute_is_declared_with_its_type_and_there(name: str, tmp_path: Path) -> None:
+    declared = inspect.get_annotations(RunnerBase)
+    member = inspect.getattr_static(RunnerBase, name, None)
+    assert name in declared or isinstance(member, property)
+    assert isinstance(member, property) is False or inspect.getdoc(member)
+    assert hasattr(SmallRunner(config(tmp_path)), name)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_declared_with_its_meaning_and_there(name: str) -> None:
+    assert inspect.getdoc(getattr(RunnerMethods, name))
+    assert getattr(RunnerMethods, name).__isabstractmethod__
+    assert not getattr(getattr(dl.TorchRunner, name), "__isabstractmethod__", False)
+
+
+def test_signatures_that_users_know() -> None:
+    known = {
+        "append_result": "(self, result, index=None)",
+        "set_seed": "(self, seed=None, bias=None)",
+        "scale_lr": "(self, lr, lr_scale_factor=None, batch_size_base=None)",
+        "check_dir": "(self, action='warn')",
+        "save": "(self, obj, file, main_process_only=True)",
+        "init_print": "(self, process=0)",
+        "save_checkpoint": "(self, name='latest', epochs=None, save_best=True)",
+        "load_config": "(self, checkpoint, overwrite=False)",
+        "train": "(self, train_splits=None, evaluate_splits=None)",
+    }
+    for name, wanted in known.items():
+        parameters = inspect.signature(getattr(dl.TorchRunner, name)).parameters.values()
+        plain = inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
+        assert str(plain) == wanted
+
+
+def test_runner_is_the_platforms_runner_and_bases_are_for_nobody(tmp_path: Path) -> None:
+    assert dl.Runner is dl.TorchRunner and issubclass(dl.TorchRunner, dl.BaseRunner)
+    assert issubclass(dl.BaseRunner, dl.RunnerBase) and inspect.isabstract(dl.RunnerBase)
+    assert inspect.isabstract(dl.BaseRunner)
+
+
+# general ------------------------------------------------------------------------------------------
+def test_names_and_ids_follow_from_code_and_config(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path, experiment_name="digits", run_name="small"))
+    assert runner.name == "digits-small"
+    assert len(runner.identity.run_id) == 32 and int(runner.identity.run_id, 16)
+    assert runner.id == EXPERIMENT_ID[:8] + runner.identity.run_id[:8]
+    assert runner.uuid == str(uuid.uuid5(uuid.UUID(runner.identity.run_id), runner.id))
+    assert SmallRunner(config(tmp_path / "else", log_interval=3)).id == SmallRunner(config(tmp_path)).id
+    assert SmallRunner(config(tmp_path, seed=1)).id != SmallRunner(config(tmp_path)).id
+    assert len(runner.timestamp) == len("20261121-103249-123456") and runner.timestamp[:4].isdigit()
+
+
+def test_folders_follow_from_the_names_and_the_config_overrides_them(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path, checkpoint_dir_name="kept"))
+    folder = f"{tmp_path}/experiment-run-{runner.id}/{runner.timestamp}"
+    assert (runner.dir, runner.checkpoint_dir) == (folder, f"{folder}/kept")
+    assert runner.log_path == f"{folder}/run.log"
+    assert runner.project_root == runner.experiments_root == str(tmp_path)
+    own = {
+        "name": "mine",
+        "dir": f"{tmp_path}/d",
+        "log_path": f"{tmp_path}/l",
+        "checkpoint_dir": f"{tmp_path}/c",
+    }
+    stated = SmallRunner(config(tmp_path, **own))
+    assert [stated.name, stated.dir, stated.log_path, stated.checkpoint_dir] == list(own.values())
+    stated.train()
+    assert Path(own["dir"], "results.json").exists() and Path(own["checkpoint_dir"], "latest.json").exists()
+    assert "epoch" in Path(own["log_path"]).read_text()
+    again = SmallRunner(config(tmp_path, **own))
+    again.train()
+    assert again.timestamp == stated.timestamp
+
+
+def test_the_older_name_of_the_root_is_accepted(tmp_path: Path) -> None:
+    values = {"experiments_root": str(tmp_path), "epoch_end": 1, "experiment_id": EXPERIMENT_ID}
+    assert SmallRunner(values).project_root == str(tmp_path)
+
+
+def test_a_runner_takes_a_config_a_mapping_or_a_file(tmp_path: Path) -> None:
+    given = config(tmp_path)
+    given.yaml(tmp_path / "run.yaml")
+    for source in (given, given.dict(), str(tmp_path / "run.yaml"), tmp_path / "run.yaml"):
+        assert SmallRunner(source).id == SmallRunner(given).id
+
+
+def test_params_are_typed_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    assert SmallRunner(config(tmp_path, params={"width": 3})).params.width == 3
+    with pytest.raises(ConfigError, match="widht.*did you mean 'width'"):
+        SmallRunner(config(tmp_path, params={"widht": 3}))
+
+
+def test_the_mode_and_split_say_what_is_going_on(tmp_path: Path) -> None:
+    seen: set[tuple[str, str | None, bool]] = set()
+
+    class Looks(SmallRunner):
+        def __init__(self, given: Any) -> None:
+            super().__init__(given)
+            self.model.register_forward_hook(
+                lambda *_: seen.add((self.mode, self.split, self.model.training))
+            )
+
+    runner = Looks(config(tmp_path))
+    assert runner.mode is RunnerMode.train and runner.split is None
+    runner.train()
+    runner.infer("val")
+    assert seen == {("train", "train", True), ("evaluate", "val", False), ("infer", "val", False)}
+
+
+def test_sizes_of_batches(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path, accum_steps=3))
+    assert (runner.batch_size, runner.accum_steps, runner.batch_size_equivalent) == (5, 3, 15)
+
+
+def place(root: str) -> dict[str, Any]:
+    runner = SmallRunner(config(root))
+    names = ("world_size", "rank", "local_rank", "distributed", "is_main_process", "is_local_main_process")
+    own = {name: getattr(runner, name) for name in (*names, "batch_size_equivalent", "timestamp")}
+    return {**own, "device": str(runner.device)}
+
+
+def test_ranks_know_their_place(two_ranks: Ranks, tmp_path: Path) -> None:
+    first, second = two_ranks.run(place, str(tmp_path))
+    assert (first["world_size"], second["world_size"]) == (2, 2)
+    assert (first["rank"], second["rank"], first["local_rank"], second["local_rank"]) == (0, 1, 0, 1)
+    assert first["distributed"] and first["is_main_process"] and first["is_local_main_process"]
+    assert not second["is_main_process"] and not second["is_local_main_process"]
+    assert first["batch_size_equivalent"] == 10
+    assert first["device"] == second["device"] == "cpu"
+    assert first["timestamp"] == second["timestamp"]
+    alone = place(str(tmp_path))
+    assert alone["world_size"] == 1 and not alone["distributed"] and alone["is_main_process"]
+
+
+def test_settings_of_logging_are_shown(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path, log=False, log_interval=7, save_interval=2))
+    shown = (runner.log, runner.log_interval, runner.save_interval, runner.tensorboard)
+    assert shown == (False, 7, 2, False)
+    assert runner.logger.name == "danling"
+    runner.train()
+    assert not Path(runner.dir, "run.log").exists()
+
+
+# files --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("suffix", [".json", ".yaml", ".pt", ".ckpt"])
+def test_save_and_load_go_by_the_suffix(suffix: str, tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path))
+    for root in (str(tmp_path / "new" / "folder"), "memory://surface"):
+        file = f"{root}/thing{suffix}"
+        assert runner.save({"a": [1, 2.5, None], "b": "text"}, file) == file
+        assert runner.load(file) == {"a": [1, 2.5, None], "b": "text"}
+
+
+def test_tensors_are_saved_and_code_is_not_loaded(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path))
+    runner.save({"weight": torch.arange(3)}, tmp_path / "w.pt")
+    assert torch.equal(runner.load(tmp_path / "w.pt")["weight"], torch.arange(3))
+    torch.save({"code": os.system}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match="could run code"):
+        runner.load(tmp_path / "evil.pt")
+    with pytest.raises(ConfigError, match="how is .xyz written"):
+        runner.save({}, tmp_path / "a.xyz")
+
+
+def saved(root: str) -> list[str]:
+    runner = SmallRunner(config(root))
+    runner.save({"rank": runner.rank}, f"{root}/main.json")
+    runner.save({"rank": runner.rank}, f"{root}/own-{runner.rank}.json", main_process_only=False)
+    torch.distributed.barrier()
+    return sorted(path.name for path in Path(root).glob("*.json"))
+
+
+def test_only_the_main_process_saves_unless_told(two_ranks: Ranks, tmp_path: Path) -> None:
+    for names in two_ranks.run(saved, str(tmp_path)):
+        assert names == ["main.json", "own-0.json", "own-1.json"]
+    assert json.loads((tmp_path / "main.json").read_text()) == {"rank": 0}
+
+
+def test_the_config_goes_to_files_and_text_and_back(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path, optim={"name": "sgd", "lr": 1e-3}))
+    runner.json(tmp_path / "c.json")
+    runner.yaml(tmp_path / "c.yaml")
+    twins = [
+        SmallRunner.from_json(tmp_path / "c.json"),
+        SmallRunner.from_yaml(tmp_path / "c.yaml"),
+        SmallRunner.from_jsons(runner.jsons()),
+        SmallRunner.from_yamls(runner.yamls()),
+    ]
+    for twin in twins:
+        assert type(twin) is SmallRunner and twin.config == runner.config
+    assert runner.dict() == runner.config.dict() == Config.from_dict(runner.dict()).dict()
+    assert type(dl.Runner.from_yaml(tmp_path / "c.yaml")).__name__ == "SmallRunner"
+
+
+def test_check_dir_tells_whether_the_folder_is_empty(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path, dir=str(tmp_path / "run")))
+    assert runner.check_dir() and runner.check_dir("raise")
+    (tmp_path / "run").mkdir()
+    assert runner.check_dir()
+    (tmp_path / "run" / "file").touch()
+    with pytest.warns(UserWarning, match="not empty"):
+        assert not runner.check_dir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not runner.check_dir("ignore")
+    with pytest.raises(ConfigError, match="not empty"):
+        runner.check_dir("raise")
+    with pytest.raises(ConfigError, match="warn, raise, ignore"):
+        runner.check_dir("wran")  # type: ignore[arg-type]
+
+
+# checkpoints --------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> SmallRunner:
+    """A run of 3 epochs that ended well."""
+    runner = SmallRunner(config(tmp_path_factory.mktemp("finished"), epoch_end=3, seed=5, save_interval=1))
+    runner.train()
+    return runner
+
+
+def data_file(runner: SmallRunner) -> str:
+    return str(max(Path(runner.checkpoint_dir, "data").glob("*/*.pt")))
+
+
+def test_from_checkpoint_has_config_and_weights(finished: SmallRunner) -> None:
+    for source in (finished.dir, finished.checkpoint_dir, data_file(finished)):
+        twin = SmallRunner.from_checkpoint(source)
+        assert twin.config == finished.config and twin.seed == 5
+        assert weights(twin) == weights(finished)
+    assert type(dl.Runner.from_checkpoint(finished.dir)).__name__ == "SmallRunner"
+
+
+def test_from_checkpoint_reads_any_url(finished: SmallRunner) -> None:
+    folder = Path(finished.dir)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            storage.put_file(str(file), f"memory://bucket/run/{file.relative_to(folder)}")
+    twin = SmallRunner.from_checkpoint("memory://bucket/run")
+    assert weights(twin) == weights(finished)
+    name = Path(data_file(finished)).relative_to(folder)
+    assert weights(SmallRunner.from_checkpoint(f"memory://bucket/run/{name}")) == weights(finished)
+    again = SmallRunner(config("memory://else", seed=5))
+    again.load_checkpoint("memory://bucket/run")
+    assert again.steps == finished.steps and weights(again) == weights(finished)
+
+
+def test_load_checkpoint_takes_over_the_whole_state(finished: SmallRunner, tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path, epoch_end=5, seed=5))
+    runner.load_checkpoint(finished.dir)
+    assert (runner.steps, runner.epochs, runner.results) == (12, 3, finished.results)
+    runner.train()
+    assert list(runner.results) == [0, 1, 2, 3, 4] and len(runner.gradients) == 8
+    whole = SmallRunner(config(tmp_path / "whole", epoch_end=5, seed=5))
+    whole.train()
+    assert weights(whole) == weights(runner)
+
+
+def test_a_runs_own_checkpoint_wins_over_one_loaded_by_hand(finished: SmallRunner, tmp_path: Path) -> None:
+    class Stops(SmallRunner):
+        def train_epoch(self, split: str = "train") -> Any:
+            if self.epochs == 4 and not self._resumed:
+                raise KeyboardInterrupt
+            return super().train_epoch(split)
+
+    for expected in (KeyboardInterrupt, None):
+        runner = Stops(config(tmp_path, epoch_end=5, seed=5))
+        runner.load_checkpoint(finished.dir)
+        if expected:
+            with pytest.raises(expected):
+                runner.train()
+    runner.train()
+    assert runner._resumed is not None and runner._resumed["epoch"] == 4
+    assert len(runner.gradients) == 4
+
+
+def test_state_dict_is_what_a_checkpoint_holds(finished: SmallRunner) -> None:
+    state = finished.state_dict()
+    wanted = {"model", "ema", "optimizer", "scheduler", "scaler", "progress", "results", "streams"}
+    assert wanted <= set(state) and state["progress"]["steps"] == 12
+    again = SmallRunner(finished.config)
+    again.load_checkpoint({**state, "ranks": []})
+    assert weights(again) == weights(finished)
+
+
+def test_load_checkpoint_refuses_what_is_none(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path))
+    with pytest.raises(CheckpointError, match="no committed checkpoint"):
+        runner.load_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="load_pretrained takes weights"):
+        runner.load_checkpoint(runner.model.state_dict())
+
+
+def test_load_pretrained_takes_weights_only(finished: SmallRunner, tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path))
+    keys = runner.load_pretrained(finished.dir)
+    assert keys == ([], []) and weights(runner) == weights(finished)
+    assert (runner.steps, runner.results) == (0, {})
+    runner.evaluate()
+    assert weights(runner) == weights(finished)
+    runner.train()
+    assert runner.steps == 8
+
+
+def test_partial_weights_are_listed(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path))
+    given = {"weight": torch.ones(2, 2), "bias": torch.ones(5), "head.weight": torch.ones(1)}
+    with pytest.raises(CheckpointError, match=r"missing \['bias'\].*unexpected.*\['bias', 'head.weight'\]"):
+        runner.load_pretrained(given)
+    keys = runner.load_pretrained(given, strict=False)
+    assert (keys.missing, keys.unexpected) == (["bias"], ["bias", "head.weight"])
+    assert runner.model.weight.tolist() == torch.ones(2, 2).tolist()
+    with pytest.raises(CheckpointError, match="nothing fits"):
+        runner.load_pretrained({"other": torch.ones(1)}, strict=False)
+
+
+@pytest.mark.parametrize("wrap", ["plain", "state_dict", "prefix"])
+def test_weights_of_others_making_are_found(wrap: str, tmp_path: Path) -> None:
+    runner, state = SmallRunner(config(tmp_path)), nn.Linear(2, 2).state_dict()
+    given: dict[str, Any] = {"plain": state, "state_dict": {"state_dict": state, "epoch": 3}}.get(wrap) or {
+        f"module.{name}": value for name, value in state.items()
+    }
+    torch.save(given, tmp_path / "weights.pth")
+    assert runner.load_pretrained(tmp_path / "weights.pth") == ([], [])
+    assert torch.equal(runner.model.weight, state["weight"])
+
+
+def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path, ema_decay=0.9))
+    runner.train()
+    twin = SmallRunner(config(tmp_path / "b"))
+    twin.load_pretrained(runner.dir)
+    assert torch.equal(twin.model.weight, runner.ema.module.weight)
+
+
+def test_load_config_replaces_what_was_not_stated(finished: SmallRunner, tmp_path: Path) -> None:
+    mine = {"project_root": str(tmp_path), "step_end": 9, "params": {"width": 2}}
+    runner = SmallRunner(mine)
+    runner.load_config(finished.dir)
+    assert (runner.seed, runner.step_end, runner.params.width) == (5, 9, 2)
+    assert runner.config.epoch_end is None and runner.config.dataloader.batch_size == 5
+    runner.load_config(finished.dir, overwrite=True)
+    assert runner.config == finished.config and runner.params.width == 0
+    assert runner.id == finished.id and runner.config.epoch_end == 3
+    with pytest.raises(ConfigError, match="comes before training"):
+        finished.load_config(finished.dir)
+
+
+# output -------------------------------------------------------------------------------------------
+def spoken(root: str, process: int) -> str:
+    import io
+    from contextlib import redirect_stderr
+
+    heard = io.StringIO()
+    with redirect_stderr(heard):
+        runner = SmallRunner(config(root, epoch_end=1))
+        runner.init_print(process)
+        original = SmallRunner.train_epoch
+
+        def speaks(split: str = "train") -> Any:
+            runner.logger.info("hello from %d", runner.rank)
+            return original(runner, split)
+
+        runner.train_epoch = speaks  # type: ignore[method-assign]
+        runner.train()
+    return heard.getvalue()
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_init_print_chooses_the_rank_that_speaks(process: int, two_ranks: Ranks, tmp_path: Path) -> None:
+    outputs = two_ranks.run(spoken, str(tmp_path), process)
+    assert f"hello from {process}" in outputs[process]
+    assert "hello" not in outputs[1 - process]
+
+
+def test_the_interpreter_is_left_as_it_was(tmp_path: Path) -> None:
+    import builtins
+    import signal
+
+    before = (builtins.print, sys.stdout, sys.stderr, sys.excepthook, signal.getsignal(signal.SIGTERM))
+    root = (logging.getLogger().level, list(logging.getLogger().handlers))
+    logger = logging.getLogger("danling")
+    own = (logger.level, list(logger.handlers), logger.propagate)
+    runner = SmallRunner(config(tmp_path))
+    runner.init_print()
+    runner.train()
+    after = (builtins.print, sys.stdout, sys.stderr, sys.excepthook, signal.getsignal(signal.SIGTERM))
+    assert after == before
+    assert (logging.getLogger().level, list(logging.getLogger().handlers)) == root
+    assert (logger.level, list(logger.handlers), logger.propagate) == own
+
+
+def test_attributes_do_not_fall_through_to_the_config(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path))
+    assert not hasattr(runner, "keep_last") and not hasattr(runner, "params_width")
+
+
+def test_emit_adds_to_the_event_log(tmp_path: Path) -> None:
+    class Emits(SmallRunner):
+        def train_epoch(self, split: str = "train") -> Any:
+            self.emit("noted", value=self.epochs)
+            return super().train_epoch(split)
+
+    runner = Emits(config(tmp_path))
+    runner.train()
+    assert [event["value"] for event in events(runner, "noted")] == [0, 1]
+
+
+def test_close_may_be_called_again(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path))
+    runner.train()
+    runner.close()
+    runner.close()
+
+
+def test_a_script_under_torchrun_leaves_its_process_group(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tests.small_runner import SmallRunner, config\n"
+        f"runner = SmallRunner(config({str(tmp_path)!r}, params={{'samples': 40}}, max_seconds=1e-6))\n"
+        "try:\n    runner.train()\nexcept Exception as error:\n    print('ENDED', type(error).__name__)\n"
+        f"runner = SmallRunner(config({str(tmp_path)!r}, params={{'samples': 40}}))\n"
+        "runner.train()\n"
+        "print('DONE', runner.rank, runner.steps)\n"
+    )
+    options = ["--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ENDED RunInterrupted") == 2  # max_seconds stopped both
+    assert "DONE 0 8" in done.stdout and "DONE 1 8" in done.stdout
+    assert "destroy_process_group" not in done.stderr
