@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -455,3 +456,21 @@ def test_a_mirror_without_its_bucket_ends_with_the_reason(local: Path, gcs: GCSS
     mirror = MirrorProcess(os.fspath(local), "gs://nowhere/run", drain_seconds=0)
     with pytest.raises(StorageError, match="nowhere"):
         mirror.close(timeout_seconds=60)
+
+
+def test_a_new_mirror_ends_the_one_that_still_delivers(local: Path, tmp_path: Path) -> None:
+    """Rank 0 was killed while the store was away, and its successor goes on: only one may write."""
+    append(local / "run.log", "line\n")
+    with GCSServer("danling") as server, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("STORAGE_EMULATOR_HOST", server.url)
+        server.fault = lambda method, path: 503
+        old = MirrorProcess(os.fspath(local), "gs://danling/a/b")
+        lock = local / ".mirror.lock"
+        while not (lock.exists() and lock.read_text().startswith(f"{old.pid} ")):
+            threading.Event().wait(0.02)
+        server.fault = lambda method, path: None
+        with MirrorProcess(os.fspath(local), "gs://danling/a/b") as new:
+            assert new.request_sync() and new.wait_synced(timeout_seconds=60)
+            with pytest.raises(StoreUnavailable, match=f"code {-signal.SIGTERM}"):
+                old.close()
+        assert server.buckets["danling"]["a/b/run/000001.log"].data == b"line\n"

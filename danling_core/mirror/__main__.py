@@ -6,12 +6,14 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .. import storage
+from ..errors import Fenced, StorageError
 from ..lease import guard
 from ..run_folder import CHECKPOINTS
-from .service import Service
+from .alone import alone
+from .service import FENCED, Service
 from .uploader import Uploader
 
 
@@ -26,13 +28,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     is_owner = guard(options.lease, options.generation) if options.lease else _unguarded
     uploader = Uploader(options.local, options.remote, is_owner, checkpoints=options.checkpoints)
-    return Service(
-        uploader,
-        sys.stdin,
-        sys.stdout,
-        interval_seconds=options.interval_seconds,
-        drain_seconds=options.drain_seconds,
-    ).run()
+    try:
+        _check_once(is_owner)
+    except Fenced as error:  # before it ends the mirror of whoever owns the run now
+        uploader.note_error(error)
+        return FENCED
+    with alone(options.local):
+        return Service(
+            uploader,
+            sys.stdin,
+            sys.stdout,
+            interval_seconds=options.interval_seconds,
+            drain_seconds=options.drain_seconds,
+        ).run()
+
+
+def _check_once(is_owner: Callable[[], None]) -> None:
+    try:
+        with storage.using(retry=storage.Retry(deadline_seconds=2.0)):
+            is_owner()
+    except StorageError as error:
+        logging.getLogger("danling").warning("the lease is checked later: %s", error)
 
 
 def _unguarded() -> None:
