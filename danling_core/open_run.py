@@ -161,7 +161,7 @@ def _open_under(
         _resume(folder, lease, config, identity, source_file)
     local = work_dir(config, folder)
     if not storage.is_local(folder.url):
-        pull(folder, local)
+        pull(folder, local, config.checkpoint_dir_name)
     return OpenedRun(folder, lease, None, lease.generation, local, is_new=folder is not newest)
 
 
