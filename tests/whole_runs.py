@@ -27,7 +27,7 @@ EXPERIMENT_ID = "e" * 40
 
 
 def config(root: Path | str, **fields: Any) -> Config:
-    """Of a run of `FaultyRunner`: 2 ranks, 3 epochs of 8 steps, a checkpoint every 3 steps, unless told otherwise."""
+    """A run of `FaultyRunner`: 2 ranks, 3 epochs of 8 steps, a checkpoint every 3, unless told otherwise."""
     known: dict[str, Any] = {
         "runner": "tests.faulty_runner:FaultyRunner",
         "experiment_id": EXPERIMENT_ID,
@@ -107,6 +107,7 @@ def launch(launcher: Launcher, wanted: Config, **request: Any) -> Ended:
             RunRequest(
                 config=full.dict(),
                 work_dir=opened.work_dir,
+                remote_url=opened.remote_url,
                 generation=opened.generation,
                 **fields,
             ),

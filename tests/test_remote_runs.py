@@ -1,0 +1,208 @@
+"""Whole runs of two ranks rooted in an object store: complete there, resumed from there bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from danling_core import storage
+from danling_core.config import Config
+from danling_core.errors import AccessDenied, NotFound, RunBusy
+from danling_core.identity import identify
+from danling_core.launch import Launcher
+from danling_core.lease import Lease
+from danling_core.mirror.pull import pull
+from danling_core.open_run import open_run
+from danling_core.run_folder import RunFolder, list_runs, read_log, resolve
+from tests.s3_faults import FaultyProxy
+from tests.test_control import wait_until
+from tests.whole_runs import Ended, config, fault, launch
+
+pytest_plugins = ["tests.store_fixtures"]
+WHOLE_FILES = {
+    "config.yaml",
+    "metadata.json",
+    "status.json",
+    "results.json",
+    "latest.json",
+    "best.json",
+    "evaluation.json",
+    "events/000001.jsonl",
+    "run/000001.log",
+    "checkpoints/latest.json",
+    "checkpoints/best.json",
+}
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[Launcher]:
+    with Launcher() as launcher:
+        yield launcher
+
+
+@pytest.fixture(scope="module")
+def in_peace(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """The same run on the local disk, undisturbed."""
+    return launch(launcher, config(tmp_path_factory.mktemp("in_peace")))
+
+
+@pytest.fixture(params=["s3", "gcs"])
+def root(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(f"{request.param}_root"))
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A run on a store, and its working folder on this machine."""
+
+    folder: RunFolder
+    ended: Ended
+
+    def copy(self, path: Path) -> Ended:
+        """What a machine that has nothing gets from the store."""
+        path.mkdir()
+        pull(self.folder, str(path))
+        return Ended(path, self.ended.outcome)
+
+
+def train(launcher: Launcher, wanted: Config) -> Remote:
+    ended = launch(launcher, wanted)
+    newest = [folder for folder, _ in list_runs(wanted.project_root)][-1]
+    return Remote(newest, ended)
+
+
+def wanted_on(root: str, tmp_path: Path, **fields: Any) -> Config:
+    return config(root, scratch=str(tmp_path / "scratch"), **fields)
+
+
+def test_a_run_leaves_everything_on_its_store(
+    root: str, launcher: Launcher, in_peace: Ended, tmp_path: Path
+) -> None:
+    remote = train(launcher, wanted_on(root, tmp_path))
+    outcome = remote.ended.outcome
+    assert outcome is not None and outcome.status == "complete", outcome
+    files = {entry.path for entry in storage.list_tree(remote.folder.url)}
+    assert files >= WHOLE_FILES
+    assert not [path for path in files if "/." in f"/{path}" or path.endswith((".tmp", "mirror.json"))]
+    [(folder, status)] = list_runs(root)
+    assert status is not None and status.is_complete and status.epochs == 3
+    assert resolve(root, status.id) == resolve(root, status.name) == folder == remote.folder
+    local = remote.ended.path
+    assert read_log(folder, "events.jsonl") == (local / "events.jsonl").read_bytes()
+    assert remote.ended.events[-1]["event"] == "completed"
+    remote.copy(tmp_path / "elsewhere").must_equal(in_peace)
+    again = launch(launcher, wanted_on(root, tmp_path))
+    assert again.outcome is None, "it is complete: nothing is trained"
+
+
+def test_a_killed_rank_leaves_no_trace_in_the_bits(
+    root: str, launcher: Launcher, in_peace: Ended, tmp_path: Path
+) -> None:
+    with fault("SIGKILL", 13, rank=0):  # which leaves its mirror behind
+        remote = train(launcher, wanted_on(root, tmp_path))
+    outcome = remote.ended.outcome
+    assert outcome is not None and (outcome.status, outcome.restarts) == ("complete", 1), outcome
+    assert read_log(remote.folder, "events.jsonl") == (remote.ended.path / "events.jsonl").read_bytes()
+    remote.copy(tmp_path / "elsewhere").must_equal(in_peace)
+
+
+def test_a_run_goes_on_where_its_scratch_is_gone(
+    root: str, launcher: Launcher, in_peace: Ended, tmp_path: Path
+) -> None:
+    with fault("SIGTERM", 13):
+        first = train(launcher, wanted_on(root, tmp_path))
+    outcome = first.ended.outcome
+    assert outcome is not None and outcome.status == "interrupted", outcome
+    shutil.rmtree(tmp_path / "scratch")
+    second = train(launcher, wanted_on(root, tmp_path))
+    outcome = second.ended.outcome
+    assert outcome is not None and outcome.status == "complete", outcome
+    assert second.folder == first.folder
+    started = [event for event in second.ended.events if event["event"] == "run_started"]
+    assert started[-1]["resumed"]["step"] > 13
+    second.copy(tmp_path / "elsewhere").must_equal(in_peace)
+
+
+def test_another_name_of_the_checkpoints_folder_is_found_elsewhere(
+    s3_root: str, launcher: Launcher, in_peace: Ended, tmp_path: Path
+) -> None:
+    wanted = wanted_on(s3_root, tmp_path, checkpoint_dir_name="weights")
+    with fault("SIGTERM", 13):
+        first = train(launcher, wanted)
+    assert storage.list_names(storage.join(first.folder.url, "weights", "records"))
+    shutil.rmtree(tmp_path / "scratch")
+    second = train(launcher, wanted)
+    started = [event for event in second.ended.events if event["event"] == "run_started"]
+    assert started[-1]["resumed"]["step"] > 13
+    assert second.ended.json("results.json") == in_peace.json("results.json")
+
+
+def test_training_goes_on_while_the_store_is_away(
+    s3_root: str, s3_proxy: FaultyProxy, launcher: Launcher, tmp_path: Path, in_peace: Ended
+) -> None:
+    def has_come_to(event: str) -> bool:
+        logs = tmp_path.glob("scratch/*/events.jsonl")
+        return any(f'"{event}"' in path.read_text() for path in logs)
+
+    def be_away_for_most_of_it() -> None:
+        wait_until(lambda: has_come_to("epoch_began"), "the first epoch", 60)
+        with s3_proxy.away():
+            wait_until(lambda: has_come_to("evaluate_finished"), "the last epoch", 60)
+            assert not has_come_to("completed"), "it may not be complete before the store has everything"
+
+    with ThreadPoolExecutor(1) as pool:
+        absence = pool.submit(be_away_for_most_of_it)
+        remote = train(launcher, wanted_on(s3_root, tmp_path, params={"step_seconds": 0.05}))
+        absence.result(60)
+    outcome = remote.ended.outcome
+    assert outcome is not None and (outcome.status, outcome.restarts) == ("complete", 0), outcome
+    copy = remote.copy(tmp_path / "elsewhere")
+    assert copy.json("results.json")["results"] == in_peace.json("results.json")["results"]
+    assert read_log(remote.folder, "events.jsonl") == (remote.ended.path / "events.jsonl").read_bytes()
+    assert remote.folder.read_status() == remote.ended.status
+
+
+@pytest.mark.parametrize("refusal", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"])
+def test_a_store_that_refuses_is_said_before_anything_is_made(
+    refusal: str, s3_root: str, s3_proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    s3_proxy.refusal = refusal
+    wanted = wanted_on(s3_root, tmp_path)
+    began = time.monotonic()
+    with pytest.raises(AccessDenied, match="the store refuses .*access key ending in '1234'"):
+        open_run(wanted, identify(wanted, None))
+    assert time.monotonic() - began < 10, "a refusal was repeated"
+    s3_proxy.refusal = None
+    assert storage.list_tree(s3_root) == [] and not (tmp_path / "scratch").exists()
+
+
+def test_a_missing_bucket_is_said_before_anything_is_made(s3_root: str, tmp_path: Path) -> None:
+    wanted = wanted_on("s3://no-such-bucket-at-all/experiments", tmp_path)
+    with pytest.raises(NotFound, match="no such bucket"):
+        open_run(wanted, identify(wanted, None))
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_store_that_may_only_be_read_is_said_before_anything_is_made(
+    s3_root: str, s3_proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    s3_proxy.refusal, s3_proxy.refused_methods = "AccessDenied", ("PUT", "POST", "DELETE")
+    wanted = wanted_on(s3_root, tmp_path)
+    with pytest.raises(AccessDenied, match="cannot create"):
+        open_run(wanted, identify(wanted, None))
+
+
+def test_a_second_driver_is_told_who_trains(s3_root: str, tmp_path: Path) -> None:
+    wanted = wanted_on(s3_root, tmp_path)
+    first = open_run(wanted, identify(wanted, None))
+    assert isinstance(first.lease, Lease)
+    with pytest.raises(RunBusy, match=r"is owned by .*, pid \d+ on "):
+        open_run(wanted, identify(wanted, None))
+    first.lease.release()
