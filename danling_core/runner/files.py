@@ -75,7 +75,9 @@ class RunFiles:
             self.folder.results_url, {**identity, "results": results.to_json()}, is_durable=False
         )
         if results.latest_result is not None:
-            storage.write_json(self.folder.latest_url, {**identity, **results.latest_result}, is_durable=False)
+            storage.write_json(
+                self.folder.latest_url, {**identity, **results.latest_result}, is_durable=False
+            )
         if results.best_result is not None:
             storage.write_json(self.folder.best_url, {**identity, **results.best_result}, is_durable=False)
         if self._mirror is not None:

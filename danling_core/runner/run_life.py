@@ -64,7 +64,9 @@ class RunLife(Reporting):
             self._end_with("interrupted", reason="keyboard interrupt", step=self.steps)
             raise
         except BaseException as error:
-            if self._context is None or not self._context.is_launched:  # a launcher knows better who failed first
+            if (
+                self._context is None or not self._context.is_launched
+            ):  # a launcher knows better who failed first
                 self._end_with(
                     "failed", error=f"{type(error).__name__}: {error}", rank=self.rank, step=self.steps
                 )
