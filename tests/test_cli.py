@@ -248,6 +248,52 @@ def test_the_embedded_server_serves_without_configuration_and_ends_with_the_comm
     assert {"seed-0", "epoch-0", "epoch-1", "evaluate", "score", "store"} <= names
 
 
+def test_a_second_ctrl_c_kills_at_once_and_what_was_saved_is_still_there(
+    prefect_server: PrefectServer, toy_config: Make, write: Callable[[Any], str], tmp_path: Path
+) -> None:
+    server, mark = _marked(prefect_server, tmp_path)
+    config = toy_config(epoch_end=40, nproc_per_node=2, stop_grace_seconds=600, params={"sleep_seconds": 2.0})
+    process = _danling(server, "run", write(config))
+    events = (tmp_path / "experiments").glob
+    assert _await(lambda: any("epoch_began" in path.read_text() for path in events("*/*/events.jsonl")))
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stderr is not None and "stopping" in (
+        process.stderr.readline() + process.stderr.readline()
+    )
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert _await(lambda: not _processes_naming(mark), 15.0), _processes_naming(mark)
+    [(folder, _)] = list_runs(config["project_root"])
+    assert main(["show", folder.url]) == 0
+
+
+@pytest.mark.long
+def test_a_prefect_api_that_goes_away_in_the_middle_costs_no_epoch_and_no_result(
+    toy_config: Make, write: Callable[[Any], str], tmp_path: Path
+) -> None:
+    from flows.server import EmbeddedServer
+
+    home = tmp_path / "home"
+    home.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(home))
+        embedded = EmbeddedServer()
+        embedded.start()
+    api_url = embedded.wait()
+    config = toy_config(epoch_end=60, params={"sleep_seconds": 0.05})
+    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_API_URL": api_url}
+    process = _danling(PrefectServer(api_url, environment), "run", write(config))
+    events = (tmp_path / "experiments").glob
+    assert _await(lambda: any("epoch_finished" in path.read_text() for path in events("*/*/events.jsonl")))
+    embedded.stop()
+    out, error = process.communicate(timeout=110)
+    assert process.returncode == 0, error
+    assert "complete" in out and "went away" in error
+    [(_, status)] = list_runs(config["project_root"])
+    assert status is not None and status.is_complete and status.epochs == 60
+
+
 @pytest.mark.parametrize(
     "words", [["--help"], ["--version"], ["runs", "no-such-root"], ["show", "nothing"], ["run", "--help"]]
 )
