@@ -49,6 +49,7 @@ def _train_pass(runner: TorchRunner, stream: TrainStream) -> Literal["segment", 
     train_step, log_interval = runner.train_step, config.log_interval
     save_every, segment_ends = config.save_interval_steps, _segment_end(runner)
     clock, timings = time.perf_counter, runner._timings
+    iter_end = sys.maxsize if config.iter_end is None else config.iter_end
     stopping.check(progress.steps)
     ended = clock()
     for window in stream.windows():
@@ -78,7 +79,7 @@ def _train_pass(runner: TorchRunner, stream: TrainStream) -> Literal["segment", 
         if save_every is not None and progress.steps % save_every == 0:
             runner.save_checkpoint(save_best=False)
         stopping.check(progress.steps)
-        if _iters_left(runner) < stream.accum_steps:
+        if iter_end - progress.iters < stream.accum_steps:
             return "short window"
         ended = clock()
     return "pass"

@@ -93,14 +93,14 @@ class TorchRunner(TorchSetUp):
         (loss if scaler is None else scaler.scale(loss)).backward()
 
     def _step(self) -> None:
-        optimizer, scaler, config = self.optimizer, self._precision.scaler, self.config
+        optimizer, scaler = self.optimizer, self._precision.scaler
         taken = None
         if scaler is not None:
             scaler.unscale_(optimizer)
-        if config.clip_grad_value is not None:
-            nn.utils.clip_grad_value_(self._parameters, config.clip_grad_value)
-        if config.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, config.clip_grad_norm)
+        if self._clip_value is not None:
+            nn.utils.clip_grad_value_(self._parameters, self._clip_value)
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         if scaler is None:
             optimizer.step()
         else:
@@ -237,7 +237,8 @@ class TorchRunner(TorchSetUp):
 
 
 def _input_and_target(data: Any) -> tuple[Any, Any]:
-    if type(data) in (tuple, list) and len(data) == 2:  # nearly always; isinstance of an ABC costs a microsecond
+    # nearly always; isinstance of an ABC costs a microsecond
+    if type(data) in (tuple, list) and len(data) == 2:
         return data[0], data[1]
     if isinstance(data, Mapping):
         return data["input"], data.get("target")

@@ -178,6 +178,7 @@ class TorchSetUp(TorchData):
             )
         self._schedules_steps = self.scheduler is not None and self._scheduler_interval() == "step"
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._clip_value, self._clip_norm = config.clip_grad_value, config.clip_grad_norm
         if self.ema is None and config.ema_decay is not None:
             self.ema = EMA(self.model, config.ema_decay)
 

@@ -1,0 +1,366 @@
+"""Bugs of earlier systems of this kind (section 6 of the specification), each of which must stay away.
+
+Those that belong to one module are tested there; docs/spec-coverage.md says where.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from danling_core.checkpoints.store import CheckpointStore
+from danling_core.config import Config
+from danling_core.data import to_device
+from danling_core.distributed import resolve_device
+from danling_core.errors import DanLingError
+from danling_core.results import Results
+from danling_core.runner.meter import LossMeter
+from tests.ranks import RankFailed, Ranks
+from tests.small_runner import SmallRunner, config, events, train, weights
+
+
+# checkpoints -----------------------------------------------------------------------------------------------
+def test_latest_is_saved_every_epoch_without_any_interval(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path, epoch_end=3))
+    assert runner.save_interval is None
+    seen: list[int] = []
+
+    class Waits(SmallRunner):
+        def save_checkpoint(self, *given: Any, **named: Any) -> None:
+            super().save_checkpoint(*given, **named)
+            assert self._files is not None
+            self._files.saver.drain()
+            record = self._files.store.pointed("latest")
+            assert record is not None
+            seen.append(record.step)
+
+    Waits(config(tmp_path, epoch_end=3)).train()
+    assert seen == [4, 8, 12]
+
+
+def test_a_failed_save_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any, **named: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CheckpointStore, "publish", full)
+    runner = SmallRunner(config(tmp_path))
+    with pytest.raises((DanLingError, OSError), match="No space left"):
+        runner.train()
+    status = json.loads(Path(runner.dir, "status.json").read_text())
+    assert status["status"] == "failed"
+    assert not events(runner, "completed")
+
+
+def test_best_is_the_state_that_was_best_and_not_a_stale_latest(tmp_path: Path) -> None:
+    kept: dict[int, list[float]] = {}
+
+    class Scripted(SmallRunner):
+        def evaluate_epoch(self, split: str = "val") -> dict[str, Any]:
+            kept[self.epochs] = weights(self)
+            return {"loss": [3.0, 1.0, 2.0][self.epochs]}
+
+    runner = Scripted(config(tmp_path, epoch_end=3))
+    runner.train()
+    best = Scripted(config(tmp_path / "twin"))
+    best.load_pretrained(runner.dir)
+    assert weights(best) == kept[1] != kept[2]
+
+
+class Stops(SmallRunner):
+    """Is interrupted in step 6, inside the second epoch, the first time."""
+
+    stops = True
+
+    def train_step(self, data: Any) -> Any:
+        if self.stops and self.steps == 6 and not self._resumed:
+            self._stopping._block.stop_requested = True  # type: ignore[misc]
+        return super().train_step(data)
+
+
+FIELDS: dict[str, Any] = {
+    "epoch_end": 3,
+    "params": {"width": 4, "dropout": 0.4, "batch_norm": True, "samples": 22},
+    "optim": {"name": "adamw", "lr": 0.05},
+    "scheduler": {"name": "cosine", "warmup_steps": 2},
+    "ema_decay": 0.8,
+    "precision": "fp16",
+    "accum_steps": 1,
+    "log_interval": 3,
+}
+
+
+def test_a_resume_inside_an_epoch_changes_no_bit(tmp_path: Path) -> None:
+    whole = Stops(config(tmp_path / "whole", **FIELDS))
+    whole.stops = False
+    whole.train()
+    first = Stops(config(tmp_path, **FIELDS))
+    with pytest.raises(DanLingError, match="asked to stop"):
+        first.train()
+    again = Stops(config(tmp_path, **FIELDS))
+    again.train()
+    assert again._resumed is not None and again._resumed["step"] == 8
+    assert weights(again) == weights(whole)
+    assert again.results == whole.results
+    for part in ("ema", "optimizer", "scheduler", "scaler", "progress"):
+        ours, theirs = again.state_dict()[part], whole.state_dict()[part]
+        if part == "progress":
+            ours, theirs = ({**state, "seconds": 0} for state in (ours, theirs))
+        assert repr(ours) == repr(theirs), part
+
+
+def test_the_same_runner_may_go_on_after_an_interruption(tmp_path: Path) -> None:
+    whole = Stops(config(tmp_path / "whole", **FIELDS))
+    whole.stops = False
+    whole.train()
+    runner = Stops(config(tmp_path, **FIELDS))
+    with pytest.raises(DanLingError, match="asked to stop"):
+        runner.train()
+    runner.train()
+    assert weights(runner) == weights(whole) and runner.results == whole.results
+
+
+def test_there_is_no_phantom_checkpoint_after_the_last_epoch(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path, epoch_end=2, save_interval=1))
+    runner.train()
+    found = {
+        event["record"]: (event["step"], event["epochs"]) for event in events(runner, "checkpoint_committed")
+    }
+    assert sorted(found.values()) == [(4, 1), (8, 2)]
+    assert {path.stem for path in Path(runner.checkpoint_dir).glob("epoch*")} == {"epoch-0", "epoch-1"}
+
+
+def test_a_resumed_run_does_not_overwrite_best_by_something_worse(tmp_path: Path) -> None:
+    class Scripted(SmallRunner):
+        def evaluate_epoch(self, split: str = "val") -> dict[str, Any]:
+            if self.epochs == 1 and not self._resumed:
+                raise KeyboardInterrupt
+            return {"loss": float(self.epochs + 1)}
+
+    with pytest.raises(KeyboardInterrupt):
+        Scripted(config(tmp_path, epoch_end=3)).train()
+    runner = Scripted(config(tmp_path, epoch_end=3))
+    runner.train()
+    record = CheckpointStore(runner.checkpoint_dir).pointed("best")
+    assert record is not None and record.step == 4 and runner.best_index == 0
+
+
+# scores ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "better"), [("loss", 1.0), ("mse", 1.0), ("perplexity", 1.0), ("f1", 2.0)])
+def test_the_direction_is_known_for_more_than_the_word_loss(name: str, better: float) -> None:
+    results = Results(score_name=name)
+    for index, value in enumerate([1.0, 2.0]):
+        results.append({"val": {name: value}}, index)
+    assert results.best_score == better
+
+
+def test_scores_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Counter[str]()
+    original = Results._score_of
+
+    def counted(self: Results, *given: Any, **named: Any) -> Any:
+        calls["score"] += 1
+        return original(self, *given, **named)
+
+    monkeypatch.setattr(Results, "_score_of", counted)
+    results = Results(score_split="val")
+    for index in range(200):
+        results.append({"val": {"loss": 1.0 / (index + 1)}}, index)
+        assert results.scores[index] and results.is_best and results.best_index == index
+    assert calls["score"] == 200
+
+
+# identity --------------------------------------------------------------------------------------------------
+def test_the_id_follows_the_code_and_not_the_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "import tests.small_runner\nclass Mine(tests.small_runner.SmallRunner):\n    pass\n"
+    ids = []
+    for text in (source, source, source + "# edited\n"):
+        (tmp_path / "own_code.py").write_text(text)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        sys.modules.pop("own_code", None)
+        import own_code  # type: ignore[import-not-found]
+
+        values = {**config(tmp_path / "runs").dict(), "experiment_id": None, "epoch_end": 1}
+        runner = own_code.Mine(Config.from_dict(values))
+        before = runner.id
+        runner.train()
+        assert runner.id == before
+        ids.append(before)
+    assert ids[0] == ids[1] != ids[2]
+
+
+# devices and data ------------------------------------------------------------------------------------------
+def test_a_rank_on_the_cpu_has_the_device_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert str(resolve_device("cpu")) == "cpu"
+
+
+class Watches(torch.utils.data.Dataset[Any]):
+    """Tells where its samples were made, and that they are on the CPU."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        in_worker = torch.utils.data.get_worker_info() is not None
+        return torch.full((2,), float(in_worker)), torch.tensor(index % 2)
+
+
+def test_loader_workers_move_nothing_to_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[str] = []
+
+    def watched(batch: Any, device: torch.device, **named: Any) -> Any:
+        moved.append(str(batch[0].device))
+        return to_device(batch, device, **named)
+
+    monkeypatch.setattr("danling_core.runner.evaluation.to_device", watched)
+    loader = {"batch_size": 4, "num_workers": 1}
+    runner = SmallRunner(config(tmp_path, epoch_end=1, dataloader=loader))
+    runner.datasets = {"val": Watches()}
+    inputs: list[float] = []
+    runner.model.register_forward_pre_hook(lambda _, given: inputs.extend(given[0].flatten().tolist()))
+    runner.evaluate("val")
+    assert moved == ["cpu", "cpu"] and set(inputs) == {1.0}  # made in a worker, moved by the rank
+
+
+# the hot loop ----------------------------------------------------------------------------------------------
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """Counts collectives and reads of tensors by the host; `item` of a loss on the CPU waits for nothing."""
+    calls: Counter[str] = Counter()
+    collectives = (
+        "all_reduce",
+        "broadcast",
+        "all_gather_object",
+        "gather_object",
+        "broadcast_object_list",
+        "barrier",
+    )
+    places = [(dist, name) for name in collectives]
+    places += [(torch.Tensor, name) for name in ("tolist", "cpu", "numpy", "__bool__", "__float__")]
+    originals = [(place, name, getattr(place, name)) for place, name in places]
+    for place, name, original in originals:
+
+        def count(*given: Any, _name: str = name, _original: Any = original, **named: Any) -> Any:
+            calls[_name] += 1
+            return _original(*given, **named)
+
+        setattr(place, name, count)
+    try:
+        yield calls
+    finally:
+        for place, name, original in originals:
+            setattr(place, name, original)
+
+
+class Plain(SmallRunner):
+    """Without what `SmallRunner` keeps for tests, which reads tensors."""
+
+    train_step = SmallRunner.__mro__[1].train_step  # type: ignore[attr-defined]
+    _step = SmallRunner.__mro__[1]._step  # type: ignore[attr-defined]
+
+
+def calls_of(root: str, batches: int, **fields: Any) -> Counter[str]:
+    params = {"samples": 10 * batches, "val_samples": 4}
+    runner = Plain(config(root, params=params, epoch_end=1, log_interval=10_000, **fields))
+    with counted() as calls:
+        runner.train()
+    return calls
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"accum_steps": 2}, {"clip_grad_norm": 1.0, "ema_decay": 0.9, "scheduler": {"name": "linear"}}],
+)
+def test_a_step_costs_no_collective_and_no_host_sync_beyond_ddp(
+    fields: dict[str, Any], two_ranks: Ranks, tmp_path: Path
+) -> None:
+    few = two_ranks.run(calls_of, str(tmp_path / "few"), 4, **fields)
+    many = two_ranks.run(calls_of, str(tmp_path / "many"), 40, **fields)
+    for some, more in zip(few, many, strict=True):
+        # results, status and checkpoint of the one epoch are all there is
+        assert {name: more[name] - some[name] for name in more} == dict.fromkeys(more, 0)
+        assert sum(some.values()) > 0
+
+
+class OnDevice:
+    """A loss that is somewhere else: reading it would wait."""
+
+    is_cpu = False
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def detach(self) -> torch.Tensor:
+        return torch.tensor(self.value)
+
+
+def test_a_loss_on_a_device_waits_until_somebody_asks() -> None:
+    meter = LossMeter()
+    for value in range(5):
+        meter.add(OnDevice(float(value)), 2)  # type: ignore[arg-type]
+    assert (meter.iters, meter.count) == (0, 0)
+    assert meter.mean == 2.0 and meter.iters == 5
+
+
+class CountingConfig:
+    def __init__(self, wrapped: Any, calls: Counter[str]) -> None:
+        self.__dict__.update(wrapped=wrapped, calls=calls)
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls[name] += 1
+        return getattr(self.wrapped, name)
+
+
+def lookups(root: Path, batches: int) -> Counter[str]:
+    runner = Plain(config(root, params={"samples": 5 * batches}, log_interval=10_000))
+    runner.train("train", [])
+    calls: Counter[str] = Counter()
+    runner.config = CountingConfig(runner.config, calls)  # type: ignore[assignment]
+    runner.close()
+    runner._stopping = type("Never", (), {"check": lambda self, step: None})()
+    runner.train_epoch("train")
+    return calls
+
+
+def test_the_config_is_not_looked_up_in_the_hot_loop(tmp_path: Path) -> None:
+    assert lookups(tmp_path / "few", 4) == lookups(tmp_path / "many", 40)
+
+
+# endings ---------------------------------------------------------------------------------------------------
+def test_writers_and_threads_are_closed(tmp_path: Path) -> None:
+    import threading
+
+    before = set(threading.enumerate())
+    runner = SmallRunner(config(tmp_path, tensorboard=True))
+    closed: list[str] = []
+    runner_make = type(runner).init_tensorboard
+
+    def init_tensorboard() -> None:
+        runner_make(runner)
+        assert runner._files is not None
+        for writer in runner._files._writers.writers:
+            close = writer.close
+            name = type(writer).__name__
+            writer.close = lambda close=close, name=name: (closed.append(name), close())  # type: ignore[method-assign, misc]
+
+    runner.init_tensorboard = init_tensorboard  # type: ignore[method-assign]
+    runner.train()
+    assert {"EventLog", "TensorBoardWriter"} <= set(closed)
+    assert set(threading.enumerate()) <= before
+
+
+def test_an_exception_in_one_rank_is_told_with_its_rank(two_ranks: Ranks, tmp_path: Path) -> None:
+    fields = {"params": {"nan_at_step": 2, "nan_rank": 1, "samples": 40}, "log_interval": 1}
+    with pytest.raises(RankFailed, match="rank 1"):
+        two_ranks.run(train, str(tmp_path), **fields)
