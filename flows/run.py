@@ -14,7 +14,7 @@ from prefect.runtime import flow_run as runtime
 import flows.own_names  # noqa: F401
 from danling_core import storage
 from danling_core.config import Config
-from danling_core.errors import DanLingError, LeaseError, RunInterrupted
+from danling_core.errors import DanLingError, LeaseError, RunInterrupted, StorageError
 from danling_core.formatting import format_epoch_result
 from danling_core.identity import Identity, identify
 from danling_core.launch import Prepared, RunHandle, RunRequest
@@ -72,7 +72,7 @@ def execute(config: Config, pool: LauncherPool, artifacts: FlowArtifacts, fresh:
     identity = identify(config, prepared.source_file)
     try:
         opened = open_run(config, identity, fresh=fresh, source_file=prepared.source_file)
-    except LeaseError as error:
+    except (LeaseError, StorageError) as error:
         return RunOutcome(**_names(config, identity), status="refused", error=str(error))
     if opened.complete is not None:
         return RunOutcome.from_status(opened.complete, opened.folder, skipped=True)
