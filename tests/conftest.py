@@ -26,6 +26,6 @@ os.environ.update(
     GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",
 )
 
-pytest_plugins = ["tests.rank_fixtures"]
+pytest_plugins = ["tests.rank_fixtures", "tests.store_fixtures"]
 if (Path(__file__).parent / "prefect_fixtures.py").exists():
     pytest_plugins.append("tests.prefect_fixtures")

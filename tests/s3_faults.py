@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+CANARY = "CANARY-9f81c2d7e6b54a30"
+"""The secret key of every test on S3: it may turn up nowhere."""
 FAULTS = ("500", "503", "reset", "timeout", "lost")
 """What may befall a request: two answers of a server in trouble, a connection that is reset, no answer for
 `hang_seconds` and then none at all, an answer that is lost after the server has done what was asked."""

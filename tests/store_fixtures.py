@@ -9,10 +9,7 @@ import pytest
 
 from danling_core import storage
 from tests.gcs_server import GCSServer
-from tests.s3_faults import FaultyProxy
-
-CANARY = "CANARY-9f81c2d7e6b54a30"
-"""The secret key of every test on S3: it may turn up nowhere."""
+from tests.s3_faults import CANARY, FaultyProxy
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,6 @@ from tests.s3_faults import FaultyProxy
 from tests.test_control import wait_until
 from tests.whole_runs import Ended, config, fault, launch
 
-pytest_plugins = ["tests.store_fixtures"]
 WHOLE_FILES = {
     "config.yaml",
     "metadata.json",
