@@ -1,0 +1,122 @@
+"""Writes docs/reference.md from the docstrings: `python scripts/make_reference.py [--check]`."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "reference.md"
+SOURCES = {
+    "Attributes and properties": ("danling_core/runner/base.py", "RunnerBase"),
+    "Methods": ("danling_core/runner/methods.py", "RunnerMethods"),
+    "Config": ("danling_core/config.py", "Config"),
+}
+_SECTION = re.compile(r"^    # (.+?) -{5,}$")
+_HEAD = """# Reference
+
+Made from the docstrings by `python scripts/make_reference.py`; do not edit. `danling_core.Runner` has all of it; the
+classes that declare it are `RunnerBase` and `RunnerMethods`. *Collective*: every rank calls it.
+"""
+
+
+class Entry(NamedTuple):
+    """One line of the page."""
+
+    line: int
+    name: str
+    shown: str
+    meaning: str
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    parts = [_HEAD]
+    for title, (path, name) in SOURCES.items():
+        text = (ROOT / path).read_text()
+        parts.append(f"\n## {title}\n")
+        parts += _tables(text, entries(text, name))
+    return "\n".join(parts) + "\n"
+
+
+def entries(text: str, class_name: str) -> list[Entry]:
+    """What the class of this name in the source declares, in its order."""
+    tree = ast.parse(text)
+    (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name]
+    return list(_fields(found) if class_name == "Config" else _members(found))
+
+
+def _members(node: ast.ClassDef) -> Iterator[Entry]:
+    for item, after in zip(node.body, [*node.body[1:], None], strict=True):
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and after is not None:
+            assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), item.target.id
+            name = item.target.id
+            yield Entry(
+                item.lineno, name, f"{name}: {ast.unparse(item.annotation)}", _first(after.value.value)
+            )
+        elif isinstance(item, ast.FunctionDef) and not item.name.startswith("_"):
+            doc = ast.get_docstring(item)
+            assert doc, f"{item.name} has no docstring"
+            yield Entry(item.lineno, item.name, _signature(item), _first(doc))
+
+
+def _fields(node: ast.ClassDef) -> Iterator[Entry]:
+    for item in node.body:
+        if not isinstance(item, ast.AnnAssign) or not isinstance(item.value, ast.Call):
+            continue
+        assert isinstance(item.target, ast.Name)
+        name, call = item.target.id, item.value
+        stated = [k.value for k in call.keywords if k.arg == "description"] or call.args[1:2]
+        shown = f"{name}: {ast.unparse(item.annotation)} = {ast.unparse(call.args[0])}"
+        yield Entry(item.lineno, name, shown, str(ast.literal_eval(stated[0])))
+
+
+def _signature(item: ast.FunctionDef) -> str:
+    decorators = [ast.unparse(decorator) for decorator in item.decorator_list]
+    if "property" in decorators:
+        return f"{item.name}: {ast.unparse(item.returns)}" if item.returns else item.name
+    arguments = ast.parse(ast.unparse(item.args).join(("def f(", "): ..."))).body[0]
+    assert isinstance(arguments, ast.FunctionDef)
+    arguments.args.args = [a for a in arguments.args.args if a.arg not in ("self", "cls")]
+    for argument in [*arguments.args.args, *arguments.args.kwonlyargs]:
+        argument.annotation = None
+    return f"{item.name}({ast.unparse(arguments.args)})"
+
+
+def _first(doc: str) -> str:
+    """The first paragraph on one line."""
+    return " ".join(doc.strip().split("\n\n")[0].split())
+
+
+def _tables(text: str, found: list[Entry]) -> Iterator[str]:
+    sections = [(n, m[1]) for n, line in enumerate(text.splitlines(), 1) if (m := _SECTION.match(line))]
+    titles = dict.fromkeys(next((t for n, t in reversed(sections) if n < e.line), "") for e in found)
+    for title in titles:
+        if title:
+            yield f"\n### {title.capitalize()}\n"
+        yield "| name | meaning |\n|---|---|"
+        for entry in found:
+            if next((t for n, t in reversed(sections) if n < entry.line), "") == title:
+                yield f"| `{_cell(entry.shown)}` | {_cell(entry.meaning)} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main(argv: list[str]) -> int:
+    """Write the page, or with --check say whether it is up to date; returns the exit status."""
+    made = page()
+    if "--check" in argv:
+        return 0 if PAGE.exists() and PAGE.read_text() == made else 1
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
