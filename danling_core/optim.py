@@ -56,9 +56,12 @@ def build_optimizer(
     """An optimizer by name; fused where its class and the parameters allow it (3 times faster on CPU too)."""
     if lr is not None:
         arguments["lr"] = lr
-    cls: Callable[..., torch.optim.Optimizer] = optimizer_class(name, arguments)
+    cls: Any = optimizer_class(name, arguments)
     has_fused = "fused" in inspect.signature(cls).parameters
     parameters = list(parameters)
+    for group in parameters:
+        if isinstance(group, Mapping):  # torch would keep an unknown key and never look at it
+            check_arguments(cls, {key: group[key] for key in group if key != "params"}, "optim.groups")
     if has_fused and not {"fused", "foreach", "differentiable"} & set(arguments):
         # a dtype or device may have no fused kernel; an argument that is wrong fails again below
         with contextlib.suppress(RuntimeError, ValueError):

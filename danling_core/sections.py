@@ -134,7 +134,7 @@ class OptimConfig(_Open):
     lr: NonNegative | None = Field(None, description="learning rate; null: the class's own default")
     groups: list[dict[str, Any]] = Field(
         [],
-        description='parameters that differ: [{match: "bias|norm", weight_decay: 0.0}], by a regular expression',
+        description='parameters that differ, by a regular expression: [{match: "bias", weight_decay: 0.0}]',
     )
 
     def arguments(self) -> dict[str, Any]:
@@ -153,7 +153,9 @@ class SchedulerConfig(_Open):
         0, description="optimizer steps of linear warm-up before the schedule"
     )
     interval: Literal["step", "epoch"] | None = Field(
-        None, description="what the schedule counts; null: what suits the schedule"
+        None,
+        description="what the schedule counts; null: steps in step mode and for constant, linear, cosine, OneCycleLR, "
+        "CyclicLR and LambdaLR; results for ReduceLROnPlateau; else epochs",
     )
 
     def arguments(self) -> dict[str, Any]:

@@ -101,6 +101,12 @@ def test_a_group_that_means_nothing_is_refused(group: dict[str, Any], words: str
         parameter_groups(nn.Linear(2, 2).named_parameters(), [group])
 
 
+def test_an_argument_of_a_group_that_the_class_does_not_know_is_refused() -> None:
+    groups = parameter_groups(nn.Linear(2, 2).named_parameters(), [{"match": "bias", "weight_decai": 0.0}])
+    with pytest.raises(ConfigError, match=r"optim.groups.weight_decai.*did you mean 'weight_decay'"):
+        build_optimizer("adamw", groups, lr=0.1)
+
+
 def test_groups_come_from_the_config(tmp_path: Path) -> None:
     optim = {"name": "sgd", "lr": 0.2, "groups": [{"match": "bias", "lr": 0.0}]}
     runner = SmallRunner(config(tmp_path, optim=optim))

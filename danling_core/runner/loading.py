@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from danling_core import storage
 from danling_core.checkpoints.codec import load_state
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import CheckpointError
 from danling_core.runner import checkpointing
-from danling_core.runner.methods import File, LoadedKeys
+from danling_core.runner.methods import File
 from danling_core.runner.serialization import load_tensors
 
 if TYPE_CHECKING:
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 _WEIGHTS = ("ema", "model", "state_dict", "model_state_dict")
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+
+
+class LoadedKeys(NamedTuple):
+    """What `load_pretrained` could not take over."""
+
+    missing: list[str]
+    """Weights of the model that the checkpoint lacks; they are as they were."""
+    unexpected: list[str]
+    """Weights of the checkpoint that the model lacks, or has in another shape."""
 
 
 def load(runner: TorchRunner, checkpoint: File | Mapping[str, Any]) -> None:

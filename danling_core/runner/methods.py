@@ -5,22 +5,16 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+if TYPE_CHECKING:
+    from danling_core.runner.loading import LoadedKeys
 
 Values = dict[str, Any]
 History = dict[int, dict[str, dict[str, Any]]]
 File = str | os.PathLike[str]
 Splits = Sequence[str] | str
 Action = Literal["warn", "raise", "ignore"]
-
-
-class LoadedKeys(NamedTuple):
-    """What `load_pretrained` could not take over."""
-
-    missing: list[str]
-    """Weights of the model that the checkpoint lacks; they are as they were."""
-    unexpected: list[str]
-    """Weights of the checkpoint that the model lacks, or has in another shape."""
 
 
 class RunnerMethods(ABC):

@@ -16,9 +16,10 @@ from danling_core.errors import ConfigError, NonFiniteLossError
 from danling_core.optim import needs_metric
 from danling_core.runner import checkpointing, evaluation, loading
 from danling_core.runner.base import RunnerMode
+from danling_core.runner.loading import LoadedKeys
 from danling_core.runner.loop import flush_losses, located, train_segment
 from danling_core.runner.meter import LossMeter
-from danling_core.runner.methods import File, LoadedKeys, Values
+from danling_core.runner.methods import File, Values
 from danling_core.runner.torch_setup import TorchSetUp
 
 
