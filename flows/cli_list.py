@@ -35,9 +35,12 @@ def show(arguments: argparse.Namespace) -> int:
         row = {**_row(folder, status), "best": best, "evaluation": evaluation}
         print(storage.to_json(row))
         return 0
-    for line in (*_head(folder, status), *_results("best", best), *_results("evaluation", evaluation)):
+    evaluated = evaluation.get("result") if isinstance(evaluation, dict) else None
+    for line in (*_head(folder, status), *_results("best", best), *_results("evaluation", evaluated)):
         print(line)
     print(f"\nfiles\n  {'  '.join(sorted(storage.list_names(folder.url)))}")
+    ranks = 1 if status is None else status.world_size
+    print(f"\nby hand\n  torchrun --nproc-per-node {ranks} -m danling_core.worker {folder.config_url}")
     return 0
 
 
