@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -68,6 +69,8 @@ class FaultyRunner(dl.TorchRunner):
 
     def train_step(self, data: Any) -> Any:
         time.sleep(self.params.step_seconds)
+        if self._fault and self._files is not None:
+            self._files.saver.drain()  # so that no save gives way, and a test knows where its run resumes
         self._fail("train")
         if self._is_due("nan", "train"):
             data = data[0] * float("nan"), data[1]
@@ -91,6 +94,7 @@ class FaultyRunner(dl.TorchRunner):
     def _fail(self, place: str) -> None:
         for name in ("SIGKILL", "SIGTERM", "SIGSTOP"):
             if self._is_due(name, place):
+                self._wait_for_saves()
                 os.kill(os.getpid(), signal.Signals[name])
         if self._is_due("sleep", place):
             sleep_forever()
@@ -100,6 +104,17 @@ class FaultyRunner(dl.TorchRunner):
             assert self._context is not None
             while os.path.exists(self._context.work_dir):  # a save may be putting new files there
                 shutil.rmtree(self._context.work_dir, ignore_errors=True)
+
+    def _wait_for_saves(self) -> None:
+        """Let rank 0 commit what was saved before this step."""
+        every, deadline = self.config.save_interval_steps, time.monotonic() + 10.0
+        assert self._context is not None
+        records = Path(self._context.work_dir, "checkpoints", "records")
+        due = self.steps // every * every if every is not None else 0
+        while due and time.monotonic() < deadline:
+            if any(int(path.name.partition("-")[0]) >= due for path in records.glob("0*.json")):
+                return
+            time.sleep(0.005)
 
 
 def sleep_forever() -> None:
