@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 
 from danling_core.errors import ConfigError, DanLingError, NotFound
+from flows import cli_storage, cli_verify
 from flows.names import NamesShadowed, check_names
 
 DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
@@ -107,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     _train_parser(commands, "group", "FILE", "train several experiments, ending in a leaderboard", _group)
     _runs_parser(commands)
     _show_parser(commands)
+    cli_storage.add_parsers(commands)
+    cli_verify.add_parsers(commands)
     return parser
 
 

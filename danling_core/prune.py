@@ -1,0 +1,117 @@
+"""Deletes checkpoints that nobody needs from the runs of a project root: first a plan, then the deed."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from . import storage
+from .checkpoints import retention
+from .checkpoints.record import Record
+from .checkpoints.store import CheckpointStore
+from .errors import DanLingError
+from .lease import Lease, is_held
+from .run_folder import RunFolder, list_runs
+from .transfer import checkpoints_name
+
+_RUNS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """What may go of one run.
+
+    Args:
+        folder: of the run.
+        records: the checkpoints to delete.
+        kept: how many stay.
+        reason: why nothing is deleted, although it could be; None if it is.
+    """
+
+    folder: RunFolder
+    records: tuple[Record, ...] = ()
+    kept: int = 0
+    reason: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that become free."""
+        return sum(record.size for record in self.records)
+
+
+def plan(root_url: str, *, keep_best: bool, keep_last: int = 1) -> list[Doomed]:
+    """What would be deleted under a root; reads records and pointers only.
+
+    The newest checkpoint of a run always stays, so that it can be resumed; `epoch-N` checkpoints go.
+
+    Args:
+        root_url: a project root.
+        keep_best: the best checkpoint of each run stays, too.
+        keep_last: so many of the newest stay; at least 1.
+    """
+    folders = [folder for folder, _ in list_runs(root_url)]
+    with ThreadPoolExecutor(_RUNS_AT_ONCE, thread_name_prefix="danling-prune") as pool:
+        context = contextvars.copy_context
+        plans = [pool.submit(context().run, _plan_one, folder, keep_best, keep_last) for folder in folders]
+    return [each for each in (plan.result() for plan in plans) if each.records or each.reason]
+
+
+def carry_out(doomed: Doomed) -> int:
+    """Deletes what was planned, under the run's lease; returns how many checkpoints.
+
+    Each pointer that would dangle goes first, then the record, then the payload: a reader meets whole
+    checkpoints only.
+
+    Raises:
+        RunBusy: somebody writes to the run by now.
+        StorageError: the store fails; what is left can be deleted by another try.
+    """
+    lease = Lease.acquire(doomed.folder.lease_parent_url, "danling prune")
+    try:
+        with lease.beating():
+            url = _checkpoints_url(doomed.folder)
+            pointers = CheckpointStore(url).pointers()
+            for record in doomed.records:
+                lease.check()
+                for name in (name for name, target in pointers.items() if target.name == record.name):
+                    storage.delete(storage.join(url, f"{name}.json"))
+                storage.delete(storage.join(url, "records", f"{record.name}.json"))
+                storage.delete(storage.join(url, "data", record.name), recursive=True)
+    finally:
+        lease.release()
+    return len(doomed.records)
+
+
+def _plan_one(folder: RunFolder, keep_best: bool, keep_last: int) -> Doomed:
+    try:
+        store = CheckpointStore(_checkpoints_url(folder))
+        records = store.records()
+        pinned = retention.pinned(store.pointers(), ("best",) if keep_best else ())
+        doomed = retention.doomed(records, max(keep_last, 1), pinned)
+        kept = [record for record in records if record not in doomed]
+        if not doomed:
+            return Doomed(folder, kept=len(kept))
+        if is_held(folder.lease_parent_url):
+            return Doomed(folder, kept=len(records), reason="it is being trained")
+        if missing := _incomplete(store.url, kept):
+            return Doomed(
+                folder, kept=len(records), reason=f"{missing} would stay, and its payload is damaged"
+            )
+        return Doomed(folder, tuple(doomed), len(kept))
+    except DanLingError as error:
+        return Doomed(folder, reason=str(error))
+
+
+def _checkpoints_url(folder: RunFolder) -> str:
+    return storage.join(folder.url, checkpoints_name(folder))
+
+
+def _incomplete(url: str, kept: Sequence[Record]) -> str | None:
+    """A checkpoint that would stay and lacks bytes: then the others are needed still."""
+    sizes = {entry.path: entry.size for entry in storage.list_tree(storage.join(url, "data"))}
+    for record in kept:
+        if any(sizes.get(f"{record.name}/{file.name}") != file.size for file in record.files):
+            return record.name
+    return None

@@ -1,0 +1,213 @@
+"""Copies whole runs between project roots, local or remote: every committed file, checked after."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from . import storage
+from .checkpoints.store import CheckpointStore
+from .config import Config
+from .errors import ConfigError, NotFound, RunBusy, StorageError
+from .lease import Lease, current_owner, is_held
+from .mirror.layout import Layout
+from .mirror.segments import SegmentedFile, is_segment, sizes_by_file
+from .run_folder import CHECKPOINTS, CONFIG, EVENTS, RunFolder, read_log
+
+_AT_ONCE = 8
+_TIMESTAMP = re.compile(r"\d{8}-\d{6}-\d{6}")
+
+Progress = Callable[[int, int], None]
+"""Told bytes done and bytes in all, from any thread."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What was copied.
+
+    Args:
+        target: the run's folder in its new place.
+        files: how many files it has there, a log being one.
+        size: in bytes.
+        copied: bytes that had to be moved; the rest was there from an earlier try.
+    """
+
+    target: RunFolder
+    files: int
+    size: int
+    copied: int
+
+
+def copy_run(source: RunFolder, root_url: str, progress: Progress = lambda done, total: None) -> Transfer:
+    """Copies a run to `{root}/{name}-{id}/{timestamp}`, from where it can be read, resumed and copied back.
+
+    The order is that of a mirror: a reader of the target never sees a record without its payload, or a
+    complete run that lacks something. Interrupted, it goes on where it stopped when called again. Payloads
+    are checked by their hashes on whichever side is local, all files by their sizes in a fresh listing.
+
+    Args:
+        source: a run that nobody writes.
+        root_url: the project root to copy it to, local or remote.
+        progress: told how far it is.
+
+    Raises:
+        RunBusy: somebody writes to one of the two.
+        ConfigError: the target is there and has gone on by itself.
+        CheckpointCorrupt: a payload is not what was committed.
+        StorageError: a file did not arrive whole, or a store fails.
+    """
+    if is_held(source.lease_parent_url):
+        raise RunBusy(
+            f"{source.url} is being written by {current_owner(source.lease_parent_url)}: wait for it"
+        )
+    target = RunFolder(storage.join(root_url.rstrip("/") or "/", *_place(source)))
+    if target == source:
+        raise ConfigError(f"{source.url} is under {root_url} already")
+    lease = Lease.acquire(target.lease_parent_url, f"copy of {source.url}")
+    try:
+        with lease.beating(), tempfile.TemporaryDirectory(prefix="danling-copy-") as scratch:
+            return _Copy(source, target, lease, scratch, progress).run()
+    finally:
+        lease.release()
+
+
+class _Copy:
+    def __init__(
+        self, source: RunFolder, target: RunFolder, lease: Lease, scratch: str, progress: Progress
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._lease = lease
+        self._scratch = scratch
+        self._progress = progress
+        self._checkpoints = checkpoints_name(source)
+        self._sizes = _sizes(source)
+        self._there = _sizes(target)
+        self._log_sizes = {name: sum(parts) for name, parts in sizes_by_file(self._sizes).items()}
+        self._done = self._copied = 0
+
+    def run(self) -> Transfer:
+        whole = [storage.Entry(path, size, 0.0) for path, size in self._sizes.items() if not is_segment(path)]
+        layout = Layout.of(whole, self._checkpoints)
+        self._log_sizes |= {entry.path: entry.size for entry in layout.appended}
+        payloads = [entry for name in layout.records for entry in layout.data.get(name, [])]
+        rest = [*layout.small, *layout.events]
+        status = [layout.status] if layout.status else []
+        phases = [payloads, list(layout.records.values()), layout.pointers, rest]
+        files = [entry for phase in (*phases, status) for entry in phase]
+        self._total = sum(entry.size for entry in files) + sum(self._log_sizes.values())
+        self._check_target()
+        self._check_payloads(self._source)
+        for phase in phases:
+            self._each(self._copy_file, phase)
+        self._each(self._copy_log, sorted(self._log_sizes))
+        self._each(self._copy_file, status)
+        self._check_sizes(files)
+        self._check_payloads(self._target)
+        return Transfer(self._target, len(files) + len(self._log_sizes), self._total, self._copied)
+
+    def _check_target(self) -> None:
+        """What is there already must be the beginning of what comes."""
+        try:
+            known = read_log(self._target, EVENTS)
+        except NotFound:
+            return
+        if not read_log(self._source, EVENTS).startswith(known):
+            raise ConfigError(f"{self._target.url} has gone on by itself: remove it, or copy to another root")
+
+    def _copy_file(self, entry: storage.Entry) -> None:
+        is_payload = "/data/" in entry.path
+        if not (is_payload and self._there.get(entry.path) == entry.size):  # payloads never change
+            self._lease_check()
+            self._move(entry.path)
+            self._copied += entry.size
+        self._advance(entry.size)
+
+    def _move(self, path: str) -> None:
+        source, target = storage.join(self._source.url, path), storage.join(self._target.url, path)
+        if storage.is_local(source):
+            storage.put_file(storage.local_path(source), target)
+        elif storage.is_local(target):
+            storage.get_file(source, storage.local_path(target))
+        else:
+            passing = os.path.join(self._scratch, path.replace("/", "_"))
+            storage.get_file(source, passing)
+            storage.put_file(passing, target)
+            os.remove(passing)
+
+    def _copy_log(self, name: str) -> None:
+        self._lease_check()
+        if storage.is_local(self._target.url):
+            storage.write_bytes(storage.join(self._target.url, name), read_log(self._source, name))
+        else:
+            parts = sizes_by_file(self._there).get(name, [])
+            local = self._local_log(name)
+            SegmentedFile(local, self._target.url, name, parts, self._lease_check).upload(is_final=True)
+        self._copied += self._log_sizes[name]
+        self._advance(self._log_sizes[name])
+
+    def _local_log(self, name: str) -> str:
+        if storage.is_local(self._source.url):
+            return storage.local_path(storage.join(self._source.url, name))
+        path = os.path.join(self._scratch, name.replace("/", "_"))
+        storage.write_bytes(path, read_log(self._source, name), is_durable=False)
+        return path
+
+    def _check_sizes(self, files: Iterable[storage.Entry]) -> None:
+        found = _sizes(self._target)
+        found |= {name: sum(parts) for name, parts in sizes_by_file(found).items()}
+        wanted = {entry.path: entry.size for entry in files} | self._log_sizes
+        wrong = [path for path, size in wanted.items() if found.get(path, 0) != size]
+        if wrong:
+            raise StorageError(f"these did not arrive whole in {self._target.url}: {', '.join(wrong[:5])}")
+
+    def _check_payloads(self, folder: RunFolder) -> None:
+        if storage.is_local(folder.url):
+            store = CheckpointStore(storage.join(folder.url, self._checkpoints))
+            for record in store.records():
+                store.verify(record)
+
+    def _each(self, work: Callable[..., None], items: Sequence[object]) -> None:
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="danling-copy") as pool:
+            futures = [pool.submit(contextvars.copy_context().run, work, item) for item in items]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _advance(self, count: int) -> None:
+        self._done += count
+        self._progress(self._done, self._total)
+
+    def _lease_check(self) -> None:
+        self._lease.check()
+
+
+def _place(folder: RunFolder) -> tuple[str, str]:
+    """`{name}-{id}` and timestamp: from the folder's own place, or, if it was put elsewhere, its status."""
+    if _TIMESTAMP.fullmatch(folder.timestamp):
+        return storage.base_name(storage.parent(folder.url)), folder.timestamp
+    status = folder.read_status()
+    if status is None or not _TIMESTAMP.fullmatch(status.timestamp):
+        raise NotFound(f"{folder.url} holds no run: no status says what it is called")
+    return f"{status.name}-{status.id}", status.timestamp
+
+
+def _sizes(folder: RunFolder) -> dict[str, int]:
+    return {entry.path: entry.size for entry in storage.list_tree(folder.url)}
+
+
+def checkpoints_name(folder: RunFolder) -> str:
+    """What the run's config calls its checkpoints' folder."""
+    try:
+        text = storage.read_bytes(storage.join(folder.url, CONFIG)).decode()
+    except NotFound:
+        return CHECKPOINTS
+    return Config.from_yamls(text).checkpoint_dir_name
