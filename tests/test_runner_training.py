@@ -326,6 +326,7 @@ def test_compile_is_opt_in_and_hands_back_the_users_module(tmp_path: Path, monke
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)  # the first compilation takes minutes on a busy machine
 def test_a_compiled_model_trains_to_the_same_losses(tmp_path: Path) -> None:
     wanted = SmallRunner(config(tmp_path / "a", params={"width": 4})).train()
     found = SmallRunner(config(tmp_path / "b", params={"width": 4}, compile=True)).train()
