@@ -85,6 +85,16 @@ class Config(Model):
     storage_options: StorageOptions = _aside(
         {}, "fsspec options that are not secret: endpoint_url, region, project"
     )
+    upload_interval_seconds: Positive = _aside(
+        30.0, "remote runs: seconds between uploads of logs and TensorBoard; results go up at every epoch"
+    )
+    max_unsynced_seconds: Positive | None = _aside(
+        None,
+        "remote runs: save and stop, to be resumed, when the store has had nothing for so long; null: go on",
+    )
+    max_scratch_bytes: Count | None = _aside(
+        None, "remote runs: save and stop, to be resumed, when the run's scratch folder has grown beyond this"
+    )
 
     seed: NonNegativeWhole = Field(0, lt=2**63, description="the seed, obeyed exactly; 0 is a seed")
     deterministic: bool = Field(False, description="only deterministic algorithms")

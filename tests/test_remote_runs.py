@@ -168,6 +168,57 @@ def test_training_goes_on_while_the_store_is_away(
     assert remote.folder.read_status() == remote.ended.status
 
 
+def test_ranks_that_wait_for_a_long_absence_are_not_taken_for_hung(
+    s3_root: str, s3_proxy: FaultyProxy, launcher: Launcher, tmp_path: Path
+) -> None:
+    def be_away_at_the_end() -> None:
+        logs = tmp_path / "scratch"
+        wait_until(lambda: any("epoch_began" in p.read_text() for p in logs.glob("*/events.jsonl")), "it", 60)
+        with s3_proxy.away():
+            wait_until(
+                lambda: any("evaluate_finished" in p.read_text() for p in logs.glob("*/events.jsonl")),
+                "it",
+                60,
+            )
+            time.sleep(2.5 * hang_seconds)
+
+    hang_seconds = 5.0
+    with ThreadPoolExecutor(1) as pool:
+        absence = pool.submit(be_away_at_the_end)
+        remote = train(launcher, wanted_on(s3_root, tmp_path, hang_timeout_seconds=hang_seconds))
+        absence.result(60)
+    outcome = remote.ended.outcome
+    assert outcome is not None and (outcome.status, outcome.restarts) == ("complete", 0), outcome
+    status = remote.folder.read_status()
+    assert status is not None and status.is_complete
+
+
+def test_a_run_stops_where_it_may_not_run_further_ahead(
+    s3_root: str, s3_proxy: FaultyProxy, launcher: Launcher, tmp_path: Path, in_peace: Ended
+) -> None:
+    wanted = wanted_on(s3_root, tmp_path, params={"step_seconds": 0.1}, max_unsynced_seconds=1.0)
+
+    def be_away_until_it_stops() -> None:
+        logs = tmp_path / "scratch"
+        wait_until(lambda: any("epoch_began" in p.read_text() for p in logs.glob("*/events.jsonl")), "it", 60)
+        with s3_proxy.away():
+            wait_until(
+                lambda: any('"interrupted"' in p.read_text() for p in logs.glob("*/events.jsonl")), "it", 60
+            )
+
+    with ThreadPoolExecutor(1) as pool:
+        absence = pool.submit(be_away_until_it_stops)
+        first = train(launcher, wanted)
+        absence.result(60)
+    outcome = first.ended.outcome
+    assert outcome is not None and outcome.status == "interrupted", outcome
+    assert "max_unsynced_seconds" in str(outcome.error)
+    again = train(launcher, wanted.replace(max_unsynced_seconds=None))
+    assert again.ended.outcome is not None and again.ended.outcome.status == "complete"
+    copy = again.copy(tmp_path / "elsewhere")
+    assert copy.json("results.json")["results"] == in_peace.json("results.json")["results"]
+
+
 @pytest.mark.parametrize("refusal", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"])
 def test_a_store_that_refuses_is_said_before_anything_is_made(
     refusal: str, s3_root: str, s3_proxy: FaultyProxy, tmp_path: Path

@@ -18,8 +18,8 @@ from danling_core.writers import EventLog, Writer, Writers
 
 if TYPE_CHECKING:
     from danling_core.checkpoints.record import Record
-    from danling_core.mirror.process import MirrorProcess
     from danling_core.results import Results
+    from danling_core.runner.delivery import Delivery
 
 
 class RunFiles:
@@ -31,7 +31,7 @@ class RunFiles:
         checkpoint_dir: local folder of the checkpoints.
         keep_last: checkpoints kept beside best and `epoch-N`.
         writers: told of every event, after the event log.
-        mirror: brings the folder to its store, where it has one; closed with the rest.
+        delivery: brings the folder to its store, where it has one; closed with the rest.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class RunFiles:
         checkpoint_dir: str,
         keep_last: int,
         writers: list[Writer],
-        mirror: MirrorProcess | None = None,
+        delivery: Delivery | None = None,
     ) -> None:
         self.folder = RunFolder(context.work_dir)
         self.context = context
@@ -51,7 +51,7 @@ class RunFiles:
         self.store = CheckpointStore(checkpoint_dir, guard=self._check_owner)
         self.saver = BackgroundSaver(self.store, self._on_commit)
         self._keep_last = keep_last
-        self._mirror = mirror
+        self._delivery = delivery
         self._lock = threading.Lock()
         event_log = EventLog(storage.local_path(self.folder.events_url), context.attempt)
         self._writers = Writers([event_log, *writers], context.attempt)
@@ -80,8 +80,9 @@ class RunFiles:
             )
         if results.best_result is not None:
             storage.write_json(self.folder.best_url, {**identity, **results.best_result}, is_durable=False)
-        if self._mirror is not None:
-            self._mirror.request_soon()
+        if self._delivery is not None:
+            self._delivery.soon()
+            self._delivery.check()
 
     def write_status(self, **changes: Any) -> Status:
         """Replace status.json; `status="complete"` is the completion record and comes last. Raises `Fenced`."""
@@ -91,17 +92,18 @@ class RunFiles:
         self.folder.write_status(self.status, is_durable=self.status.status != "running")
         return self.status
 
-    def wait_delivered(self, beat: Callable[[], None]) -> None:
-        """Wait until the store has all that is here now; at once where the folder is local.
+    def request_delivery(self) -> int:
+        """Ask for all that is here now to be brought to the store; the number is for `is_delivered`."""
+        return self._delivery.request() if self._delivery is not None else 0
+
+    def is_delivered(self, number: int, timeout_seconds: float) -> bool:
+        """Whether the store has what `request_delivery` asked for, waiting up to `timeout_seconds`.
 
         Raises:
             Fenced: another process owns the run.
-            StoreUnavailable: the store stayed away; everything is in the local folder still.
+            StoreUnavailable: the mirror ended; everything is in the local folder still.
         """
-        if self._mirror is not None:
-            number = self._mirror.request_sync()
-            while not self._mirror.wait_synced(number, timeout_seconds=5.0):
-                beat()
+        return self._delivery is None or self._delivery.is_done(number, timeout_seconds)
 
     def _on_commit(self, record: Record, names: tuple[str, ...]) -> None:
         self.emit(
@@ -112,6 +114,8 @@ class RunFiles:
             epochs=record.info.get("epochs"),
         )
         self.store.prune(self._keep_last)
+        if self._delivery is not None:
+            self._delivery.check()
 
     def flush(self) -> None:
         self._writers.flush()
@@ -119,8 +123,8 @@ class RunFiles:
     def close(self) -> None:
         """Wait for the last save, close every writer, and deliver what is left, also where one of these fails."""
         with contextlib.ExitStack() as stack:
-            if self._mirror is not None:
-                stack.callback(self._mirror.close)
+            if self._delivery is not None:
+                stack.callback(self._delivery.close)
             stack.callback(self._writers.close)
             stack.callback(self.saver.close)
 

@@ -14,6 +14,8 @@ from danling_core.run_folder import RunFolder, Status
 from danling_core.runner.files import RunFiles
 from danling_core.runner.reporting import Reporting
 
+_DELIVERY_TURN_SECONDS = 2.0
+
 
 class RunLife(Reporting):
     """From claiming the folder to the completion record. Nested calls share one opening."""
@@ -30,18 +32,31 @@ class RunLife(Reporting):
         """The end of good work: wait for the other ranks, so that none leaves one of them alone. Collective."""
 
     def finish(self, evaluation: dict[str, Any] | None = None) -> Status | None:
-        files = self._files
-        if files is None:
-            return None
-        files.saver.drain()
-        files.flush()
-        files.wait_delivered(self._keep_beating)
-        status = files.write_status(
-            **self._status_fields(), status="complete", evaluation=evaluation, error=None
-        )
-        files.wait_delivered(self._keep_beating)
-        self.emit("completed", status=status.model_dump(mode="json"))
+        files, status = self._files, None
+        if files is not None:
+            files.saver.drain()
+            files.flush()
+        self._wait_delivered()
+        if files is not None:
+            status = files.write_status(
+                **self._status_fields(), status="complete", evaluation=evaluation, error=None
+            )
+        self._wait_delivered()
+        if status is not None:
+            self.emit("completed", status=status.model_dump(mode="json"))
         return status
+
+    def _wait_delivered(self) -> None:
+        """Wait until the store has all that is here now; at once where the run is local. Collective.
+
+        All wait together, in short turns: a peer that waited in a barrier would be taken for hung.
+        """
+        if self._context is None or storage.is_local(self._context.url):
+            return
+        files = self._files
+        number = files.request_delivery() if files is not None else 0
+        while not self._broadcast(files is None or files.is_delivered(number, _DELIVERY_TURN_SECONDS)):
+            self._keep_beating()
 
     # the run's folder ---------------------------------------------------------------------------------------
     @contextlib.contextmanager
@@ -100,27 +115,33 @@ class RunLife(Reporting):
             checkpoint_dir=self._local_checkpoint_dir(),
             keep_last=self.config.keep_last,
             writers=[log for log in [self._log] if log is not None],
-            mirror=self._start_mirror(context),
+            delivery=self._start_delivery(context),
         )
         if not self._files.status.is_complete:
             self._files.write_status(
                 status="running", attempt=context.attempt, world_size=self.world_size, error=None
             )
 
-    def _start_mirror(self, context: RunContext) -> Any:
-        """The process that brings the local folder to its store; None where the run is local."""
+    def _start_delivery(self, context: RunContext) -> Any:
+        """What brings the local folder to its store; None where the run is local."""
         if storage.is_local(context.url):
             return None
         from danling_core.mirror.process import MirrorProcess
+        from danling_core.runner.delivery import Delivery
 
-        return MirrorProcess(
+        mirror = MirrorProcess(
             context.work_dir,
             context.url,
             lease_url=RunFolder(context.url).lease_url,
             generation=context.generation,
             storage_options=self.config.storage_options,
             checkpoints=self.checkpoint_dir_name,
+            interval_seconds=self.config.upload_interval_seconds,
         )
+        return Delivery(mirror, context.work_dir, self.config, self._stop_because)
+
+    def _stop_because(self, reason: str) -> None:
+        """Have all ranks save and stop, of this run's own accord. Rank 0 only, any thread."""
 
     def _keep_beating(self) -> None:
         """Say that this rank is alive while it waits for something else."""

@@ -80,6 +80,11 @@ class Stopping:
         self._stride = stride
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self.reason = "asked to stop"
+        self._wish: str | None = None
+
+    def wish(self, reason: str) -> None:
+        """Stop of one's own accord, as if the time were over. Rank 0 only, any thread."""
+        self._wish = self._wish or reason
 
     def check(self, step: int) -> None:
         """Called by every rank when it is about to begin `step` (the count of completed ones).
@@ -88,7 +93,7 @@ class Stopping:
             RunInterrupted: this is the agreed step.
         """
         block = self._block
-        if self._is_main and (block.stop_requested or self._out_of_time()) and block.stop_at_step is None:
+        if self._is_main and (block.stop_requested or self._own_accord()) and block.stop_at_step is None:
             block.stop_at_step = (step // self._stride + 1) * self._stride
         agreed = block.stop_at_step
         if agreed is not None and step >= agreed and step % self._stride == 0:
@@ -97,9 +102,12 @@ class Stopping:
     @property
     def requested(self) -> bool:
         """Whether a stop was asked for; outside training steps ranks agree on it in their next reduction."""
-        return bool(self._block.stop_requested) or (self._is_main and self._out_of_time())
+        return bool(self._block.stop_requested) or (self._is_main and self._own_accord())
 
-    def _out_of_time(self) -> bool:
+    def _own_accord(self) -> bool:
+        if self._wish is not None:
+            self.reason = self._wish
+            return True
         if self._deadline is None or time.monotonic() < self._deadline:
             return False
         self.reason = "max_seconds is over"

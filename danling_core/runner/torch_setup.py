@@ -152,6 +152,10 @@ class TorchSetUp(TorchData):
             iters=self.iters,
         )
 
+    def _stop_because(self, reason: str) -> None:
+        if self._is_announced:
+            self._stopping.wish(reason)
+
     def _keep_beating(self) -> None:
         self._beat(self.steps)
 

@@ -1,0 +1,113 @@
+"""Rank 0's view of the way to the store: how far ahead the run is, and where that must end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from danling_core import storage
+
+if TYPE_CHECKING:
+    from danling_core.config import Config
+    from danling_core.mirror.process import MirrorProcess
+
+logger = logging.getLogger("danling")
+
+
+class Delivery:
+    """Keeps a run within the limits that its config sets to running ahead of its store. Rank 0 only.
+
+    Args:
+        mirror: brings the working folder to the store.
+        work_dir: the working folder.
+        config: with `max_unsynced_seconds` and `max_scratch_bytes`.
+        stop: told, in one line, why the run must save and stop: a resume goes on from there.
+        clock: Unix time.
+    """
+
+    def __init__(
+        self,
+        mirror: MirrorProcess,
+        work_dir: str,
+        config: Config,
+        stop: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._mirror = mirror
+        self._work_dir = work_dir
+        self._max_unsynced_seconds = config.max_unsynced_seconds
+        self._max_scratch_bytes = config.max_scratch_bytes
+        self._interval_seconds = config.upload_interval_seconds
+        self._stop = stop
+        self._clock = clock
+        self._began_at = clock()
+        self._warned_of: str | None = None
+
+    def soon(self) -> None:
+        """Small files changed: have them brought up without waiting for the interval."""
+        self._mirror.request_soon()
+
+    def check(self) -> None:
+        """Warns of a store that does not take what it is given, and stops the run at its limits. Any thread.
+
+        Called at every commit and epoch's end. Costs one small file and one local listing.
+        """
+        lag = self.unsynced_seconds()
+        self._warn(lag)
+        if self._max_unsynced_seconds is not None and lag > self._max_unsynced_seconds:
+            self._stop(
+                f"the store has had nothing for {lag:.0f} s, and max_unsynced_seconds is "
+                f"{self._max_unsynced_seconds:g}"
+            )
+        if self._max_scratch_bytes is not None and (used := self.scratch_bytes()) > self._max_scratch_bytes:
+            self._stop(
+                f"{self._work_dir} holds {used:,} bytes, and max_scratch_bytes is {self._max_scratch_bytes:,}"
+            )
+
+    def unsynced_seconds(self) -> float:
+        """The time since the store had everything that was there."""
+        synced_at = self._mirror.state().get("synced_at")
+        since = self._began_at if synced_at is None else datetime.fromisoformat(synced_at).timestamp()
+        return max(0.0, self._clock() - max(since, self._began_at))
+
+    def scratch_bytes(self) -> int:
+        """What the working folder takes on the local disk; payloads under way count once."""
+        files = storage.list_tree(self._work_dir)
+        return sum(entry.size for entry in files if not entry.path.startswith("."))
+
+    def request(self) -> int:
+        """Asks for everything that exists now; the number is for `is_done`."""
+        return self._mirror.request_sync()
+
+    def is_done(self, number: int, timeout_seconds: float) -> bool:
+        """Whether that request is served, waiting for it up to `timeout_seconds`.
+
+        Raises:
+            Fenced: another process owns the run.
+            StoreUnavailable: the mirror ended; everything is in the local folder still.
+        """
+        return self._mirror.wait_synced(number, timeout_seconds=timeout_seconds)
+
+    def close(self) -> None:
+        """Delivers what is left. Raises `Fenced` or `StoreUnavailable`."""
+        self._mirror.close()
+
+    def _warn(self, lag: float) -> None:
+        state = self._mirror.state()
+        error = state.get("error")
+        if error is None or lag < 2 * self._interval_seconds:
+            self._warned_of = None if error is None else self._warned_of
+        elif self._warned_of is None:
+            committed = (state.get("committed") or {}).get("record", "no checkpoint")
+            logger.warning(
+                "the store has had nothing for %.0f s (it has %s); training goes on, in %s: %s",
+                lag,
+                committed,
+                os.path.abspath(self._work_dir),
+                error,
+            )
+            self._warned_of = error

@@ -1,0 +1,95 @@
+"""How far a run may be ahead of its store: the lag, the scratch, the warning, the stop."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from danling_core.config import Config
+from danling_core.runner.delivery import Delivery
+
+
+class Mirror:
+    """What `Delivery` asks of a `MirrorProcess`."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, Any] = {}
+
+    def state(self) -> dict[str, Any]:
+        return self.told
+
+    def note(self, synced_at: float, error: str | None = None, record: str | None = None) -> None:
+        at = datetime.fromtimestamp(synced_at, UTC).isoformat()
+        self.told = {"synced_at": at, "error": error, "committed": {"record": record} if record else None}
+
+
+@pytest.fixture
+def mirror() -> Mirror:
+    return Mirror()
+
+
+def delivery(mirror: Mirror, folder: Path, now: list[float], reasons: list[str], **limits: Any) -> Delivery:
+    config = Config.from_dict({"epoch_end": 1, **limits})
+    return Delivery(mirror, str(folder), config, reasons.append, lambda: now[0])  # type: ignore[arg-type]
+
+
+def test_without_limits_a_run_is_never_stopped(mirror: Mirror, tmp_path: Path) -> None:
+    now, reasons = [1000.0], list[str]()
+    watched = delivery(mirror, tmp_path, now, reasons)
+    now[0] += 1e6
+    watched.check()
+    assert watched.unsynced_seconds() == 1e6 and reasons == []
+
+
+def test_a_run_stops_when_the_store_has_had_nothing_for_too_long(mirror: Mirror, tmp_path: Path) -> None:
+    now, reasons = [1000.0], list[str]()
+    watched = delivery(mirror, tmp_path, now, reasons, max_unsynced_seconds=60)
+    now[0] = 1060.0
+    watched.check()
+    mirror.note(synced_at=1050.0)
+    now[0] = 1110.0
+    watched.check()
+    assert reasons == []
+    now[0] = 1111.0
+    watched.check()
+    assert reasons == ["the store has had nothing for 61 s, and max_unsynced_seconds is 60"]
+
+
+def test_what_an_earlier_attempt_delivered_does_not_count_against_this_one(
+    mirror: Mirror, tmp_path: Path
+) -> None:
+    mirror.note(synced_at=10.0)
+    assert delivery(mirror, tmp_path, [1000.0], []).unsynced_seconds() == 0.0
+
+
+def test_a_run_stops_when_its_scratch_is_full(mirror: Mirror, tmp_path: Path) -> None:
+    reasons = list[str]()
+    watched = delivery(mirror, tmp_path, [1000.0], reasons, max_scratch_bytes=100)
+    (tmp_path / "events.jsonl").write_bytes(bytes(100))
+    (tmp_path / ".mirror").mkdir()
+    (tmp_path / ".mirror" / "payload").write_bytes(bytes(50))  # a hard link to what is counted already
+    watched.check()
+    assert reasons == []
+    (tmp_path / "results.json").write_bytes(bytes(1))
+    watched.check()
+    assert reasons == [f"{tmp_path} holds 101 bytes, and max_scratch_bytes is 100"]
+
+
+def test_an_absence_is_warned_of_once(
+    mirror: Mirror, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [1000.0]
+    watched = delivery(mirror, tmp_path, now, [])
+    with caplog.at_level(logging.WARNING, logger="danling"):
+        for second, error in ((1001, "away"), (1061, "away"), (1100, "away"), (1101, None), (1200, "again")):
+            now[0] = second
+            mirror.note(synced_at=1101.0 if second > 1100 else 1000.0, error=error, record="0000000012-1.0")
+            watched.check()
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert "nothing for 61 s (it has 0000000012-1.0)" in messages[0] and messages[0].endswith("away")
+    assert messages[1].endswith("again")
