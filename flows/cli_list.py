@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from datetime import UTC, datetime
 from typing import Any
 
 from danling_core import storage
+from danling_core.checkpoints.record import Record
+from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import NotFound
 from danling_core.formatting import format_duration, format_result
 from danling_core.lease import is_held
 from danling_core.run_folder import RunFolder, Status, list_runs, resolve
+from danling_core.transfer import checkpoints_name
 from flows.cli_table import print_table
 
 
@@ -31,12 +35,14 @@ def show(arguments: argparse.Namespace) -> int:
     folder = resolve(arguments.root, arguments.run)
     status = folder.read_status()
     best, evaluation = _read(folder.best_url), _read(folder.evaluation_url)
+    newest = _newest_checkpoint(folder)
     if arguments.json:
-        row = {**_row(folder, status), "best": best, "evaluation": evaluation}
+        committed = None if newest is None else {"step": newest.step, "at": newest.created_at}
+        row = {**_row(folder, status), "checkpoint": committed, "best": best, "evaluation": evaluation}
         print(storage.to_json(row))
         return 0
     evaluated = evaluation.get("result") if isinstance(evaluation, dict) else None
-    for line in (*_head(folder, status), *_results("best", best), *_results("evaluation", evaluated)):
+    for line in (*_head(folder, status, newest), *_results("best", best), *_results("evaluation", evaluated)):
         print(line)
     print(f"\nfiles\n  {'  '.join(sorted(storage.list_names(folder.url)))}")
     ranks = 1 if status is None else status.world_size
@@ -78,12 +84,21 @@ def _is_wanted(row: dict[str, Any], arguments: argparse.Namespace) -> bool:
     )
 
 
-def _head(folder: RunFolder, status: Status | None) -> list[str]:
+def _newest_checkpoint(folder: RunFolder) -> Record | None:
+    """The last one that is committed there: a run that is trained elsewhere may be ahead of its store."""
+    store = CheckpointStore(storage.join(folder.url, checkpoints_name(folder)))
+    return next(iter(store.records()), None)
+
+
+def _head(folder: RunFolder, status: Status | None, newest: Record | None) -> list[str]:
     row = {
         name: value for name, value in _row(folder, status).items() if value is not None and name != "seconds"
     }
     if status is not None and status.error:
         row["error"] = status.error
+    if newest is not None:
+        age = (datetime.now(UTC) - datetime.fromisoformat(newest.created_at)).total_seconds()
+        row["checkpoint"] = f"step {newest.step}, {format_duration(age)} ago"
     width = max(len(name) for name in row)
     return [f"{name.ljust(width)}  {value}" for name, value in row.items()]
 

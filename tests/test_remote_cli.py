@@ -78,6 +78,7 @@ def test_no_secret_is_in_any_output_of_a_run(
     assert status is not None and status.status == ("failed" if is_careless else "complete")
     assert main(["show", folder.url]) == 0
     printed = capfd.readouterr()
+    assert "checkpoint  step " in printed.out and " ago" in printed.out
     told = {"stdout": printed.out.encode(), "stderr": printed.err.encode()}
     for entry in storage.list_tree(s3_root):
         told[entry.path] = storage.read_bytes(storage.join(s3_root, entry.path))
