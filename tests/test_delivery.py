@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from danling_core.config import Config
+from danling_core.errors import Fenced, StoreUnavailable
 from danling_core.runner.delivery import Delivery
 
 
@@ -18,6 +19,10 @@ class Mirror:
 
     def __init__(self) -> None:
         self.told: dict[str, Any] = {}
+        self.ended: Fenced | StoreUnavailable | None = None
+
+    def failure(self) -> Fenced | StoreUnavailable | None:
+        return self.ended
 
     def state(self) -> dict[str, Any]:
         return self.told
@@ -34,7 +39,7 @@ def mirror() -> Mirror:
 
 def delivery(mirror: Mirror, folder: Path, now: list[float], reasons: list[str], **limits: Any) -> Delivery:
     config = Config.from_dict({"epoch_end": 1, **limits})
-    return Delivery(mirror, str(folder), config, reasons.append, lambda: now[0])  # type: ignore[arg-type]
+    return Delivery(lambda: mirror, str(folder), config, reasons.append, lambda: now[0])  # type: ignore[arg-type,return-value]
 
 
 def test_without_limits_a_run_is_never_stopped(mirror: Mirror, tmp_path: Path) -> None:
@@ -64,6 +69,22 @@ def test_what_an_earlier_attempt_delivered_does_not_count_against_this_one(
 ) -> None:
     mirror.note(synced_at=10.0)
     assert delivery(mirror, tmp_path, [1000.0], []).unsynced_seconds() == 0.0
+
+
+def test_a_fenced_mirror_ends_the_run_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
+    mirrors: list[Mirror] = []
+
+    def start() -> Mirror:
+        mirrors.append(Mirror())
+        return mirrors[-1]
+
+    watched = Delivery(start, str(tmp_path), Config(epoch_end=1), [].append)  # type: ignore[arg-type]
+    mirrors[0].ended = StoreUnavailable("the mirror ended with code -9")
+    watched.check()
+    assert len(mirrors) == 2
+    mirrors[1].ended = Fenced("taken over by another")
+    with pytest.raises(Fenced, match="taken over"):
+        watched.check()
 
 
 def test_a_run_stops_when_its_scratch_is_full(mirror: Mirror, tmp_path: Path) -> None:

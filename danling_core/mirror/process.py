@@ -96,6 +96,17 @@ class MirrorProcess:
             self._raise_for(self._process.wait())
         return False
 
+    def failure(self) -> Fenced | StoreUnavailable | None:
+        """Why it ended before it was closed: `Fenced`, or whatever else; None while it lives."""
+        if self._process.poll() is None:
+            return None
+        self._reader.join()
+        try:
+            self._raise_for(self._process.returncode or -1)
+        except (Fenced, StoreUnavailable) as error:
+            return error
+        raise AssertionError("a code that is not 0 is a failure")
+
     def state(self) -> dict[str, Any]:
         """`mirror.json`: synced_at, pending_bytes, committed ({record, at}), error; `{}` at first."""
         try:

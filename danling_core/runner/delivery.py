@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from danling_core import storage
+from danling_core.errors import Fenced
 
 if TYPE_CHECKING:
     from danling_core.config import Config
@@ -22,7 +23,7 @@ class Delivery:
     """Keeps a run within the limits that its config sets to running ahead of its store. Rank 0 only.
 
     Args:
-        mirror: brings the working folder to the store.
+        start: starts the mirror, which brings the working folder to the store; again, should it die.
         work_dir: the working folder.
         config: with `max_unsynced_seconds` and `max_scratch_bytes`.
         stop: told, in one line, why the run must save and stop: a resume goes on from there.
@@ -31,13 +32,14 @@ class Delivery:
 
     def __init__(
         self,
-        mirror: MirrorProcess,
+        start: Callable[[], MirrorProcess],
         work_dir: str,
         config: Config,
         stop: Callable[[str], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._mirror = mirror
+        self._start = start
+        self._mirror = start()
         self._work_dir = work_dir
         self._max_unsynced_seconds = config.max_unsynced_seconds
         self._max_scratch_bytes = config.max_scratch_bytes
@@ -55,7 +57,11 @@ class Delivery:
         """Warns of a store that does not take what it is given, and stops the run at its limits. Any thread.
 
         Called at every commit and epoch's end. Costs one small file and one local listing.
+
+        Raises:
+            Fenced: another process owns the run; nothing of this one has gone up since.
         """
+        self._check_mirror()
         lag = self.unsynced_seconds()
         self._warn(lag)
         if self._max_unsynced_seconds is not None and lag > self._max_unsynced_seconds:
@@ -80,7 +86,8 @@ class Delivery:
         return sum(entry.size for entry in files if not entry.path.startswith("."))
 
     def request(self) -> int:
-        """Asks for everything that exists now; the number is for `is_done`."""
+        """Asks for everything that exists now; the number is for `is_done`. Raises `Fenced`."""
+        self._check_mirror()
         return self._mirror.request_sync()
 
     def is_done(self, number: int, timeout_seconds: float) -> bool:
@@ -95,6 +102,14 @@ class Delivery:
     def close(self) -> None:
         """Delivers what is left. Raises `Fenced` or `StoreUnavailable`."""
         self._mirror.close()
+
+    def _check_mirror(self) -> None:
+        failure = self._mirror.failure()
+        if isinstance(failure, Fenced):
+            raise failure
+        if failure is not None:
+            logger.warning("%s: another one is started", failure)
+            self._mirror = self._start()
 
     def _warn(self, lag: float) -> None:
         state = self._mirror.state()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -129,7 +130,8 @@ class RunLife(Reporting):
         from danling_core.mirror.process import MirrorProcess
         from danling_core.runner.delivery import Delivery
 
-        mirror = MirrorProcess(
+        start = functools.partial(
+            MirrorProcess,
             context.work_dir,
             context.url,
             lease_url=RunFolder(context.url).lease_url,
@@ -138,7 +140,7 @@ class RunLife(Reporting):
             checkpoints=self.checkpoint_dir_name,
             interval_seconds=self.config.upload_interval_seconds,
         )
-        return Delivery(mirror, context.work_dir, self.config, self._stop_because)
+        return Delivery(start, context.work_dir, self.config, self._stop_because)
 
     def _stop_because(self, reason: str) -> None:
         """Have all ranks save and stop, of this run's own accord. Rank 0 only, any thread."""
