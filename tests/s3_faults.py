@@ -81,6 +81,9 @@ class FaultyProxy:
         finally:
             self.come_back()
 
+    def reseed(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
     def leave(self) -> None:
         self.is_away = True
         self._stop_listening()
