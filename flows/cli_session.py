@@ -77,9 +77,8 @@ class Session:
             os.environ.setdefault(name, value)
         with using(self._pool):
             self._pool.start()
-            if not self._is_verbose:
-                _quieten_prefect()
-            with _api() as wait_for_api:
+            quiet = contextlib.nullcontext() if self._is_verbose else _quiet_prefect()
+            with quiet, _api() as wait_for_api:
                 configs = [pinned(prepared) for prepared in self._pool.prepare(self._configs)]
                 with using_api(wait_for_api()):
                     return self._in_thread(lambda: flow(configs))
@@ -149,14 +148,20 @@ def _api() -> Iterator[Callable[[], str]]:
         server.stop()
 
 
-def _quieten_prefect() -> None:
-    """Keep Prefect's lines off the console (they still go to its API); to be called before it is imported.
+@contextlib.contextmanager
+def _quiet_prefect() -> Iterator[None]:
+    """Keep Prefect's lines off the console (they still go to its API); to be entered before it is imported.
 
-    Prefect takes over the root logger's handler, so warnings of our own get one of their own.
+    Prefect takes over the root logger's handler, so warnings of our own get one of their own meanwhile.
     """
     for handler in ("CONSOLE", "DEBUG"):
         os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")
     ours = logging.StreamHandler()
     ours.setFormatter(logging.Formatter("danling: %(message)s"))
     ours.setLevel(logging.WARNING)
-    logging.getLogger("danling").addHandler(ours)
+    logger = logging.getLogger("danling")
+    logger.addHandler(ours)
+    try:
+        yield
+    finally:
+        logger.removeHandler(ours)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+def _forget_exit_hooks() -> None:
+    """Prefect's hooks wait at exit for threads that a forked child does not have, and the child fails."""
+    threading._threading_atexits.clear()  # type: ignore[attr-defined]
+
+
+# Tests of other modules fork this process: loader workers, processes that contend for a lease.
+os.register_at_fork(after_in_child=_forget_exit_hooks)
 
 
 @dataclass(frozen=True)
