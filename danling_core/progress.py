@@ -12,8 +12,8 @@ Unit = Literal["iter", "step", "epoch"]
 class Progress:
     """How far a run got. Lives in the run's state, never in its config; survives a resume.
 
-    An *iter* is one forward and backward, a *step* one optimizer update (attempted), an *epoch* one pass over the data
-    (or `steps_per_epoch` steps). All count completed work.
+    An *iter* is one forward and backward, a *step* one optimizer update (attempted), an *epoch* one pass over
+    the data (or `steps_per_epoch` steps). All count completed work.
 
     Args:
         unit: which of the three drives the loop.
