@@ -1,0 +1,138 @@
+"""A large checkpoint on its way to S3: memory of the mirror, and its speed beside s3fs's own `put_file`.
+
+    python -m benchmarks.upload [--megabytes 1000] [--repeats 3] [--endpoint URL --bucket NAME]
+
+Without an endpoint a moto server of this machine is used, whose own speed then limits both. The extra memory
+is the peak of the mirror's process with the checkpoint over its peak with a tiny one. The exit code is 1 if
+it is more than 150 MB, or if the speed is surely less than 0.8 of s3fs's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+
+from benchmarks.ratios import Ratio, table
+from danling_core import storage
+from danling_core.checkpoints.store import CheckpointStore
+from danling_core.mirror.process import MirrorProcess
+
+LIMIT_MEGABYTES, LIMIT = 150, 1 / 0.8
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--endpoint", help="an S3 endpoint; its credentials come from the environment")
+    parser.add_argument("--bucket", default="danling-benchmark", help="made if it is not there")
+    arguments = parser.parse_args()
+    with _endpoint(arguments.endpoint) as url, tempfile.TemporaryDirectory() as folder:
+        os.environ["AWS_ENDPOINT_URL"] = url
+        _make_bucket(arguments.bucket)
+        root = f"s3://{arguments.bucket}/{uuid.uuid4().hex}"
+        small = mirrored(root, os.path.join(folder, "small"), 1)[1]
+        ours, bare, peaks = [], [], []
+        for repeat in range(arguments.repeats):
+            work = os.path.join(folder, str(repeat))
+            seconds, peak = mirrored(root, work, arguments.megabytes)
+            ours.append(seconds)
+            peaks.append(peak)
+            bare.append(put_by_s3fs(root, _payload(work)))
+            storage.delete(root, recursive=True)
+    extra = max(peaks) - small
+    ratio = Ratio(f"{arguments.megabytes} MB through the mirror", ours, bare, LIMIT)
+    print(
+        "'bare' is s3fs's put_file of the same file; 'ours' begins with the request and ends with its answer"
+    )
+    print(table([ratio], "s"))
+    print(
+        f"extra memory of the mirror: {extra:.0f} MB (limit {LIMIT_MEGABYTES} MB), {small:.0f} MB without it"
+    )
+    return int(ratio.falls_short or extra > LIMIT_MEGABYTES)
+
+
+def mirrored(root: str, work: str, megabytes: int) -> tuple[float, float]:
+    """Seconds until a checkpoint of so many megabytes is remote, and the mirror's peak memory in MB."""
+    os.makedirs(work)
+    block = os.urandom(1_000_000)
+
+    store = CheckpointStore(os.path.join(work, "checkpoints"))
+    with MirrorProcess(work, f"{root}/run-{uuid.uuid4().hex[:8]}", interval_seconds=600) as mirror:
+        mirror.wait_synced(mirror.request_sync())  # it is started, and connected
+        store.commit(
+            lambda file: [file.write(block) for _ in range(megabytes)], step=1, attempt="1.0", info={}
+        )
+        began = time.perf_counter()
+        mirror.wait_synced(mirror.request_sync())
+        seconds = time.perf_counter() - began
+        return seconds, _peak_megabytes(mirror.pid)
+
+
+def put_by_s3fs(root: str, path: str) -> float:
+    """Seconds of s3fs's own upload of the file, with its own defaults."""
+    program = (
+        "import s3fs, sys, time; fs = s3fs.S3FileSystem(use_listings_cache=False); fs.exists(sys.argv[2]);"
+        "began = time.perf_counter(); fs.put_file(sys.argv[1], sys.argv[2]); print(time.perf_counter() - began)"
+    )
+    command = [sys.executable, "-c", program, path, f"{root}/bare.pt"]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _payload(work: str) -> str:
+    data = os.path.join(work, "checkpoints", "data")
+    [name] = os.listdir(data)
+    return os.path.join(data, name, "state.pt")
+
+
+def _peak_megabytes(pid: int) -> float:
+    with open(f"/proc/{pid}/status") as file:
+        [line] = [line for line in file if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+@contextlib.contextmanager
+def _endpoint(given: str | None) -> Iterator[str]:
+    if given is not None:
+        yield given
+        return
+    os.environ.update(AWS_ACCESS_KEY_ID="benchmark", AWS_SECRET_ACCESS_KEY="benchmark")
+    os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "5577"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield "http://127.0.0.1:5577"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _make_bucket(name: str) -> None:
+    import boto3
+    from botocore.exceptions import EndpointConnectionError
+
+    client = boto3.client("s3")
+    for _ in range(50):
+        try:
+            client.create_bucket(Bucket=name)
+            return
+        except client.exceptions.BucketAlreadyOwnedByYou:
+            return
+        except EndpointConnectionError as error:  # the server is starting
+            last = error
+            time.sleep(0.2)
+    raise last
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
