@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from danling_core import storage
 from danling_core.checkpoints.saver import BackgroundSaver
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.context import RunContext
+from danling_core.errors import StorageError
 from danling_core.lease import guard, lease_url
 from danling_core.run_folder import RunFolder, Status
 from danling_core.writers import EventLog, Writer, Writers
@@ -130,10 +132,24 @@ class RunFiles:
 
 
 def _owner_check(context: RunContext) -> Callable[[], None]:
-    """Raises `Fenced` where another process has taken the run over: one listing of a small local folder.
+    """To be called before every write: raises `Fenced` where another process has taken the run over, and
+    `StorageError` where the folder is gone, which a write would bring back as a ghost.
 
-    A remote run is written by its mirror, which checks for itself; its local folder is this machine's own.
+    It costs a stat and one listing of a small folder. A remote run is written by its mirror, which checks for
+    itself; its local folder is this machine's own.
     """
-    if not storage.is_local(context.url):
-        return lambda: None
-    return guard(lease_url(RunFolder(context.url).lease_parent_url), context.generation)
+    check_lease: Callable[[], None] = (
+        guard(lease_url(RunFolder(context.url).lease_parent_url), context.generation)
+        if storage.is_local(context.url)
+        else lambda: None
+    )
+
+    def check() -> None:
+        if not os.path.isdir(context.work_dir):
+            raise StorageError(
+                f"the run's folder {context.work_dir} disappeared during the run, and its checkpoints with it: "
+                "put it back, or start again with a fresh run"
+            )
+        check_lease()
+
+    return check
