@@ -34,9 +34,9 @@ def main() -> int:
     parser.add_argument("--endpoint", help="an S3 endpoint; its credentials come from the environment")
     parser.add_argument("--bucket", default="danling-benchmark", help="made if it is not there")
     arguments = parser.parse_args()
-    with _endpoint(arguments.endpoint) as url, tempfile.TemporaryDirectory() as folder:
+    with endpoint(arguments.endpoint) as url, tempfile.TemporaryDirectory() as folder:
         os.environ["AWS_ENDPOINT_URL"] = url
-        _make_bucket(arguments.bucket)
+        make_bucket(arguments.bucket)
         root = f"s3://{arguments.bucket}/{uuid.uuid4().hex}"
         small = mirrored(root, os.path.join(folder, "small"), 1)[1]
         ours, bare, peaks = [], [], []
@@ -99,7 +99,8 @@ def _peak_megabytes(pid: int) -> float:
 
 
 @contextlib.contextmanager
-def _endpoint(given: str | None) -> Iterator[str]:
+def endpoint(given: str | None) -> Iterator[str]:
+    """URL of the S3 endpoint that was given, or of a moto server that ends with the block."""
     if given is not None:
         yield given
         return
@@ -117,7 +118,8 @@ def _endpoint(given: str | None) -> Iterator[str]:
         process.wait()
 
 
-def _make_bucket(name: str) -> None:
+def make_bucket(name: str) -> None:
+    """Makes the bucket unless it is there, as soon as the server answers."""
     import boto3
     from botocore.exceptions import EndpointConnectionError
 
