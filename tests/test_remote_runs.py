@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from danling_core import storage
 from danling_core.config import Config
@@ -84,7 +85,7 @@ def wanted_on(root: str, tmp_path: Path, **fields: Any) -> Config:
 def test_a_run_leaves_everything_on_its_store(
     root: str, launcher: Launcher, in_peace: Ended, tmp_path: Path
 ) -> None:
-    remote = train(launcher, wanted_on(root, tmp_path))
+    remote = train(launcher, wanted_on(root, tmp_path, tensorboard=True))
     outcome = remote.ended.outcome
     assert outcome is not None and outcome.status == "complete", outcome
     files = {entry.path for entry in storage.list_tree(remote.folder.url)}
@@ -96,6 +97,8 @@ def test_a_run_leaves_everything_on_its_store(
     local = remote.ended.path
     assert read_log(folder, "events.jsonl") == (local / "events.jsonl").read_bytes()
     assert remote.ended.events[-1]["event"] == "completed"
+    curves = EventAccumulator(folder.tensorboard_url).Reload()
+    assert [point.step for point in curves.Scalars("val/loss")] == [0, 1, 2]
     remote.copy(tmp_path / "elsewhere").must_equal(in_peace)
     again = launch(launcher, wanted_on(root, tmp_path))
     assert again.outcome is None, "it is complete: nothing is trained"
