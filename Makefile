@@ -39,8 +39,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Train a group on scikit-learn's digits and print its leaderboard
 	$(BIN)/danling group examples/digits/group.yaml
 
-test: $(STAMP)  ## Run the tests, without the long ones
-	$(BIN)/python -m pytest $(TESTS)
+test: $(STAMP)  ## Run the tests, without the long ones, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 test-long: $(STAMP)  ## Run the long tests
 	$(BIN)/python -m pytest -m long $(TESTS)
