@@ -21,7 +21,7 @@ from danling_core.launch import Launcher
 from danling_core.lease import Lease
 from danling_core.mirror.pull import pull
 from danling_core.open_run import open_run
-from danling_core.run_folder import RunFolder, list_runs, read_log, resolve
+from danling_core.run_folder import RunFolder, Status, list_runs, read_log, resolve
 from tests.s3_faults import FaultyProxy
 from tests.test_control import wait_until
 from tests.whole_runs import Ended, config, fault, launch
@@ -250,6 +250,20 @@ def test_a_store_that_may_only_be_read_is_said_before_anything_is_made(
     wanted = wanted_on(s3_root, tmp_path)
     with pytest.raises(AccessDenied, match="cannot create"):
         open_run(wanted, identify(wanted, None))
+
+
+def test_listing_reads_each_run_once_and_complete_ones_never_again(
+    s3_root: str, s3_proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for number in range(20):
+        folder = RunFolder(f"{s3_root}/toy-{number:016x}/20261121-120000-{number:06d}")
+        folder.write_status(Status(status="complete", name="toy", id=f"{number:016x}"))
+        storage.write_bytes(folder.config_url, b"epoch_end: 1")
+    for expected in (1 + 20, 1):
+        s3_proxy.requests.clear()
+        assert len(list_runs(s3_root)) == 20
+        assert len(s3_proxy.requests) == expected, s3_proxy.requests
 
 
 def test_a_second_driver_is_told_who_trains(s3_root: str, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ class RemoteBackend:
         self.fs = _file_system(self.scheme, options)
 
     def read(self, path: str) -> bytes:
-        return bytes(self.fs.cat_file(path))
+        once = {"max_concurrency": 1} if self._is_s3 else {}  # else s3fs asks for the size first
+        return bytes(self.fs.cat_file(path, **once))
 
     def write(self, path: str, data: bytes, is_durable: bool) -> None:
         self.fs.pipe_file(path, data)
