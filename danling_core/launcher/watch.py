@@ -15,7 +15,7 @@ from danling_core.lifeline import is_alive, kill_tree, start_time
 _LINGER_SECONDS = 5.0  # for the others, after one rank died
 _TEARDOWN_SECONDS = 3.0  # after every rank has finished its work: gloo's own teardown deadlocks now and then
 _ABORT_SECONDS = 0.5  # likewise, where one of them is gone: an abort, and elastic holds the others
-_DUMP_SECONDS = 1.0  # for the stacks to be written, before the kill
+_DUMP_SECONDS = 2.0  # for the stacks to be written, before the kill
 
 
 @dataclass(frozen=True)
