@@ -50,7 +50,8 @@ def in_peace(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> En
 
 
 def train(launcher: Launcher, root: str, scratch: Path, **fields: Any) -> tuple[RunFolder, Ended]:
-    ended = launch(launcher, config(root, scratch=str(scratch), storage_options=HASTY, **fields))
+    wanted = config(root, scratch=str(scratch), storage_options=HASTY, **fields)
+    ended = launch(launcher, wanted, timeout_seconds=300)
     return list_runs(root)[-1][0], ended
 
 
@@ -99,7 +100,8 @@ def _half_a_minute(proxy: FaultyProxy, seed: int) -> None:
 
 
 def _three_minutes(proxy: FaultyProxy, seed: int) -> None:
-    time.sleep(1.0)
+    # Not before it trains: a driver that cannot open its run gives up after two minutes.
+    wait_until(lambda: any("/events/" in path for _, path in list(proxy.requests)), "the first upload", 60)
     with proxy.away():
         time.sleep(180)
 

@@ -88,7 +88,7 @@ class Ended:
             assert self.json(name) == other.json(name), name
 
 
-def launch(launcher: Launcher, wanted: Config, **request: Any) -> Ended:
+def launch(launcher: Launcher, wanted: Config, timeout_seconds: float = 100, **request: Any) -> Ended:
     """Open the run, launch it once and wait for the end, as a driver does."""
     prepared = launcher.prepare([wanted.dict()], cwd=ROOT)[0]
     full = Config.load(prepared.config)
@@ -113,7 +113,7 @@ def launch(launcher: Launcher, wanted: Config, **request: Any) -> Ended:
             ),
             cwd=ROOT,
         )
-        outcome = handle.outcome(100)
+        outcome = handle.outcome(timeout_seconds)
     opened.lease.release()
     return Ended(path, outcome)
 
