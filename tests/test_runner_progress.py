@@ -252,7 +252,7 @@ def test_events_carry_timings_and_results_do_not(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, log_interval=2))
     runner.train()
     progress, finished = events(runner, "progress"), events(runner, "epoch_finished")
-    assert len(progress) == 4 and len(finished) == 2
+    assert 1 <= len(progress) <= 4 and len(finished) == 2  # told at most a few times a second
     names = {
         "seconds",
         "data_wait_seconds",

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from danling_core.data import TrainStream, to_device
 from danling_core.errors import ConfigError, NonFiniteLossError
 
+_TELL_SECONDS = 0.2
+
 if TYPE_CHECKING:
     from danling_core.runner.torch_runner import TorchRunner
 
@@ -127,9 +129,13 @@ def _segment_end(runner: TorchRunner) -> Any:
 
 
 def log_progress(runner: TorchRunner) -> None:
-    """Bring the losses to the host and tell the writers how far the run is."""
+    """Bring the losses to the host and tell the writers how far the run is: at most a few times a second, since
+    to tell costs as much as several short steps."""
     flush_losses(runner)
     now = time.monotonic()
+    if now - runner._told_at < _TELL_SECONDS:
+        return
+    runner._told_at = now
     samples, since = runner._samples_logged, runner._logged_at
     runner._samples_logged, runner._logged_at = runner.meters.count, now
     rate = (

@@ -44,7 +44,7 @@ class TorchSetUp(TorchData):
         self._epoch_is_over, self._inside_split, self._dry, self._left_early = True, False, False, False
         self._rng_before_evaluation: dict[str, Any] | None = None
         self._iters_at_split = self._steps_at_split = self._samples_logged = 0
-        self._logged_at = 0.0
+        self._logged_at, self._told_at = 0.0, float("-inf")
         self._timings = Timings()
 
     def _take_config(self, config: Any) -> None:
