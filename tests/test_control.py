@@ -116,7 +116,7 @@ def test_silence_beyond_the_timeout_is_a_hang_of_the_rank_that_is_behind(
     watch.tick(19.1)
     assert watch.hang is not None and (watch.hang.rank, watch.hang.step) == (1, 4)
     assert sleepers[0].poll() is None, "the stacks need a moment"
-    watch.tick(20.2)
+    watch.tick(21.2)
     assert [process.wait(10) for process in sleepers] == [-signal.SIGKILL] * 2
 
 

@@ -81,7 +81,7 @@ def test_a_tenth_of_the_requests_may_fail(
     s3_proxy.share, s3_proxy.hang_seconds = 0.1, 3.0
     folder, ended = train(launcher, s3_root, tmp_path / "scratch")
     s3_proxy.share = 0.0
-    assert sum(s3_proxy.seen[kind] for kind in FAULTS) >= 5, s3_proxy.seen
+    assert sum(s3_proxy.seen[kind] for kind in FAULTS) >= 2, s3_proxy.seen
     must_be_whole(folder, ended, in_peace, tmp_path / "elsewhere")
 
 
