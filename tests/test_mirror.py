@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -399,15 +399,9 @@ def test_a_store_that_stays_away_is_reported_at_the_end() -> None:
     assert str(script.errors[-1]) == "away"
 
 
-@pytest.fixture
-def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[GCSServer]:
-    with GCSServer("danling") as server:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
-        storage.reconnect()
-        yield server
-
-
-def test_a_mirror_process_delivers_through_an_absence_of_the_store(local: Path, gcs: GCSServer) -> None:
+def test_a_mirror_process_delivers_through_an_absence_of_the_store(
+    local: Path, gcs_server: GCSServer
+) -> None:
     remote = "gs://danling/root/digits-1/20261121-103249-123456"
     record = fill(local)
     lease = Lease.acquire(storage.parent(remote), "driver")
@@ -421,10 +415,10 @@ def test_a_mirror_process_delivers_through_an_absence_of_the_store(local: Path, 
 
         def reset_a_while(method: str, path: str) -> str | None:
             is_away.set()
-            return "reset" if len(gcs.requests) < requests + 5 else None
+            return "reset" if len(gcs_server.requests) < requests + 5 else None
 
-        requests = len(gcs.requests)
-        gcs.fault = reset_a_while
+        requests = len(gcs_server.requests)
+        gcs_server.fault = reset_a_while
         append(local / "events.jsonl", "last\n")
         commit(local, 6, "latest")
         mirror.request_soon()
@@ -435,7 +429,7 @@ def test_a_mirror_process_delivers_through_an_absence_of_the_store(local: Path, 
     assert mirror.state()["error"] is None
 
 
-def test_a_mirror_process_that_is_fenced_stops_and_says_so(local: Path, gcs: GCSServer) -> None:
+def test_a_mirror_process_that_is_fenced_stops_and_says_so(local: Path, gcs_server: GCSServer) -> None:
     remote = "gs://danling/fenced/digits-1/20261121-103249-123456"
     fill(local)
     first = Lease.acquire(storage.parent(remote), "first")
@@ -451,26 +445,24 @@ def test_a_mirror_process_that_is_fenced_stops_and_says_so(local: Path, gcs: GCS
         storage.read_bytes(storage.join(remote, "status.json"))
 
 
-def test_a_mirror_without_its_bucket_ends_with_the_reason(local: Path, gcs: GCSServer) -> None:
+def test_a_mirror_without_its_bucket_ends_with_the_reason(local: Path, gcs_server: GCSServer) -> None:
     fill(local)
     mirror = MirrorProcess(os.fspath(local), "gs://nowhere/run", drain_seconds=0)
     with pytest.raises(StorageError, match="nowhere"):
         mirror.close(timeout_seconds=60)
 
 
-def test_a_new_mirror_ends_the_one_that_still_delivers(local: Path, tmp_path: Path) -> None:
+def test_a_new_mirror_ends_the_one_that_still_delivers(local: Path, gcs_server: GCSServer) -> None:
     """Rank 0 was killed while the store was away, and its successor goes on: only one may write."""
     append(local / "run.log", "line\n")
-    with GCSServer("danling") as server, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("STORAGE_EMULATOR_HOST", server.url)
-        server.fault = lambda method, path: 503
-        old = MirrorProcess(os.fspath(local), "gs://danling/a/b")
-        lock = local / ".mirror.lock"
-        while not (lock.exists() and lock.read_text().startswith(f"{old.pid} ")):
-            threading.Event().wait(0.02)
-        server.fault = lambda method, path: None
-        with MirrorProcess(os.fspath(local), "gs://danling/a/b") as new:
-            assert new.request_sync() and new.wait_synced(timeout_seconds=60)
-            with pytest.raises(StoreUnavailable, match=f"code {-signal.SIGTERM}"):
-                old.close()
-        assert server.buckets["danling"]["a/b/run/000001.log"].data == b"line\n"
+    gcs_server.fault = lambda method, path: 503
+    old = MirrorProcess(os.fspath(local), "gs://danling/a/b")
+    lock = local / ".mirror.lock"
+    while not (lock.exists() and lock.read_text().startswith(f"{old.pid} ")):
+        threading.Event().wait(0.02)
+    gcs_server.fault = lambda method, path: None
+    with MirrorProcess(os.fspath(local), "gs://danling/a/b") as new:
+        assert new.request_sync() and new.wait_synced(timeout_seconds=60)
+        with pytest.raises(StoreUnavailable, match=f"code {-signal.SIGTERM}"):
+            old.close()
+    assert gcs_server.buckets["danling"]["a/b/run/000001.log"].data == b"line\n"

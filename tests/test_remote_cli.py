@@ -14,9 +14,9 @@ from danling_core.run_folder import list_runs
 from flows.cli import main
 from tests.prefect_fixtures import PrefectServer
 from tests.s3_faults import CANARY, FaultyProxy
+from tests.store_fixtures import KEY_ID
 
 Make = Callable[..., dict[str, Any]]
-KEY_ID = "AKIATESTKEY00001234"
 
 
 @pytest.fixture

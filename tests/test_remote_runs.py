@@ -53,7 +53,7 @@ def in_peace(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> En
     return launch(launcher, config(tmp_path_factory.mktemp("in_peace")))
 
 
-@pytest.fixture(params=["s3", "gcs"])
+@pytest.fixture(params=["s3", "rclone", "gcs"])
 def root(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(f"{request.param}_root"))
 

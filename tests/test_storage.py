@@ -1,4 +1,4 @@
-"""The contract of storage, kept by every backend: local disk, memory, S3 and GCS."""
+"""The contract of storage, kept by every backend: local disk, memory, S3 (of two makes) and GCS."""
 
 from __future__ import annotations
 
@@ -17,57 +17,22 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from danling_core import storage
-from danling_core.errors import AccessDenied, NotFound, StorageError, StoreUnavailable
+from danling_core.errors import AccessDenied, Fenced, NotFound, RunBusy, StorageError, StoreUnavailable
+from danling_core.lease import Lease, check_generation
 from danling_core.storage import failures, operations
 from danling_core.storage.local import LocalBackend
 from danling_core.storage.remote import RemoteBackend
 from tests.gcs_server import GCSServer
+from tests.s3_faults import CANARY
 
-SECRET = "canary-secret-7f3a9b2c"
 FAST = storage.Retry(deadline_seconds=20, first_wait_seconds=0.01, max_wait_seconds=0.05)
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+# Where of two creators one is refused; rclone's server has no conditional writes.
+EXCLUSIVE = ["local", "memory", "s3", "gcs"]
 
 
-@pytest.fixture(scope="session")
-def gcs_server() -> Iterator[GCSServer]:
-    with GCSServer("danling") as server:
-        yield server
-
-
-@pytest.fixture
-def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATESTKEY00001234")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    storage.reconnect()
-    import boto3
-
-    bucket = f"b{uuid.uuid4().hex[:12]}"
-    boto3.client("s3").create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/experiments"
-
-
-@pytest.fixture
-def gcs(gcs_server: GCSServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.url)
-    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
-    storage.reconnect()
-    yield f"gs://danling/{uuid.uuid4().hex}"
-    gcs_server.fault = lambda method, path: None
-
-
-@pytest.fixture(params=["local", "memory", "s3", "gcs"])
+@pytest.fixture(params=[*EXCLUSIVE, "rclone"])
 def root(request: pytest.FixtureRequest, tmp_path: os.PathLike[str]) -> Iterator[str]:
     with storage.using(retry=FAST):
         if request.param == "local":
@@ -75,7 +40,7 @@ def root(request: pytest.FixtureRequest, tmp_path: os.PathLike[str]) -> Iterator
         elif request.param == "memory":
             yield f"memory://danling/{uuid.uuid4().hex}"
         else:
-            yield request.getfixturevalue(request.param)
+            yield request.getfixturevalue(f"{request.param}_root")
 
 
 # The contract
@@ -113,6 +78,7 @@ def test_a_missing_local_file_cannot_be_put(root: str) -> None:
         storage.put_file("/nowhere/at/all", storage.join(root, "x"))
 
 
+@pytest.mark.parametrize("root", EXCLUSIVE, indirect=True)
 def test_a_created_object_cannot_be_created_again(root: str) -> None:
     url = storage.join(root, "lease/000001.json")
     assert storage.create_exclusive(url, b"first")
@@ -120,12 +86,36 @@ def test_a_created_object_cannot_be_created_again(root: str) -> None:
     assert storage.read_bytes(url) == b"first"
 
 
+@pytest.mark.parametrize("root", EXCLUSIVE, indirect=True)
 def test_of_many_creators_at_once_exactly_one_wins(root: str) -> None:
     url = storage.join(root, "lease/000001.json")
     with ThreadPoolExecutor(8) as pool:
         wins = list(pool.map(lambda i: storage.create_exclusive(url, f"writer {i}".encode()), range(8)))
     assert sum(wins) == 1
     assert storage.read_bytes(url) == f"writer {wins.index(True)}".encode()
+
+
+def test_without_conditional_writes_every_creator_is_told_yes_and_one_of_them_is_kept(
+    rclone_root: str,
+) -> None:
+    """What docs/storage.md says of such a store; should rclone learn them, it belongs into `EXCLUSIVE`."""
+    url = storage.join(rclone_root, "lease/000001.json")
+    with ThreadPoolExecutor(8) as pool:
+        wins = list(pool.map(lambda i: storage.create_exclusive(url, f"writer {i}".encode()), range(8)))
+    assert all(wins)
+    assert storage.read_bytes(url) in {f"writer {i}".encode() for i in range(8)}
+
+
+def test_without_conditional_writes_the_lease_still_refuses_whoever_comes_later(rclone_root: str) -> None:
+    parent = storage.join(rclone_root, "digits-1")
+    first = Lease.acquire(parent, "first")
+    with pytest.raises(RunBusy, match="first, pid"):
+        Lease.acquire(parent, "second")
+    first.release()
+    second = Lease.acquire(parent, "second")
+    assert second.generation == 2
+    with pytest.raises(Fenced, match=r"generation 1 of .* was taken over by second"):
+        check_generation(first.url, first.generation)
 
 
 @pytest.mark.parametrize("size", [0, 1, 5 * 2**20, 17 * 2**20 + 3])
@@ -358,10 +348,10 @@ def test_what_passes_is_retried_and_what_does_not_is_said_at_once() -> None:
 
 
 def test_a_message_never_holds_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_STORE_PASSWORD", SECRET)
-    error = OSError(f"https://user:hunter2hunter2@host/x?X-Amz-Signature=abcdef&sig=abc said {SECRET}")
+    monkeypatch.setenv("MY_STORE_PASSWORD", CANARY)
+    error = OSError(f"https://user:hunter2hunter2@host/x?X-Amz-Signature=abcdef&sig=abc said {CANARY}")
     message = str(failures.translate(error, "read", "sftp://me:hunter2hunter2@host/x"))
-    for secret in (SECRET, "hunter2", "abcdef"):
+    for secret in (CANARY, "hunter2", "abcdef"):
         assert secret not in message
     assert "sftp://***@host/x" in message
 
@@ -372,7 +362,7 @@ def test_a_message_never_holds_a_secret(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("operation", ["read", "write", "create", "list", "put"])
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_a_missing_bucket_is_said_at_once(
-    operation: str, scheme: str, s3: str, gcs: str, tmp_path: os.PathLike[str]
+    operation: str, scheme: str, s3_root: str, gcs_root: str, tmp_path: os.PathLike[str]
 ) -> None:
     url = f"{scheme}://no-such-bucket-here/a/b"
     local = os.path.join(tmp_path, "x")
@@ -393,29 +383,29 @@ def test_a_missing_bucket_is_said_at_once(
     assert clock.waits == []
 
 
-def test_a_refusal_names_the_identity_and_the_address(gcs: str, gcs_server: GCSServer) -> None:
+def test_a_refusal_names_the_identity_and_the_address(gcs_root: str, gcs_server: GCSServer) -> None:
     gcs_server.fault = lambda method, path: 403
     clock = Clock()
     with storage.using(retry=clock.retry()), pytest.raises(AccessDenied, match="127.0.0.1") as caught:
-        storage.write_bytes(storage.join(gcs, "x"), b"x")
+        storage.write_bytes(storage.join(gcs_root, "x"), b"x")
     assert clock.waits == [] and "Google's default credentials" in str(caught.value)
 
 
-def test_a_wrong_key_is_denied_at_once_without_showing_the_secret(s3: str) -> None:
+def test_a_wrong_key_is_denied_at_once_without_showing_the_secret(s3_root: str) -> None:
     from moto.core import set_initial_no_auth_action_count
 
     clock = Clock()
     with storage.using(retry=clock.retry()), pytest.raises(AccessDenied) as caught:
-        set_initial_no_auth_action_count(0)(lambda: storage.write_bytes(storage.join(s3, "x"), b"x"))()
+        set_initial_no_auth_action_count(0)(lambda: storage.write_bytes(storage.join(s3_root, "x"), b"x"))()
     told = "".join(traceback.format_exception(caught.value))
     assert clock.waits == []
     assert "access key ending in '1234'" in str(caught.value) and "http://127.0.0.1" in str(caught.value)
-    assert SECRET not in told and "AKIATESTKEY" not in str(caught.value)
+    assert CANARY not in told and "AKIATESTKEY" not in str(caught.value)
 
 
 @pytest.mark.parametrize("fault", [503, "reset", "lost"])
 def test_every_operation_survives_a_faulty_store(
-    fault: str | int, gcs: str, gcs_server: GCSServer, tmp_path: os.PathLike[str]
+    fault: str | int, gcs_root: str, gcs_server: GCSServer, tmp_path: os.PathLike[str]
 ) -> None:
     """Every fourth request fails."""
     count = 0
@@ -430,14 +420,14 @@ def test_every_operation_survives_a_faulty_store(
         file.write(b"y" * (6 * 2**20))
     gcs_server.fault = every_fourth
     with storage.using(retry=FAST):
-        storage.write_bytes(storage.join(gcs, "a"), b"1")
-        assert storage.create_exclusive(storage.join(gcs, "b"), b"attempt-17")
-        assert not storage.create_exclusive(storage.join(gcs, "b"), b"attempt-18")
-        storage.put_file(local, storage.join(gcs, "c/d"))
-        assert storage.size(storage.join(gcs, "c/d")) == 6 * 2**20
-        assert [entry.path for entry in storage.list_tree(gcs)] == ["a", "b", "c/d"]
-        storage.delete(gcs, recursive=True)
-        assert storage.list_names(gcs) == []
+        storage.write_bytes(storage.join(gcs_root, "a"), b"1")
+        assert storage.create_exclusive(storage.join(gcs_root, "b"), b"attempt-17")
+        assert not storage.create_exclusive(storage.join(gcs_root, "b"), b"attempt-18")
+        storage.put_file(local, storage.join(gcs_root, "c/d"))
+        assert storage.size(storage.join(gcs_root, "c/d")) == 6 * 2**20
+        assert [entry.path for entry in storage.list_tree(gcs_root)] == ["a", "b", "c/d"]
+        storage.delete(gcs_root, recursive=True)
+        assert storage.list_names(gcs_root) == []
 
 
 def test_options_say_where_the_store_is(gcs_server: GCSServer, monkeypatch: pytest.MonkeyPatch) -> None:
