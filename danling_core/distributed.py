@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import functools
+import logging
 import os
 from datetime import timedelta
 from typing import Any
@@ -11,6 +13,8 @@ import torch
 import torch.distributed as dist
 
 from danling_core.errors import ConfigError
+
+logger = logging.getLogger("danling")
 
 
 def world_size() -> int:
@@ -26,24 +30,38 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_world_size() -> int:
+    """Number of ranks on this node, as the launcher says; all of them where it does not."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+
+
 def resolve_device(wanted: str) -> torch.device:
-    """The device of this rank: `cuda:{local_rank}`, or plain `cpu` (never `cpu:1`).
+    """The device of this rank: `cuda:{local_rank}`, or plain `cpu` (never `cpu:1`). The same kind on all ranks.
 
     Raises:
-        ConfigError: CUDA is asked for and absent, or there are fewer GPUs than ranks on this node.
+        ConfigError: CUDA is asked for and absent, or there are fewer GPUs than ranks on this node; with `auto`
+            only where there are other nodes, which cannot know of it.
     """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but torch finds no GPU here: use device=auto or device=cpu")
-    if local_rank() >= torch.cuda.device_count():
-        if wanted == "auto":
-            return torch.device("cpu")
-        raise ConfigError(
-            f"device is 'cuda', but rank {rank()} is the {local_rank() + 1}. on this node and torch finds "
-            f"{torch.cuda.device_count()} GPUs: lower nproc_per_node, or use device=cpu"
+    ranks, gpus = local_world_size(), torch.cuda.device_count()
+    if ranks <= gpus:
+        return torch.device("cuda", local_rank())
+    found = f"{ranks} ranks on this node and {gpus} GPU(s)"
+    if wanted == "auto" and ranks == world_size():
+        _warn_once(
+            f"device is 'auto', with {found}: all ranks use the CPU; nproc_per_node={gpus} uses the GPU(s)"
         )
-    return torch.device("cuda", local_rank())
+        return torch.device("cpu")
+    raise ConfigError(f"device is {wanted!r}, with {found}: lower nproc_per_node, or use device=cpu")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    if local_rank() == 0:
+        logger.warning(message)
 
 
 def init_process_group(device: torch.device, timeout_seconds: float) -> bool:
