@@ -130,8 +130,7 @@ class BaseRunner(RunLife, Serialization):
                 or (epoch + 1) % self.config.evaluate_every == 0
                 or epoch + 1 >= self._progress.end
             ):
-                evaluated = {split: self.evaluate_epoch(split) for split in evaluate_splits}
-                self._done_splits.update(evaluated)
+                self._done_splits.update(self._evaluate_all(evaluate_splits))
         except RunInterrupted:
             self._save_interrupted()
             raise
@@ -156,6 +155,10 @@ class BaseRunner(RunLife, Serialization):
         )
         self.save_result()
         self.save_checkpoint(epochs=self.epochs - 1 if ended else None)
+
+    def _evaluate_all(self, splits: Sequence[str]) -> dict[str, Values]:
+        """The evaluations that end a segment; a resume repeats all of them or none."""
+        return {split: self.evaluate_epoch(split) for split in splits}
 
     def evaluate(self, evaluate_splits: Splits | None = None) -> Values:
         splits = self._known_splits(

@@ -138,9 +138,7 @@ def _newest_good(runner: TorchSetUp, store: CheckpointStore) -> Record | Checkpo
 def apply(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
     """Put a whole state into a runner that is set up. The order matters: generators come last, after the
     streams."""
-    runner.unwrap(runner.model).load_state_dict(state["model"])
-    if runner.ema is not None and state["ema"] is not None:
-        runner.ema.module.load_state_dict(state["ema"])
+    _apply_weights(runner, state)
     if runner.optimizer is not None and state["optimizer"] is not None:
         runner.optimizer.load_state_dict(state["optimizer"])
     if runner.scheduler is not None and state["scheduler"] is not None:
@@ -155,6 +153,14 @@ def apply(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
         if split in runner._streams:
             runner._streams[split].load_state_dict(position)
     _apply_rank(runner, state)
+
+
+def _apply_weights(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
+    """The model's, and the averaged ones: a state without those starts the average from its model."""
+    runner.unwrap(runner.model).load_state_dict(state["model"])
+    if runner.ema is not None:
+        averaged = state.get("ema")
+        runner.ema.module.load_state_dict(state["model"] if averaged is None else averaged)
 
 
 def _apply_rank(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
@@ -229,7 +235,5 @@ def load_best(runner: TorchRunner) -> str | None:
         runner._files.store if runner._files is not None else CheckpointStore(runner._local_checkpoint_dir())
     )
     state = load_state(store, record, map_location="cpu")
-    runner.unwrap(runner.model).load_state_dict(state["model"])
-    if runner.ema is not None and state["ema"] is not None:
-        runner.ema.module.load_state_dict(state["ema"])
+    _apply_weights(runner, state)
     return str(record.name)

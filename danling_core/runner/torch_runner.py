@@ -157,6 +157,12 @@ class TorchRunner(TorchSetUp):
         return lr * lr_scale_factor
 
     # evaluate -----------------------------------------------------------------------------------------------
+    def _evaluate_all(self, splits: Sequence[str]) -> dict[str, Values]:
+        self._rng_before_evaluation = seeding.capture_rng()
+        evaluated = super()._evaluate_all(splits)
+        self._rng_before_evaluation = None  # where a stop passes instead, they belong to the state saved next
+        return evaluated
+
     def evaluate_epoch(self, split: str = "val") -> dict[str, Any]:
         with self._evaluating(RunnerMode.evaluate, split):
             return evaluation.evaluate_split(self, self._evaluate_loader(split))
@@ -189,7 +195,6 @@ class TorchRunner(TorchSetUp):
         after."""
         trained, before, split_before = self.model, self.mode, self.split
         began, own_buffers = time.perf_counter(), evaluation.share_buffers(self)
-        self._rng_before_evaluation = seeding.capture_rng()
         self.model = self.unwrap(trained) if self.ema is None else self.ema.module
         self.mode, self.split = mode, split
         self.model.eval()
@@ -200,8 +205,6 @@ class TorchRunner(TorchSetUp):
             self.model, self.mode, self.split = trained, before, split_before
             evaluation.restore_buffers(self, own_buffers)
             self._timings.evaluate_seconds += time.perf_counter() - began
-            if not self._stopping.requested:  # else they are part of the state that is saved next
-                self._rng_before_evaluation = None
 
     def get_epoch_result(self) -> Values:
         return evaluation.reduced_result(self, self._metrics_in_use())

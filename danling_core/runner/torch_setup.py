@@ -108,6 +108,8 @@ class TorchSetUp(TorchData):
     def _place(self) -> None:
         memory = {"memory_format": torch.channels_last} if self.config.channels_last else {}
         self.model = self.model.to(self.device, **memory)
+        if self.ema is None and self.config.ema_decay is not None:
+            self.ema = EMA(self.model, self.config.ema_decay)
         for part in (self.criterion, self.ema, self.metrics, self.train_metrics, self.evaluate_metrics):
             if hasattr(part, "to"):
                 part.to(self.device)
@@ -183,8 +185,6 @@ class TorchSetUp(TorchData):
         self._schedules_steps = self.scheduler is not None and self._scheduler_interval() == "step"
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._clip_value, self._clip_norm = config.clip_grad_value, config.clip_grad_norm
-        if self.ema is None and config.ema_decay is not None:
-            self.ema = EMA(self.model, config.ema_decay)
 
     def _scheduler_interval(self) -> str:
         stated = self.scheduler_interval or (self.config.scheduler and self.config.scheduler.interval)
@@ -223,6 +223,7 @@ class TorchSetUp(TorchData):
         super().close()
         self._evaluate_loaders.clear()
         self._is_announced, self._inside_split, self._resume_is_due = False, False, True
+        self._rng_before_evaluation = None
         for loader, _ in self._made.values():  # their processes, where a loader keeps some
             loader._iterator = None
 
