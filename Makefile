@@ -45,8 +45,8 @@ test: $(STAMP)  ## Run the tests, without the long ones, two files at a time
 test-long: $(STAMP)  ## Run the long tests
 	$(BIN)/python -m pytest -m long $(TESTS)
 
-bench: $(STAMP)  ## Time our step against a bare loop, and a run under the flow against torchrun
-	@failed=0; for each in step_overhead flow_overhead; do \
+bench: $(STAMP)  ## Measure what is claimed about speed; for a quiet machine, and a long break
+	@failed=0; for each in step_overhead flow_overhead checkpoint_stall remote_overhead upload; do \
 		echo "python -m benchmarks.$$each"; $(BIN)/python -m benchmarks.$$each || failed=1; \
 	done; exit $$failed
 

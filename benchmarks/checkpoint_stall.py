@@ -2,8 +2,9 @@
 
     python -m benchmarks.checkpoint_stall [--megabytes 100 1000] [--repeats 7] [--threads 1] [--folder DIR]
 
-The state is a model of equal layers and its Adam state. Each repeat measures, with the disk quiet, a copy of
-every tensor into warm buffers, `torch.save` to a file (with and without fsync), and `BackgroundSaver.save`,
+A runner whose model of equal layers has, with its Adam state, so many megabytes trains epochs of one step.
+Where it saves after each, a copy of every tensor into warm buffers, `torch.save` to a file (with and without
+fsync), and `TorchRunner.save_checkpoint` are measured, in alternating order, with the disk quiet; the save is
 drained outside the clock. The first save, which has to allocate its buffers, is reported apart. The exit code
 is 1 if the stall of the others is surely more than 1.3 times the copy.
 """
@@ -16,25 +17,72 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import nn
 
-from benchmarks.ratios import Ratio, table
-from danling_core.checkpoints import BackgroundSaver, CheckpointStore
+import danling_core as dl
+from benchmarks.ratios import Ratio, table, turns
 
 LIMIT = 1.3
+LAYERS = 24
 
 
-def build_state(megabytes: int, layers: int = 24) -> dict[str, object]:
-    """A model of `layers` linear layers with its Adam state: together `megabytes` (10**6 bytes)."""
-    floats = megabytes * 1_000_000 // 4 // 3 // layers
-    width = max(1, int(floats**0.5))
-    model = torch.nn.Sequential(*(torch.nn.Linear(width, floats // width) for _ in range(layers)))
-    optimizer = torch.optim.Adam(model.parameters())
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    optimizer.step()
-    return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
+class StallParams(dl.Params):
+    """How large the state is, in 10**6 bytes."""
+
+    megabytes: int
+
+
+class StallRunner(dl.TorchRunner):
+    """Instead of only saving it measures, and keeps the seconds of each save, by what was done."""
+
+    params: StallParams
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        width = max(1, int((self.params.megabytes * 1_000_000 // 4 // 3 // LAYERS) ** 0.5))
+        self.datasets["train"] = torch.utils.data.TensorDataset(torch.ones(1, width), torch.ones(1, width))
+        self.model = nn.Sequential(*(nn.Linear(width, width) for _ in range(LAYERS)))
+        self.criterion = nn.MSELoss()
+        self.optimizer = torch.optim.Adam(self.model.parameters())
+        self.seconds: dict[str, list[float]] = {
+            name: [] for name in ("copy", "torch.save", "torch.save + fsync", "stall", "commit")
+        }
+        self._warm: list[torch.Tensor] = []
+
+    def save_checkpoint(
+        self, name: str = "latest", epochs: int | None = None, save_best: bool = True
+    ) -> None:
+        """One repeat of the measurement."""
+        os.sync()
+        save = super().save_checkpoint
+
+        def ours() -> None:
+            began = time.perf_counter()
+            save(name, epochs, save_best)
+            self.seconds["stall"].append(time.perf_counter() - began)
+            assert self._files is not None
+            self._files.saver.drain()
+            self.seconds["commit"].append(time.perf_counter() - began)
+
+        for measure in turns(len(self.seconds["stall"]), self._measure_bare, ours):
+            measure()
+
+    def _measure_bare(self) -> None:
+        state = self.state_dict()
+        sources = tensors_of(state)
+        self._warm = self._warm or [tensor.clone() for tensor in sources]
+        path = os.path.join(self.dir, "plain.pt")
+
+        def copy() -> None:
+            for buffer, source in zip(self._warm, sources, strict=True):
+                buffer.copy_(source)
+
+        self.seconds["copy"].append(seconds(copy))
+        self.seconds["torch.save"].append(seconds(lambda: torch_save(state, path, is_synced=False)))
+        self.seconds["torch.save + fsync"].append(seconds(lambda: torch_save(state, path, is_synced=True)))
 
 
 def tensors_of(state: object) -> list[torch.Tensor]:
@@ -59,40 +107,20 @@ def torch_save(state: object, path: str, is_synced: bool) -> None:
 
 
 def measure(megabytes: int, repeats: int, folder: str) -> dict[str, list[float]]:
-    """Seconds of each repeat, by what was done."""
-    state = build_state(megabytes)
-    sources = tensors_of(state)
-    warm = [torch.empty_like(tensor).copy_(tensor) for tensor in sources]
-    plain = os.path.join(folder, "plain.pt")
-    store = CheckpointStore(os.path.join(folder, "checkpoints"))
-    saver = BackgroundSaver(store, lambda record, names: _prune(store))
-    found: dict[str, list[float]] = {
-        "copy": [],
-        "torch.save": [],
-        "torch.save + fsync": [],
-        "stall": [],
-        "commit": [],
-    }
-
-    def copy() -> None:
-        for buffer, source in zip(warm, sources, strict=True):
-            buffer.copy_(source)
-
-    for step in range(repeats + 1):
-        found["copy"].append(seconds(copy))
-        found["torch.save"].append(seconds(lambda: torch_save(state, plain, is_synced=False)))
-        found["torch.save + fsync"].append(seconds(lambda: torch_save(state, plain, is_synced=True)))
-        began = time.perf_counter()
-        saver.save(state, step=step, attempt="1.0", info={})
-        found["stall"].append(saver.last_stall_seconds)
-        saver.drain()
-        found["commit"].append(time.perf_counter() - began)
-    saver.close()
-    return found
-
-
-def _prune(store: CheckpointStore) -> None:
-    store.prune(keep_last=1)
+    """Seconds of each repeat, by what was done; the first is not like the others."""
+    runner = StallRunner(
+        {
+            "experiment_name": "checkpoint-stall",
+            "project_root": folder,
+            "epoch_end": repeats + 1,
+            "device": "cpu",
+            "keep_last": 1,
+            "params": {"megabytes": megabytes},
+            "progress_bar": False,
+        }
+    )
+    runner.train("train", [])
+    return runner.seconds
 
 
 def ratios_of(megabytes: int, found: dict[str, list[float]]) -> list[Ratio]:

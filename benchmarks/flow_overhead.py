@@ -2,7 +2,7 @@
 
 Each epoch becomes a task run of Prefect, so short epochs show what observing costs. Time goes from the
 first "epoch_began" to the terminal event in the run's events.jsonl: the start of processes and of
-Prefect's server is excluded. The two take turns; each starts anew, in a folder of its own.
+Prefect's server is excluded. The two take turns, in alternating order; each starts anew, in a folder of its own.
 
 python -m benchmarks.flow_overhead [--help]
 """
@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ratios import Ratio, table
+from benchmarks.flow_runner import products_in
+from benchmarks.ratios import Ratio, table, turns
 
 LIMIT = 1.15
 
@@ -33,8 +34,10 @@ def main() -> int:
         config.write_text(json.dumps(_config(arguments)))
         for repetition in range(arguments.repetitions):
             root = Path(folder) / str(repetition)
-            bare.append(_seconds(_torchrun(config, arguments.ranks), root / "torchrun"))
-            ours.append(_seconds([sys.executable, "-m", "flows.cli", "run", str(config)], root / "flow"))
+            flow = ours, "flow", [sys.executable, "-m", "flows.cli", "run", str(config)]
+            torchrun = bare, "torchrun", _torchrun(config, arguments.ranks)
+            for times, name, command in turns(repetition, torchrun, flow):
+                times.append(_seconds(command, root / name))
             print(f"repetition {repetition}: torchrun {bare[-1]:.2f} s, flow {ours[-1]:.2f} s", flush=True)
     name = f"{arguments.epochs} epochs of {arguments.epoch_seconds * 1000:.0f} ms, {arguments.work}"
     ratio = Ratio(name, ours, bare, LIMIT)
@@ -47,7 +50,12 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--epochs", type=int, default=60, help="default: %(default)s")
-    parser.add_argument("--epoch-seconds", type=float, default=0.05, help="default: %(default)s")
+    parser.add_argument(
+        "--epoch-seconds",
+        type=float,
+        default=0.05,
+        help="work in each, beside 10 short steps (default: %(default)s)",
+    )
     parser.add_argument("--ranks", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--repetitions", type=int, default=5, help="of each (default: %(default)s)")
     parser.add_argument(
@@ -60,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _config(arguments: argparse.Namespace) -> dict[str, Any]:
+    waits, seconds = arguments.work == "wait", arguments.epoch_seconds
     return {
         "experiment_name": "flow-overhead",
         "runner": "benchmarks.flow_runner:EpochRunner",
@@ -67,7 +76,10 @@ def _config(arguments: argparse.Namespace) -> dict[str, Any]:
         "nproc_per_node": arguments.ranks,
         "device": "cpu",
         "stages": ["train"],
-        "params": {"epoch_seconds": arguments.epoch_seconds, "work": arguments.work},
+        "params": {
+            "wait_seconds": seconds if waits else 0.0,
+            "products": 0 if waits else products_in(seconds),
+        },
     }
 
 

@@ -1,25 +1,28 @@
-"""The runner that `flow_overhead` times: epochs of a given length, whatever the machine."""
+"""The runner that `flow_overhead` times: epochs with the same work in each, however long it takes."""
 
 from __future__ import annotations
 
-import time
-from typing import Any, Literal
+from time import perf_counter, sleep
+from typing import Any
 
 import torch
 from torch import nn
 
 import danling_core as dl
 
+_SQUARE = torch.ones(64, 64)
+
 
 class EpochParams(dl.Params):
-    """How long an epoch takes, and what it does meanwhile."""
+    """What an epoch does beside its steps; nothing of it gets shorter when something else takes longer."""
 
-    epoch_seconds: float
-    work: Literal["wait", "compute"]
+    wait_seconds: float
+    products: int
+    """Of two square matrices."""
 
 
 class EpochRunner(dl.TorchRunner):
-    """A few real steps; for the rest of the epoch's time waiting, as for a GPU, or keeping a core busy."""
+    """A few real steps; then a wait, as for a GPU, or work that keeps a core busy."""
 
     params: EpochParams
 
@@ -32,12 +35,22 @@ class EpochRunner(dl.TorchRunner):
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
 
     def train_epoch(self, split: str = "train") -> dict[str, Any]:
-        """The epoch, stretched to `epoch_seconds`."""
-        ends_at = time.monotonic() + self.params.epoch_seconds
         result = super().train_epoch(split)
-        while self.params.work == "compute" and time.monotonic() < ends_at:
-            torch.mm(self._square, self._square)
-        time.sleep(max(0.0, ends_at - time.monotonic()))
+        multiply(self.params.products)
+        sleep(self.params.wait_seconds)
         return result
 
-    _square = torch.ones(64, 64)
+
+def multiply(products: int) -> None:
+    """About 20 us of one core each."""
+    for _ in range(products):
+        torch.mm(_SQUARE, _SQUARE)
+
+
+def products_in(seconds: float) -> int:
+    """How many keep a core of this machine busy for about that long."""
+    torch.set_num_threads(1)
+    multiply(1000)
+    began = perf_counter()
+    multiply(1000)
+    return round(1000 * seconds / (perf_counter() - began))

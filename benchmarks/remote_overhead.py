@@ -3,9 +3,9 @@
     python -m benchmarks.remote_overhead [--steps 1500] [--repeats 5] [--save-every 100]
 
 Two ranks train an MLP of 64-128-10 and save every so many steps. Each repeat trains once on either root, one
-right after the other. The CPU time is that of all threads of both ranks, from step 100 to the last; the
-mirror's process is not one of them. The store is a moto server of this machine in a process of its own. The
-exit code is 1 if the ratio is surely above 1.1.
+right after the other, in alternating order. The CPU time is that of all threads of both ranks, from step 100
+to the last; the mirror's process is not one of them. The store is a moto server of this machine in a process
+of its own. The exit code is 1 if the ratio is surely above 1.1.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import danling_core as dl
-from benchmarks.ratios import Ratio, table
-from benchmarks.upload import endpoint, make_bucket
+from benchmarks.ratios import Ratio, table, turns
+from benchmarks.s3 import make_bucket, moto
 from danling_core.config import Config
 from danling_core.identity import identify
 from danling_core.launch import Launcher, RunRequest
@@ -66,11 +66,11 @@ def main() -> int:
     parser.add_argument("--save-every", type=int, default=100)
     arguments = parser.parse_args()
     times: dict[str, list[float]] = {"local": [], "s3": []}
-    with endpoint(None) as url, tempfile.TemporaryDirectory() as folder, Launcher() as launcher:
-        os.environ["AWS_ENDPOINT_URL"] = url
+    with moto(), tempfile.TemporaryDirectory() as folder, Launcher() as launcher:
         make_bucket("danling-benchmark")
         for repeat in range(arguments.repeats + 1):
-            for place, root in (("local", f"{folder}/local"), ("s3", "s3://danling-benchmark/runs")):
+            local, s3 = ("local", f"{folder}/local"), ("s3", "s3://danling-benchmark/runs")
+            for place, root in turns(repeat, local, s3):
                 seconds = train(launcher, root, folder, arguments.steps, arguments.save_every, repeat)
                 if repeat:  # the first of each warms the launcher up
                     times[place].append(seconds)

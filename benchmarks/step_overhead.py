@@ -1,7 +1,7 @@
 """Time one training step of `TorchRunner` against a bare loop that a careful user would write.
 
 An MLP 64-128-10 with SGD on batches of 32, float32, one thread per rank, with the runner's defaults:
-events and text log on, progress every 50 iters. The two take turns, an epoch each, in one process (with
+events and text log on. The two take turns, an epoch each, in one process (with
 two ranks: in one process group), and the order alternates. Wall and CPU time are of the epoch's loop;
 saving is not in it.
 
@@ -19,17 +19,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 from benchmarks.ratios import Ratio, table
 
-BATCH_SIZE = 32
 WARM_UP_REPETITIONS = 3
-Data = Literal["ready", "loader"]
-CASES: list[tuple[int, Data, float | None]] = [
+CASES: list[tuple[int, str, float | None]] = [
     (1, "ready", 1.15),
     (1, "loader", None),
     (2, "ready", 1.05),
@@ -72,9 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measure_apart(
-    world: int, data: Data, arguments: argparse.Namespace
-) -> dict[str, dict[str, list[float]]]:
+def _measure_apart(world: int, data: str, arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Seconds of a step, by repetition, measured in fresh processes: `{ours | bare: {wall | cpu: [...]}}`."""
     launcher = ["-m"]
     if world > 1:
@@ -95,11 +89,11 @@ def _measure_apart(
         return times
 
 
-def _measure_here(world: int, data: Data, arguments: argparse.Namespace) -> None:
+def _measure_here(world: int, data: str, arguments: argparse.Namespace) -> None:
     """One case, on every rank; rank 0 writes the times."""
     import torch
 
-    from benchmarks.step_runner import StepRunner
+    from benchmarks.step_runner import BATCH_SIZE, StepRunner
 
     torch.set_num_threads(1)
     repetitions = WARM_UP_REPETITIONS + arguments.repetitions
@@ -124,22 +118,6 @@ def _measure_here(world: int, data: Data, arguments: argparse.Namespace) -> None
 
 def _by_clock(times: Sequence[tuple[float, float]]) -> dict[str, list[float]]:
     return {"wall": [wall for wall, _ in times], "cpu": [cpu for _, cpu in times]}
-
-
-def timed(steps: int, work: Callable[[], Any]) -> tuple[float, float]:
-    """Wall and CPU seconds (of all threads) of one step of `work`, which makes `steps` of them."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return (time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps
-
-
-def bare_epoch(model: Any, criterion: Any, optimizer: Any, batches: Iterable[tuple[Any, Any]]) -> None:
-    """What a careful user writes: no sync with the host, no gradient kept, nothing but the training."""
-    for inputs, targets in batches:
-        loss = criterion(model(inputs), targets)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python -m benchmarks.upload [--megabytes 1000] [--repeats 3] [--endpoint URL --bucket NAME]
 
-Without an endpoint a moto server of this machine is used, whose own speed then limits both. The extra memory
-is the peak of the mirror's process with the checkpoint over its peak with a tiny one. The exit code is 1 if
-it is more than 150 MB, or if the speed is surely less than 0.8 of s3fs's.
+Without an endpoint rclone's server over a folder of this machine is used. The two take turns, in alternating
+order. The extra memory is the peak of the mirror's process with the checkpoint over its peak with a tiny one.
+The exit code is 1 if it is more than 150 MB, or if the speed is surely less than 0.8 of s3fs's.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from typing import Any
 
-from benchmarks.ratios import Ratio, table
+from benchmarks.ratios import Ratio, table, turns
+from benchmarks.s3 import make_bucket, rclone
 from danling_core import storage
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.mirror.process import MirrorProcess
@@ -34,23 +35,20 @@ def main() -> int:
     parser.add_argument("--endpoint", help="an S3 endpoint; its credentials come from the environment")
     parser.add_argument("--bucket", default="danling-benchmark", help="made if it is not there")
     arguments = parser.parse_args()
-    with endpoint(arguments.endpoint) as url, tempfile.TemporaryDirectory() as folder:
-        os.environ["AWS_ENDPOINT_URL"] = url
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        if arguments.endpoint is None:
+            stack.enter_context(rclone(stack.enter_context(tempfile.TemporaryDirectory())))
+        else:
+            os.environ["AWS_ENDPOINT_URL"] = arguments.endpoint
         make_bucket(arguments.bucket)
         root = f"s3://{arguments.bucket}/{uuid.uuid4().hex}"
         small = mirrored(root, os.path.join(folder, "small"), 1)[1]
-        ours, bare, peaks = [], [], []
-        for repeat in range(arguments.repeats):
-            work = os.path.join(folder, str(repeat))
-            seconds, peak = mirrored(root, work, arguments.megabytes)
-            ours.append(seconds)
-            peaks.append(peak)
-            bare.append(put_by_s3fs(root, _payload(work)))
-            storage.delete(root, recursive=True)
+        ours, bare, peaks = measure(root, folder, arguments.megabytes, arguments.repeats)
     extra = max(peaks) - small
     ratio = Ratio(f"{arguments.megabytes} MB through the mirror", ours, bare, LIMIT)
     print(
-        "'bare' is s3fs's put_file of the same file; 'ours' begins with the request and ends with its answer"
+        "'bare' is s3fs's put_file of a file as large; 'ours' begins with the request and ends with its answer"
     )
     print(table([ratio], "s"))
     print(
@@ -59,17 +57,35 @@ def main() -> int:
     return int(ratio.falls_short or extra > LIMIT_MEGABYTES)
 
 
+def measure(
+    root: str, folder: str, megabytes: int, repeats: int
+) -> tuple[list[float], list[float], list[float]]:
+    """Seconds through the mirror, seconds by s3fs alone, and the mirror's peak memory in MB, of each repeat."""
+    ours: list[float] = []
+    bare: list[float] = []
+    peaks: list[float] = []
+    payload = os.path.join(folder, "payload")
+    with open(payload, "wb") as file:
+        _fill(file, megabytes)
+    for repeat in range(repeats):
+        for side in turns(repeat, "bare", "ours"):
+            if side == "bare":
+                bare.append(put_by_s3fs(root, payload))
+                continue
+            seconds, peak = mirrored(root, os.path.join(folder, str(repeat)), megabytes)
+            ours.append(seconds)
+            peaks.append(peak)
+        storage.delete(root, recursive=True)
+    return ours, bare, peaks
+
+
 def mirrored(root: str, work: str, megabytes: int) -> tuple[float, float]:
     """Seconds until a checkpoint of so many megabytes is remote, and the mirror's peak memory in MB."""
     os.makedirs(work)
-    block = os.urandom(1_000_000)
-
     store = CheckpointStore(os.path.join(work, "checkpoints"))
     with MirrorProcess(work, f"{root}/run-{uuid.uuid4().hex[:8]}", interval_seconds=600) as mirror:
         mirror.wait_synced(mirror.request_sync())  # it is started, and connected
-        store.commit(
-            lambda file: [file.write(block) for _ in range(megabytes)], step=1, attempt="1.0", info={}
-        )
+        store.commit(lambda file: _fill(file, megabytes), step=1, attempt="1.0", info={})
         began = time.perf_counter()
         mirror.wait_synced(mirror.request_sync())
         seconds = time.perf_counter() - began
@@ -86,54 +102,16 @@ def put_by_s3fs(root: str, path: str) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def _payload(work: str) -> str:
-    data = os.path.join(work, "checkpoints", "data")
-    [name] = os.listdir(data)
-    return os.path.join(data, name, "state.pt")
+def _fill(file: Any, megabytes: int) -> None:
+    block = os.urandom(1_000_000)
+    for _ in range(megabytes):
+        file.write(block)
 
 
 def _peak_megabytes(pid: int) -> float:
     with open(f"/proc/{pid}/status") as file:
         [line] = [line for line in file if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024 / 1e6
-
-
-@contextlib.contextmanager
-def endpoint(given: str | None) -> Iterator[str]:
-    """URL of the S3 endpoint that was given, or of a moto server that ends with the block."""
-    if given is not None:
-        yield given
-        return
-    os.environ.update(AWS_ACCESS_KEY_ID="benchmark", AWS_SECRET_ACCESS_KEY="benchmark")
-    os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "5577"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield "http://127.0.0.1:5577"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def make_bucket(name: str) -> None:
-    """Makes the bucket unless it is there, as soon as the server answers."""
-    import boto3
-    from botocore.exceptions import EndpointConnectionError
-
-    client = boto3.client("s3")
-    for _ in range(50):
-        try:
-            client.create_bucket(Bucket=name)
-            return
-        except client.exceptions.BucketAlreadyOwnedByYou:
-            return
-        except EndpointConnectionError as error:  # the server is starting
-            last = error
-            time.sleep(0.2)
-    raise last
 
 
 if __name__ == "__main__":
