@@ -80,6 +80,10 @@ class FaultyRunner(dl.TorchRunner):
         self._fail("evaluate")
         return super().evaluate_step(data)
 
+    def emit(self, kind: str, **fields: Any) -> None:
+        self._fail(kind)
+        super().emit(kind, **fields)
+
     def _is_due(self, how: str, place: str) -> bool:
         fault = self._fault
         return bool(

@@ -47,3 +47,15 @@ def test_a_step_that_kills_every_time_is_named_and_final(launcher: Launcher, tmp
     newest, bad = ended.store().newest_good()
     assert newest is not None and newest.step == 12 and not bad
     assert launch(launcher, config(tmp_path)).status.status == "complete", "mended, it goes on"
+
+
+@pytest.mark.parametrize("max_restarts", [0, 3])
+def test_a_run_whose_rank_dies_after_the_completion_record_is_complete(
+    launcher: Launcher, tmp_path: Path, max_restarts: int
+) -> None:
+    with fault("SIGKILL", 24, place="completed"):
+        ended = launch(launcher, config(tmp_path), max_restarts=max_restarts)
+    assert ended.outcome is not None
+    assert (ended.outcome.status, ended.outcome.restarts) == ("complete", min(1, max_restarts))
+    assert (ended.status.status, ended.status.error) == ("complete", None)
+    assert [event["event"] for event in ended.events].count("completed") == 1

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from danling_core.errors import DanLingError, Fenced
 from danling_core.launcher.messages import Outcome, RunRequest
@@ -28,8 +28,8 @@ def record(request: RunRequest, attempt: str, outcome: Outcome, env: Mapping[str
     Args:
         env: of the driver, which holds the credentials of the store.
 
-    Returns the outcome, with what went wrong here added to its error. Nothing is written for a run that
-    another driver has taken over since.
+    Returns the outcome, with what went wrong here added to its error; a complete one where the ranks wrote the
+    completion record before they died. Nothing is written for a run that another driver has taken over since.
     """
     if not os.path.isdir(request.work_dir):
         return _with_note(outcome, f"its folder {request.work_dir} is gone")
@@ -37,8 +37,13 @@ def record(request: RunRequest, attempt: str, outcome: Outcome, env: Mapping[str
     try:
         if request.remote_url is None:
             check_generation(lease_url(folder.lease_parent_url), request.generation)
-        _emit(request, attempt, outcome)
-        folder.write_status(_status(folder, request, attempt, outcome))
+        known = folder.read_status()
+        if known is not None and known.is_complete:
+            outcome = Outcome("complete", restarts=outcome.restarts)
+        else:
+            known = (known or _first_status(folder, request)).model_copy(update=_changes(attempt, outcome))
+            folder.write_status(known)
+        _emit(request, attempt, outcome, known)
         if request.remote_url is not None:
             _upload(request, request.remote_url, env)
     except Fenced as error:
@@ -48,14 +53,15 @@ def record(request: RunRequest, attempt: str, outcome: Outcome, env: Mapping[str
     return outcome
 
 
-def _emit(request: RunRequest, attempt: str, outcome: Outcome) -> None:
-    fields: dict[str, Any] = {"step": outcome.step}
-    kind: Literal["failed", "interrupted"] = "interrupted"
-    if outcome.status == "failed":
-        kind = "failed"
-        fields |= {"error": outcome.error, "traceback": outcome.traceback, "rank": outcome.rank}
+def _emit(request: RunRequest, attempt: str, outcome: Outcome, status: Status) -> None:
+    fields: dict[str, Any]
+    if outcome.status == "complete":
+        kind, fields = "completed", {"status": status.model_dump(mode="json")}
+    elif outcome.status == "failed":
+        told = {"error": outcome.error, "traceback": outcome.traceback, "rank": outcome.rank}
+        kind, fields = "failed", {"step": outcome.step, **told}
     else:
-        fields["reason"] = outcome.error
+        kind, fields = "interrupted", {"step": outcome.step, "reason": outcome.error}
     log = EventLog(os.path.join(request.work_dir, "events.jsonl"), attempt)
     try:
         log.emit(kind, **fields)
@@ -85,15 +91,13 @@ def _upload(request: RunRequest, remote_url: str, env: Mapping[str, str]) -> Non
     mirror.close(_UPLOAD_SECONDS + 10.0)
 
 
-def _status(folder: RunFolder, request: RunRequest, attempt: str, outcome: Outcome) -> Status:
-    changed = {
+def _changes(attempt: str, outcome: Outcome) -> dict[str, Any]:
+    return {
         "status": outcome.status,
         "attempt": attempt,
         "error": outcome.error,
         "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    known = folder.read_status() or _first_status(folder, request)
-    return known.model_copy(update=changed)
 
 
 def _first_status(folder: RunFolder, request: RunRequest) -> Status:
@@ -115,4 +119,5 @@ def _first_status(folder: RunFolder, request: RunRequest) -> Status:
 
 
 def _with_note(outcome: Outcome, note: str) -> Outcome:
-    return Outcome(**{**outcome.to_dict(), "error": f"{outcome.error}; {note}"})
+    error = note if outcome.error is None else f"{outcome.error}; {note}"
+    return Outcome(**{**outcome.to_dict(), "error": error})

@@ -173,12 +173,12 @@ class BaseRunner(RunLife, Serialization):
         owns, self._owns_run = self._owns_run, False
         try:
             with self._at_work():
-                if not self._is_complete():
-                    if "train" in stages:
-                        self.train()
-                    evaluation = self._evaluate_best() if "evaluate" in stages else None
-                    return self.finish(evaluation)
-                return self._files.status if self._files is not None else None
+                if self._is_complete():
+                    return self._tell_complete()
+                if "train" in stages:
+                    self.train()
+                evaluation = self._evaluate_best() if "evaluate" in stages else None
+                return self.finish(evaluation)
         finally:
             self._owns_run = owns
 

@@ -47,6 +47,16 @@ class RunLife(Reporting):
             self.emit("completed", status=status.model_dump(mode="json"))
         return status
 
+    def _tell_complete(self) -> Status | None:
+        """The status of a run that is complete already; a launcher is told once more, since the rank that wrote
+        it may have died before it could say so."""
+        status = self._files.status if self._files is not None else None
+        if self._context is not None and self._context.is_launched:
+            self._wait_delivered()
+            if status is not None:
+                self.emit("completed", status=status.model_dump(mode="json"))
+        return status
+
     def _wait_delivered(self) -> None:
         """Wait until the store has all that is here now; at once where the run is local. Collective.
 

@@ -159,7 +159,9 @@ class TorchSetUp(TorchData):
             self._stopping.wish(reason)
 
     def _keep_beating(self) -> None:
-        self._beat(self.steps)
+        control = self._context.control if self._context is not None else None
+        if control is not None:
+            control.ranks[self.local_rank].beat(self.steps)
 
     def _build_optimisation(self) -> None:
         config, stated = self.config, self.config.scheduler
