@@ -20,6 +20,7 @@ from danling_core.lifeline import children_of, is_alive, start_time
 from danling_core.run_folder import RunFolder
 from tests.test_control import wait_until
 
+END = signal.SIGUSR2  # as the fork server has it, which is no module to import here
 ENTRYPOINTS: dict[str, Any] = {
     "rank_entrypoint": "tests.launch_toy:run_rank",
     "prepare_entrypoint": "tests.launch_toy:prepare",
@@ -375,8 +376,15 @@ def test_no_process_is_left_whoever_dies(tmp_path: Path, victim: str, death: sig
     driver.stdout.close()
 
 
-@pytest.mark.parametrize("death", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("victim", ["rank", "fork server"])
+@pytest.mark.parametrize(
+    ("victim", "death"),
+    [
+        ("rank", signal.SIGTERM),
+        ("rank", signal.SIGKILL),
+        ("fork server", END),
+        ("fork server", signal.SIGKILL),
+    ],
+)
 def test_no_rank_is_left_when_another_or_their_server_dies(
     launcher: Launcher, tmp_path: Path, victim: str, death: signal.Signals
 ) -> None:
@@ -400,6 +408,19 @@ def test_the_death_of_the_fork_server_costs_a_restart(launcher: Launcher, tmp_pa
     handle.interrupt()
     outcome = handle.outcome(30)
     assert (outcome.status, outcome.restarts) == ("interrupted", 1)
+
+
+def test_a_fork_server_that_dies_while_it_warms_up_is_followed_by_another(tmp_path: Path) -> None:
+    with Launcher(**ENTRYPOINTS) as launcher:
+        wait_until(lambda: bool(_fork_servers(launcher)), "the fork server")
+        os.kill(_fork_servers(launcher)[0], signal.SIGKILL)
+        assert finish(launcher, tmp_path, "complete")[1] == Outcome("complete")
+
+
+def _fork_servers(launcher: Launcher) -> list[int]:
+    assert launcher.pid is not None
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children_of(launcher.pid)}
+    return [pid for pid, command in commands.items() if b"multiprocessing.forkserver" in command]
 
 
 def test_a_dead_launcher_is_told_and_the_next_request_starts_another(tmp_path: Path) -> None:

@@ -1,13 +1,18 @@
-"""Ranks of the real worker that hang, or that die whenever they come to the same step."""
+"""Ranks of the real worker that hang, that die whenever they come to the same step, or are all told to end."""
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from danling_core.launch import Launcher
+from tests.test_control import wait_until
+from tests.test_launch import descendants
 from tests.whole_runs import config, fault, launch
 
 
@@ -59,3 +64,35 @@ def test_a_run_whose_rank_dies_after_the_completion_record_is_complete(
     assert (ended.outcome.status, ended.outcome.restarts) == ("complete", min(1, max_restarts))
     assert (ended.status.status, ended.status.error) == ("complete", None)
     assert [event["event"] for event in ended.events].count("completed") == 1
+
+
+def test_sigterm_to_every_process_at_once_saves_and_the_run_goes_on_to_the_same_bits(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    """As a service manager, a batch system or a shutdown stops a machine's processes."""
+    fields = {
+        "dataloader": {"batch_size": 4, "num_workers": 1, "persistent_workers": True},
+        "params": {"step_seconds": 0.05},
+    }
+    peace = launch(launcher, config(tmp_path / "in_peace", **fields))
+    wanted = config(tmp_path, **fields)
+    with Launcher() as stopped, ThreadPoolExecutor(1) as driver:
+        end = driver.submit(launch, stopped, wanted)
+        wait_until(lambda: end.done() or _has_begun(tmp_path), "the first progress")
+        assert stopped.pid is not None
+        tree = [stopped.pid, *descendants(stopped.pid)]
+        assert len(tree) >= 1 + 1 + 2 + 2, "launcher, fork server, ranks and their loaders"
+        for pid in tree:
+            os.kill(pid, signal.SIGTERM)
+        first = end.result()
+    assert first.outcome is not None and first.outcome.status == "interrupted"
+    told, (record, _) = first.events[-1], first.store().newest_good()
+    assert (told["event"], told["attempt"], first.status.status) == ("interrupted", "1.0", "interrupted")
+    assert record is not None and 0 < record.step == told["step"] < 24, "saved where it stopped"
+    ended = launch(launcher, wanted)
+    assert ended.outcome is not None and (ended.outcome.status, ended.outcome.restarts) == ("complete", 0)
+    ended.must_equal(peace)
+
+
+def _has_begun(root: Path) -> bool:
+    return any('"progress"' in path.read_text() for path in root.glob("*/*/events.jsonl"))

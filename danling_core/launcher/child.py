@@ -83,7 +83,8 @@ def _prepare_one(function: Callable[..., Any], config: dict[str, Any], cwd: str)
 
 def enter(order: Mapping[str, Any]) -> None:
     """Take on the driver's folder and environment, and tie this process and its children to the launcher."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server's is another
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # the fork server has its own ways with these
+        signal.signal(number, signal.SIG_DFL)
     # Python's own default, as under torchrun: a child of a fork server would make its children by one, too.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     lead_group()

@@ -2,6 +2,9 @@
 
 The server's own rule, to end when nobody can ask it any more, does not do: its ranks could, so they would
 keep it alive. It goes by a signal that it acts on, for only a living process can kill what the ranks started.
+
+That signal is its own. SIGTERM and SIGINT are what outsiders send to every process of a job (a service manager,
+a batch system, a shutdown), and mean to save and stop: the ranks need their server until they have.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import signal
 from danling_core.lifeline import children_of, die_with_parent, kill_tree, start_time
 
 PID = os.getpid()  # inherited by the ranks, which compare it with their parent's
+END = signal.SIGUSR2
 
 
 def _end(*_: object) -> None:
@@ -21,7 +25,8 @@ def _end(*_: object) -> None:
     os._exit(1)
 
 
-signal.signal(signal.SIGTERM, _end)
-die_with_parent(signal.SIGTERM)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SIGINT is ignored since the launcher, and in the ranks, too
+signal.signal(END, _end)
+die_with_parent(END)
 if os.getppid() == 1:  # the launcher died before the line above
     os._exit(1)
