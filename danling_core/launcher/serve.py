@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import logging
 import multiprocessing
 import os
 import queue
@@ -17,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from typing import TYPE_CHECKING, Any
 
 from danling_core.errors import ConfigError, LaunchError
@@ -25,6 +27,8 @@ from danling_core.launcher.prepare import Preparation
 
 if TYPE_CHECKING:
     from danling_core.launcher.run import SupervisedRun
+
+logger = logging.getLogger(__name__)
 
 _PRELOAD = ["danling_core.launcher.fork_server", "torch", "torch._dynamo", "danling_core.launcher.child"]
 _LAST_RESORT_SECONDS = 20.0  # beyond the grace, for a launcher that cannot end in order
@@ -74,12 +78,11 @@ class Server:
     def _warm_up(self) -> None:
         """Start the fork server and load elastic meanwhile; both take about 2 s."""
         multiprocessing.set_forkserver_preload([*_PRELOAD, self._rank_entrypoint.partition(":")[0]])
-        process = multiprocessing.get_context("forkserver").Process(target=os.getpid)
-        process.start()
+        forkserver.ensure_running()  # starting a process would wait for the end of its preload
         from danling_core.launcher import group, run  # noqa: F401
 
         group.quieten()
-        process.join()
+        _await_fork_server()
 
     def _answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -179,6 +182,19 @@ class Server:
     def _last_resort(self, seconds: float) -> None:
         time.sleep(seconds)
         os._exit(1)  # takes the fork server and the ranks with it
+
+
+def _await_fork_server() -> None:
+    """Return when the fork server is warm; start another for one that died meanwhile."""
+    for tries_left in (2, 1, 0):
+        process = multiprocessing.get_context("forkserver").Process(target=os.getpid)
+        try:
+            process.start()
+            return process.join()
+        except (OSError, EOFError) as error:
+            logger.warning("the fork server died while it warmed up (%s): %d tries left", error, tries_left)
+            if not tries_left:
+                raise
 
 
 def main(argv: Sequence[str]) -> int:
