@@ -124,6 +124,9 @@ class Config(Model):
     log: bool = _aside(True, "write run.log")
     log_interval: Count = _aside(50, "iters between progress reports")
     tensorboard: bool = _aside(False, "write TensorBoard files")
+    loggers: tuple[Literal["wandb", "mlflow"], ...] = _aside(
+        (), "services to tell of config, results and score, too; each needs the extra of its name"
+    )
     progress_bar: bool = _aside(True, "show a progress bar on a terminal")
     save_interval: Count | None = _aside(None, "epochs between kept epoch-N checkpoints")
     save_interval_steps: Count | None = _aside(None, "steps between checkpoints inside an epoch")

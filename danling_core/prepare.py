@@ -15,6 +15,7 @@ from danling_core.identity import experiment_id_of
 from danling_core.optim import check_scheduler, optimizer_class
 from danling_core.runner.resolve import import_runner, resolve
 from danling_core.runner.torch_runner import TorchRunner
+from danling_core.writers.services import require
 
 
 def prepare(config: Mapping[str, Any], cwd: str) -> dict[str, Any]:
@@ -61,6 +62,7 @@ def load_runner(config: Config) -> tuple[Config, type[TorchRunner]]:
         raise ConfigError(
             f"runner {config.runner!r} is a {cls.__mro__[1].__name__}, not a danling_core.TorchRunner"
         )
+    require(config.loggers)
     if config.optim is not None:
         optimizer_class(config.optim.name, config.optim.arguments())
     if config.scheduler is not None:

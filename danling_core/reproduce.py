@@ -189,6 +189,7 @@ def _replay(
         "save_interval_steps": None,
         "max_seconds": None,
         "tensorboard": False,
+        "loggers": [],
     }
     now = launcher.prepare([{**wanted, "experiment_id": None}], cwd=cwd)[0]
     if config.experiment_id is not None and now.experiment_id != config.experiment_id:

@@ -375,6 +375,7 @@ def test_the_canonical_form_leaves_out_defaults_so_that_new_fields_change_nothin
     + [
         {"log_interval": 1},
         {"tensorboard": True},
+        {"loggers": ["wandb"]},
         {"save_interval": 2},
         {"keep_last": 5},
         {"progress_bar": False},

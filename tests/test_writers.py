@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import io
 import json
 import logging
 import math
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,13 +15,16 @@ from typing import Any
 
 import pytest
 
+import danling_core as dl
 from danling_core.errors import ConfigError, StorageError
 from danling_core.follow import follow
 from danling_core.json_safe import dumps, from_json_safe, to_json_safe
+from danling_core.prepare import prepare
 from danling_core.writers import EventLog, ProgressBar, TensorBoardWriter, TextLog, Writer, Writers
+from danling_core.writers.services import require
 from danling_core.writers.tensorboard import SCORE_TAG, hyperparameters
+from tests.small_runner import SmallRunner, config
 
-MLFLOW_HAS_SQL = importlib.util.find_spec("sqlalchemy") is not None
 FINISHED = {
     "event": "epoch_finished",
     "epoch": 0,
@@ -251,8 +253,8 @@ def test_runs_with_different_settings_compare_in_the_hparams_tab(tmp_path: Path)
         {"optim": {"lr": 0.1}, "deterministic": True},
         {"seed": 3, "tags": [1, 2]},
     ]
-    for name, config in zip("ab", configs, strict=True):
-        writer = TensorBoardWriter(tmp_path / name, config)
+    for name, values in zip("ab", configs, strict=True):
+        writer = TensorBoardWriter(tmp_path / name, values)
         writer.on_event(finished(0, 0.5))
         writer.on_event({"event": "completed", "status": {"best_score": 0.5, "score_name": "loss"}})
         writer.close()
@@ -283,55 +285,155 @@ def test_hyperparameters_are_flat_numbers_and_texts() -> None:
     assert hyperparameters(config) == {"a.b": 1e-3, "a.flag": "true", "betas": "[0.9, 0.95]", "name": "x"}
 
 
-# Optional extras: run where they are installed
+# Tracking services: what a run tells them, seen from their own side
 
 
-def test_wandb_is_told_of_scalars_config_and_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
-    from danling_core.writers.wandb import WandbWriter
+def leveldb_records(log: bytes) -> Iterator[bytes]:
+    """The records of a log in LevelDB's format: in blocks of 32 KiB (the first begins 7 bytes early here), each
+    piece with its checksum (4 bytes), length (2) and kind (1: 1 whole, 2 first, 3 middle, 4 last)."""
+    at, block, record = 0, 32768, b""
+    while at < len(log):
+        if block - (at + 7) % block < 7:
+            at += block - (at + 7) % block
+            continue
+        length, kind = int.from_bytes(log[at + 4 : at + 6], "little"), log[at + 6]
+        record += log[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield record
+            record = b""
 
+
+def offline_record(folder: Path) -> tuple[dict[str, Any], list[dict[str, float]], dict[str, Any]]:
+    """Config, history and summary in the one file that W&B left in `folder` for a later upload."""
+    from wandb.proto import wandb_internal_pb2
+
+    [path] = folder.glob("offline-run-*/run-*.wandb")
+    config: dict[str, Any] = {}
+    history: list[dict[str, float]] = []
+    summary: dict[str, Any] = {}
+    for data in leveldb_records(path.read_bytes()[7:]):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        if record.HasField("history"):
+            items = record.history.item
+            row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+            history.append({key: value for key, value in row.items() if not key.startswith("_")})
+        summary |= {
+            "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+            for item in record.summary.update
+        }
+    return config, history, summary
+
+
+class Scoring(SmallRunner):
+    """Adds a curve of its own, and stops in the middle where it is told to."""
+
+    def train_epoch(self, split: str = "train") -> Any:
+        if self.epochs == STOP_AT.get("epoch"):
+            raise dl.RunInterrupted("the test says so")
+        self.write_score("mine", 7.0, "train")
+        return super().train_epoch(split)
+
+
+STOP_AT: dict[str, int] = {}
+
+
+def test_wandb_is_told_of_config_results_own_curves_and_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    writer = WandbWriter("digits", "abc", name="a", group="g", config={"seed": 0}, log_dir=str(tmp_path))
-    run = writer._run
-    writer.on_event(finished(0, 0.5))
-    writer.on_event({"event": "evaluate_finished", "result": {"test": {"acc": 0.5}}})
-    writer.on_event({"event": "completed", "status": {"best_score": 0.5}})
-    assert dict(run.config) == {"seed": 0} and run.summary["score"] == 0.5
-    assert run.summary["evaluation/test/acc"] == 0.5
-    writer.close()
-    writer.close()
+    runner = Scoring(config(tmp_path, loggers=["wandb"], seed=5))
+    status = runner.run()
+    assert status is not None
+    told, history, summary = offline_record(Path(runner.dir) / "wandb")
+    assert told["seed"] == 5
+    rows = [row for row in history if "val/accuracy" in row]
+    assert [row["index"] for row in rows] == [0, 1]
+    assert [row["train/loss"] for row in rows] == [runner.results[i]["train"]["loss"] for i in (0, 1)]
+    assert [row["index"] for row in history if "train/mine" in row] == [0, 4]
+    assert summary["score"] == status.best_score
+    assert summary["evaluation/val/loss"] == pytest.approx(status.evaluation["val"]["loss"])
 
 
-def test_mlflow_continues_the_run_of_the_same_id(tmp_path: Path) -> None:
-    pytest.importorskip("mlflow")
+def test_mlflow_continues_the_run_after_a_resume_and_begins_another_for_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow.tracking import MlflowClient
 
-    from danling_core.writers.mlflow import MLflowWriter
-
-    uri = f"sqlite:///{tmp_path}/mlflow.db" if MLFLOW_HAS_SQL else (tmp_path / "mlruns").as_uri()
-    for index, loss in enumerate([0.5, 0.25]):
-        writer = MLflowWriter("digits", "abc", name="a", config={"optim": {"lr": 0.1}}, tracking_uri=uri)
-        writer.on_event(finished(index, loss))
-        writer.on_event({"event": "completed", "status": {"best_score": loss}})
-        writer.close()
-        writer.close()
-    client = MlflowClient(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    wanted = config(tmp_path / "runs", loggers=["mlflow"], experiment_name="digits", group="g")
+    monkeypatch.setitem(STOP_AT, "epoch", 1)
+    with pytest.raises(dl.RunInterrupted):
+        Scoring(wanted).run()
+    client = MlflowClient()
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "FINISHED" and run.data.params == {"optim.lr": "0.1"}
-    assert run.data.metrics["score"] == 0.25
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [0, 1]
+    [run] = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "KILLED"
+    monkeypatch.delitem(STOP_AT, "epoch")
+    resumed = Scoring(wanted)
+    status = resumed.run()
+    Scoring(wanted).run()  # complete: nobody is told anything
+    assert status is not None
+    [run] = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED" and run.info.run_name == resumed.name
+    assert run.data.params == {
+        key: str(value) for key, value in hyperparameters(resumed.config.canonical()).items()
+    }
+    assert run.data.metrics["score"] == status.best_score and run.data.tags["danling.group"] == "g"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "val/loss")] == [0, 1]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/mine")] == [0, 4]
+    Scoring(wanted.replace(run_name="other")).run()
+    assert len(client.search_runs([experiment.experiment_id])) == 2
 
 
-@pytest.mark.parametrize(("module", "writer"), [("wandb", "WandbWriter"), ("mlflow", "MLflowWriter")])
-def test_a_missing_extra_says_what_to_install(
-    module: str, writer: str, monkeypatch: pytest.MonkeyPatch
+def test_a_service_that_fails_later_costs_its_curves_and_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in (module, f"{module}.tracking"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=f"pip install {module}"):
-        getattr(importlib.import_module(f"danling_core.writers.{module}"), writer)("project", "id")
+    database = tmp_path / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+
+    class Losing(SmallRunner):
+        def train_epoch(self, split: str = "train") -> Any:
+            with sqlite3.connect(database) as connection:
+                connection.execute("drop table if exists metrics")
+            return super().train_epoch(split)
+
+    status = Losing(config(tmp_path / "runs", loggers=["mlflow"])).run()
+    assert status is not None and status.is_complete
+    assert capsys.readouterr().err.count("mlflow is told no more of this run") == 1
+
+
+def test_a_service_that_cannot_be_opened_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "no-such-scheme://nowhere")
+    with pytest.raises(ConfigError, match="'mlflow'.*could not be opened.*MLFLOW_TRACKING_URI"):
+        SmallRunner(config(tmp_path, loggers=["mlflow"])).run()
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_service_that_is_not_installed_is_refused_before_anything_is_created(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    wanted = config(tmp_path / "runs", loggers=[name], runner="tests.small_runner:SmallRunner")
+    with pytest.raises(ConfigError, match=rf"pip install 'danling-flows\[{name}\]'"):
+        prepare(wanted.dict(), str(tmp_path))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_wandb_left_is_not_taken_for_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wandb").mkdir()
+    for module in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ConfigError, match="not installed"):
+        require(["wandb"])
 
 
 # The progress bar

@@ -334,8 +334,8 @@ class RunnerMethods(ABC):
 
     @abstractmethod
     def write_result(self, result: Mapping[str, Any], split: str, steps: int | None = None) -> None:
-        """Write a result to TensorBoard, a curve `{split}/{metric}` for each; lists and maps expand to
-        several.
+        """Write a result to TensorBoard and `loggers`, a curve `{split}/{metric}` for each; lists and maps
+        expand to several.
 
         Args:
             steps: the position on the curve; default: the completed steps.
@@ -343,7 +343,8 @@ class RunnerMethods(ABC):
 
     @abstractmethod
     def write_score(self, name: str, score: float, split: str, steps: int | None = None) -> None:
-        """Write one point of the curve `{split}/{name}` to TensorBoard, where there is one. Rank 0 writes."""
+        """Write one point of the curve `{split}/{name}` to TensorBoard and `loggers`, where there are any. Rank 0
+        writes."""
 
     @abstractmethod
     def emit(self, kind: str, **fields: Any) -> None:

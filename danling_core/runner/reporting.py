@@ -12,6 +12,7 @@ from danling_core.runner.views import RunnerViews
 
 if TYPE_CHECKING:
     from danling_core.runner.files import RunFiles
+    from danling_core.writers.services import Service
 
 
 class Reporting(RunnerViews):
@@ -19,6 +20,7 @@ class Reporting(RunnerViews):
 
     _files: RunFiles | None
     _log: Any
+    _services: Sequence[Service] = ()
     _speaker: int = 0
 
     def append_result(self, result: Mapping[str, Any], index: int | None = None) -> None:
@@ -92,8 +94,9 @@ class Reporting(RunnerViews):
             self.write_score(name, value, split, steps)
 
     def write_score(self, name: str, score: float, split: str, steps: int | None = None) -> None:
-        if self.writer is not None:
-            self.writer.add_scalar(f"{split}/{name}", float(score), self.steps if steps is None else steps)
+        for writer in (self.writer, *self._services):
+            if writer is not None:
+                writer.add_scalar(f"{split}/{name}", float(score), self.steps if steps is None else steps)
 
 
 def _expanded(value: Any, name: str = "") -> list[tuple[str, Any]]:

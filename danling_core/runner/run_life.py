@@ -212,7 +212,7 @@ class RunLife(Reporting):
             if files is not None:
                 files.close()
         finally:
-            self.writer = None
+            self.writer, self._services = None, ()
             if self._log is not None:
                 self._log.close()
             self._closing.close()

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from danling_core.writers import ProgressBar, TensorBoardWriter, TextLog
+from danling_core.writers.services import Service, open_service
 
 if TYPE_CHECKING:
     from danling_core.runner.torch_setup import TorchSetUp
@@ -27,7 +28,7 @@ def open_text_log(runner: TorchSetUp) -> TextLog:
 
 
 def make_writers(runner: TorchSetUp) -> list[Any]:
-    """TensorBoard and progress bar, as the config asks. Rank 0, after a resume."""
+    """TensorBoard, tracking services and progress bar, as the config asks. Rank 0, after a resume."""
     writers: list[Any] = []
     context = runner._context
     assert context is not None
@@ -40,6 +41,23 @@ def make_writers(runner: TorchSetUp) -> list[Any]:
         )
         runner.writer = board.summary
         writers.append(board)
+    if runner._files is not None and not runner._files.status.is_complete:  # else they have been told all
+        runner._services = [_open_service(runner, name) for name in runner.config.loggers]
+        writers += runner._services
     if runner.config.progress_bar and not context.is_launched:
         writers.append(ProgressBar(runner.epoch_end, runner.step_end, description=runner.name))
     return writers
+
+
+def _open_service(runner: TorchSetUp, name: str) -> Service:
+    context = runner._context
+    assert context is not None
+    return open_service(
+        name,
+        experiment=runner.config.experiment_name,
+        run_id=f"{runner.id}-{runner.timestamp}",  # a run begun anew beside another one has its id, too
+        run_name=runner.name,
+        group=runner.config.group,
+        config=runner.config.canonical(),
+        log_dir=context.work_dir,
+    )

@@ -1,17 +1,20 @@
-"""Curves and hyperparameters for MLflow (an optional extra)."""
+"""Curves and hyperparameters for MLflow (the extra `mlflow`)."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from danling_core.errors import ConfigError
 from danling_core.result_values import flatten
 from danling_core.writers.protocol import Event
 from danling_core.writers.tensorboard import SCORE_TAG, hyperparameters
 
 ID_TAG = "danling.id"
+_GROUP_TAG = "danling.group"
+_PARAMS_AT_ONCE = 100  # the most that a server takes
+_LONGEST_PARAM = 6000  # characters, likewise
 
 
 class MLflowWriter:
@@ -22,35 +25,34 @@ class MLflowWriter:
 
     Args:
         experiment: the MLflow experiment, made where it does not exist.
-        run_id: the run's `id`.
-
-    Raises:
-        ConfigError: where mlflow is not installed.
+        run_id: tells the run from all others of the experiment; a resumed run gives the same again.
+        config: the run's canonical config.
+        log_dir: not used: MLflow keeps its files where MLFLOW_TRACKING_URI says.
     """
 
     def __init__(
         self,
         experiment: str,
         run_id: str,
-        *,
         name: str | None = None,
+        group: str | None = None,
         config: Mapping[str, Any] | None = None,
-        tracking_uri: str | None = None,
+        log_dir: str | None = None,
     ) -> None:
-        try:
-            tracking: Any = import_module("mlflow.tracking")
-        except ImportError as error:
-            raise ConfigError(
-                "logging to MLflow needs the package mlflow: pip install mlflow-skinny"
-            ) from error
-        self._client: Any = tracking.MlflowClient(tracking_uri)
+        self._entities: Any = import_module("mlflow.entities")
+        self._client: Any = import_module("mlflow.tracking").MlflowClient()
         found = self._client.get_experiment_by_name(experiment)
         experiment_id = self._client.create_experiment(experiment) if found is None else found.experiment_id
-        self._id = self._find_or_create(experiment_id, run_id, name)
+        tags = {ID_TAG: run_id, **({} if group is None else {_GROUP_TAG: group})}
+        self._id = self._find_or_create(experiment_id, tags, name)
         self._index = 0
         self._end = "FAILED"
-        for key, value in hyperparameters(config or {}).items():
-            self._client.log_param(self._id, key, value)
+        params = [
+            self._entities.Param(key, str(value)[:_LONGEST_PARAM])
+            for key, value in hyperparameters(config or {}).items()
+        ]
+        for start in range(0, len(params), _PARAMS_AT_ONCE):
+            self._client.log_batch(self._id, params=params[start : start + _PARAMS_AT_ONCE])
 
     def on_event(self, event: Event) -> None:
         """Log a finished epoch or evaluation; note the score and how the run ended."""
@@ -59,15 +61,20 @@ class MLflowWriter:
         kind = event.get("event")
         if kind == "epoch_finished":
             self._index = int(event["index"])
-            self._log(event["result"])
+            self._log(event["result"], self._index)
         elif kind == "evaluate_finished":
-            self._log({"evaluation": event["result"]})
+            self._log({"evaluation": event["result"]}, self._index)
         elif kind == "completed":
             score = (event.get("status") or {}).get("best_score")
-            self._log({} if score is None else {SCORE_TAG: score})
+            self._log({} if score is None else {SCORE_TAG: score}, self._index)
             self._end = "FINISHED"
         elif kind == "interrupted":
             self._end = "KILLED"
+
+    def add_scalar(self, tag: str, value: float, index: int) -> None:
+        """One value of a curve, at `index`."""
+        if self._client is not None:
+            self._log({tag: value}, index)
 
     def flush(self) -> None:
         """Nothing to do: every value is sent when it is logged."""
@@ -75,19 +82,22 @@ class MLflowWriter:
     def close(self) -> None:
         """End the MLflow run, as failed unless it completed. A second call does nothing."""
         if self._client is not None:
-            self._client.set_terminated(self._id, self._end)
-            self._client = None
+            client, self._client = self._client, None
+            client.set_terminated(self._id, self._end)
 
-    def _log(self, result: Mapping[str, Any]) -> None:
-        for tag, value in flatten(result).items():
-            self._client.log_metric(self._id, tag, float(value), step=self._index)
+    def _log(self, result: Mapping[str, Any], index: int) -> None:
+        """One request, however many metrics: the loop waits for it."""
+        now = int(time.time() * 1000)
+        metrics = [
+            self._entities.Metric(tag, float(value), now, index) for tag, value in flatten(result).items()
+        ]
+        if metrics:
+            self._client.log_batch(self._id, metrics=metrics)
 
-    def _find_or_create(self, experiment_id: str, run_id: str, name: str | None) -> str:
-        runs = self._client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{run_id}'", max_results=1)
+    def _find_or_create(self, experiment_id: str, tags: dict[str, str], name: str | None) -> str:
+        runs = self._client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{tags[ID_TAG]}'", max_results=1)
         if not runs:
-            return str(
-                self._client.create_run(experiment_id, tags={ID_TAG: run_id}, run_name=name).info.run_id
-            )
+            return str(self._client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
         found = str(runs[0].info.run_id)
         self._client.update_run(found, status="RUNNING")
         return found

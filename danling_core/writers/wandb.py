@@ -1,53 +1,52 @@
-"""Curves and hyperparameters for Weights & Biases (an optional extra)."""
+"""Curves and hyperparameters for Weights & Biases (the extra `wandb`)."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from danling_core.errors import ConfigError
 from danling_core.result_values import flatten
 from danling_core.writers.protocol import Event
+from danling_core.writers.tensorboard import SCORE_TAG
 
 
 class WandbWriter:
     """Logs `{split}/{metric}` against the result's index, and the score in the summary.
 
     The run keeps its id through resumes, so that W&B continues it. Credentials are W&B's own business (its
-    environment variables and its login); nothing of them passes through here.
+    environment variables and its login); nothing of them passes through here. It is told of no source, command
+    or console: those are in the run's folder.
 
     Args:
         project: the W&B project, such as the experiment's name.
-        run_id: the run's `id`; name and group as in the config.
-        log_dir: a local folder for W&B's own files.
-
-    Raises:
-        ConfigError: where wandb is not installed.
+        run_id: tells the run from all others of the project; a resumed run gives the same again.
+        config: the run's canonical config.
+        log_dir: a local folder for W&B's own files, where WANDB_DIR names none.
     """
 
     def __init__(
         self,
         project: str,
         run_id: str,
-        *,
         name: str | None = None,
         group: str | None = None,
         config: Mapping[str, Any] | None = None,
         log_dir: str | None = None,
     ) -> None:
-        try:
-            wandb: Any = import_module("wandb")
-        except ImportError as error:
-            raise ConfigError("logging to W&B needs the package wandb: pip install wandb") from error
+        wandb: Any = import_module("wandb")
         self._run: Any = wandb.init(
             project=project,
             id=run_id,
             name=name,
             group=group,
             config=dict(config or {}),
-            dir=log_dir,
+            dir=os.environ.get("WANDB_DIR", log_dir),
             resume="allow",
+            settings=wandb.Settings(
+                console="off", silent=True, disable_git=True, disable_code=True, x_disable_meta=True
+            ),
         )
         self._run.define_metric("*", step_metric="index")
         self._exit_code = 1
@@ -62,8 +61,13 @@ class WandbWriter:
         elif kind == "evaluate_finished":
             self._run.summary.update(_numbers({"evaluation": event["result"]}))
         elif kind == "completed":
-            self._run.summary["score"] = (event.get("status") or {}).get("best_score")
+            self._run.summary[SCORE_TAG] = (event.get("status") or {}).get("best_score")
             self._exit_code = 0
+
+    def add_scalar(self, tag: str, value: float, index: int) -> None:
+        """One value of a curve, against `index`."""
+        if self._run is not None:
+            self._run.log({"index": index, tag: float(value)})
 
     def flush(self) -> None:
         """Nothing to do: W&B uploads in a process of its own."""
@@ -71,8 +75,8 @@ class WandbWriter:
     def close(self) -> None:
         """Finish the run, as failed unless it completed. A second call does nothing."""
         if self._run is not None:
-            self._run.finish(exit_code=self._exit_code)
-            self._run = None
+            run, self._run = self._run, None
+            run.finish(exit_code=self._exit_code)
 
 
 def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
