@@ -24,6 +24,8 @@ class RunContext:
         control: block shared by this node's ranks, or None.
         is_launched: a launcher of ours started the ranks. It sends what they print to the run's log, and tells
             which of them failed first; under torchrun the runner does both.
+        source_file: where the runner is defined, if its code must still be what the config's `experiment_id`
+            says; None where the user stated that id.
     """
 
     work_dir: str
@@ -32,6 +34,7 @@ class RunContext:
     restart: int = 0
     control: Control | None = None
     is_launched: bool = False
+    source_file: str | None = None
 
     @property
     def attempt(self) -> str:

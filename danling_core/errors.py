@@ -51,6 +51,10 @@ class Fenced(LeaseError):
     """This process owned the run once, and another has taken it over since: stop before writing."""
 
 
+class CodeChanged(DanLingError):
+    """The code is no longer the one that a run was prepared with: what it trained would bear the wrong id."""
+
+
 class NonFiniteLossError(DanLingError, ArithmeticError):
     """The loss became NaN or infinite and the policy is to raise. Names step, rank and value."""
 

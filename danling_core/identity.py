@@ -14,7 +14,7 @@ from uuid import UUID, uuid5
 from danling_core.code_state import code_state
 from danling_core.config import Config
 from danling_core.documents import canonical_json
-from danling_core.errors import ConfigError
+from danling_core.errors import CodeChanged, ConfigError
 
 NO_SOURCE = "0" * 40  # the experiment id of code that lies in no file, as in a notebook
 _FILE_RUNNER = re.compile(r"(?P<file>.*\.py|__main__):(?P<name>[^:]+)")
@@ -52,7 +52,7 @@ def identify(config: Config, source_file: str | None, exclude: Sequence[str] = (
         ConfigError: the source file does not exist, or git does not answer.
     """
     stated = config.experiment_id
-    experiment_id = experiment_id_of(source_file, [*_stores(config), *exclude]) if stated is None else stated
+    experiment_id = experiment_id_of(source_file, [*stores(config), *exclude]) if stated is None else stated
     text = experiment_id + canonical_json(_canonical(config, source_file))
     run_id = hashlib.sha256(text.encode()).hexdigest()[:32]
     short = experiment_id[:8] + run_id[:8]
@@ -80,6 +80,30 @@ def experiment_id_of(source_file: str | None, exclude: Sequence[str] = ()) -> st
     return state.commit if state.difference is None else f"{state.commit}-{state.difference[:12]}"
 
 
+def check_code(config: Config, source_file: str | None) -> None:
+    """Raise CodeChanged unless the code around `source_file` is still the one that the config names.
+
+    The driver calls this before it opens a run, and rank 0 once it has imported the runner, at every launch:
+    a session lasts hours, and each launch imports what lies there then.
+
+    Args:
+        config: with an `experiment_id` that was computed, not stated by the user.
+        source_file: where the runner is defined.
+    """
+    found = experiment_id_of(source_file, stores(config))
+    if found != config.experiment_id:
+        raise CodeChanged(
+            f"the code changed since this run was prepared (was {config.experiment_id}, is {found}): "
+            "start again to train the new code, or put the old code back to go on with this run"
+        )
+
+
+def stores(config: Config) -> list[str]:
+    """The places where the config has runs stored, which are no code."""
+    places = (config.project_root, config.dir, config.checkpoint_dir, config.log_path, config.scratch)
+    return [place for place in places if place is not None]
+
+
 def new_timestamp(now: datetime | None = None) -> str:
     """The creation time of a run, as `20261121-103249-123456`: UTC with microseconds, in an order that sorts.
 
@@ -101,11 +125,6 @@ def _canonical(config: Config, source_file: str | None) -> dict[str, object]:
         digest = f"@{_source_digest(file)[:12]}" if file.is_file() else ""
         values["runner"] = f"{file.name}:{match['name']}{digest}"
     return values
-
-
-def _stores(config: Config) -> list[str]:
-    places = (config.project_root, config.dir, config.checkpoint_dir, config.log_path, config.scratch)
-    return [place for place in places if place is not None]
 
 
 def _local_folder(folder: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from danling_core.config import Config
 from danling_core.errors import ConfigError
-from danling_core.identity import experiment_id_of
+from danling_core.identity import experiment_id_of, stores
 from danling_core.optim import check_scheduler, optimizer_class
 from danling_core.runner.resolve import import_runner, resolve
 from danling_core.runner.torch_runner import TorchRunner
@@ -21,7 +20,7 @@ from danling_core.writers.services import require
 def prepare(config: Mapping[str, Any], cwd: str) -> dict[str, Any]:
     """Everything about a run that only its code can tell: the full config, the experiment id, the world.
 
-    Called in a process of its own, since it runs the user's module. Nothing is created.
+    Called in a process of its own, whose folder `cwd` is, since it runs the user's module. Nothing is created.
 
     Raises:
         ConfigError: anything about config, params or the named classes that would not work.
@@ -33,21 +32,22 @@ def prepare(config: Mapping[str, Any], cwd: str) -> dict[str, Any]:
             f"torchrun --nnodes {stated.nnodes} --nproc-per-node N --rdzv-backend c10d "
             "--rdzv-endpoint HOST:29500 -m danling_core.worker CONFIG, and project_root where all see it"
         )
-    resolved, _, source = pin(stated, cwd)
+    resolved, _, source = pin(stated)
     return {
         "config": resolved.dict(),
         "experiment_id": resolved.experiment_id,
+        "is_code_stated": stated.experiment_id is not None,
         "source_file": source,
         "world_size": ranks_per_node(resolved),
         "device": _device_type(resolved),
     }
 
 
-def pin(config: Config, cwd: str) -> tuple[Config, type[TorchRunner], str | None]:
+def pin(config: Config) -> tuple[Config, type[TorchRunner], str | None]:
     """The full config with its experiment id stated, the runner's class, and the class's file."""
     resolved, cls = load_runner(config)
     source = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    experiment_id = resolved.experiment_id or experiment_id_of(source, _stores(resolved, cwd))
+    experiment_id = resolved.experiment_id or experiment_id_of(source, stores(resolved))
     return resolved.model_copy(update={"experiment_id": experiment_id}), cls, source
 
 
@@ -81,9 +81,3 @@ def _device_type(config: Config) -> str:
     if config.device != "auto":
         return config.device
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _stores(config: Config, cwd: str) -> list[str]:
-    """Local folders that hold runs, and so are no code."""
-    places = (config.project_root, config.dir, config.checkpoint_dir, config.log_path, config.scratch)
-    return [os.path.join(cwd, place) for place in places if place is not None and "://" not in place]

@@ -20,7 +20,7 @@ from danling_core.config import Config
 from danling_core.context import RunContext, use
 from danling_core.control import Control, Phase
 from danling_core.errors import ConfigError, DanLingError, RunInterrupted
-from danling_core.identity import identify
+from danling_core.identity import check_code, identify
 from danling_core.prepare import load_runner, pin, prepare
 from danling_core.run_folder import Status
 from danling_core.runner.torch_runner import TorchRunner
@@ -44,6 +44,7 @@ def run_rank(request: Mapping[str, Any], control_path: str, restart: int) -> Non
         restart=restart,
         control=Control.open(control_path),
         is_launched=True,
+        source_file=request["source_file"],
     )
     with contextlib.suppress(RunInterrupted):
         execute(Config.load(request["config"]), context, request["stages"], request["threads_per_rank"])
@@ -76,6 +77,8 @@ def execute(config: Config, context: RunContext, stages: Sequence[str], threads:
     torch.set_num_threads(threads)
     storage.configure(config.storage_options)
     cls, control = load_runner(config)[1], context.control
+    if context.source_file is not None and distributed.rank() == 0:
+        check_code(config, context.source_file)
     with _stop_on_sigterm(control), use(context):
         runner = cls(config)
         if control is not None:
@@ -118,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     faulthandler.enable()
     sys.path.insert(0, os.getcwd())
     try:
-        config, _, source = pin(Config.load(arguments.config, arguments.overrides), os.getcwd())
+        config, _, source = pin(Config.load(arguments.config, arguments.overrides))
     except ConfigError as error:
         return _refuse(error, EXIT_BAD_INPUT)
     distributed.init_process_group(distributed.resolve_device(config.device), config.hang_timeout_seconds)

@@ -14,9 +14,9 @@ from prefect.runtime import flow_run as runtime
 import flows.own_names  # noqa: F401
 from danling_core import storage
 from danling_core.config import Config
-from danling_core.errors import DanLingError, LeaseError, RunInterrupted, StorageError
+from danling_core.errors import CodeChanged, DanLingError, LeaseError, RunInterrupted, StorageError
 from danling_core.formatting import format_epoch_result
-from danling_core.identity import Identity, identify
+from danling_core.identity import Identity, check_code, identify
 from danling_core.launch import Prepared, RunHandle, RunRequest
 from danling_core.open_run import OpenedRun, open_run
 from flows.endings import conclude_run
@@ -71,8 +71,10 @@ def execute(config: Config, pool: LauncherPool, artifacts: FlowArtifacts, fresh:
     config = pinned(prepared)
     identity = identify(config, prepared.source_file)
     try:
+        if not prepared.is_code_stated:
+            check_code(config, prepared.source_file)
         opened = open_run(config, identity, fresh=fresh, source_file=prepared.source_file)
-    except (LeaseError, StorageError) as error:
+    except (CodeChanged, LeaseError, StorageError, OSError) as error:
         return RunOutcome(**_names(config, identity), status="refused", error=str(error))
     if opened.complete is not None:
         return RunOutcome.from_status(opened.complete, opened.folder, skipped=True)
@@ -132,6 +134,7 @@ def _request(config: Config, prepared: Prepared, opened: OpenedRun) -> RunReques
         hang_timeout_seconds=config.hang_timeout_seconds,
         max_restarts=config.max_restarts,
         stop_grace_seconds=config.stop_grace_seconds,
+        source_file=None if prepared.is_code_stated else prepared.source_file,
     )
 
 

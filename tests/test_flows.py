@@ -194,6 +194,61 @@ def test_nothing_starts_when_one_run_of_a_group_cannot_be_run(
     assert not (tmp_path / "experiments").exists()
 
 
+def _editable(folder: Path, class_body: str = "    pass") -> tuple[Path, str]:
+    """A runner in a file of its own, for tests to edit; the file, and its address for a config."""
+    source = folder / "mine.py"
+    source.write_text(f"from tests.toy_runner import ToyRunner\n\n\nclass Mine(ToyRunner):\n{class_body}\n")
+    return source, f"{source}:Mine"
+
+
+def test_code_that_is_edited_during_a_sweep_is_not_trained_under_the_old_id(
+    prefect_server: PrefectServer, toy_config: Make, tmp_path: Path
+) -> None:
+    from flows.experiment import experiment
+    from flows.pool import LauncherPool, using
+
+    source, runner = _editable(tmp_path)
+
+    class Editor:
+        def on_event(self, name: str, event: dict[str, Any]) -> None:
+            pass
+
+        def on_outcome(self, outcome: Any) -> None:
+            source.write_text(source.read_text() + "# edited\n")
+
+    config = toy_config(runner=runner)
+    pool = LauncherPool(listener=Editor())
+    with using(pool):
+        experiment(ExperimentSpec(config=config, sweep={"seed": [0, 1]}), return_state=True)
+    first, second = pool.outcomes.values()
+    assert first.status == "complete"
+    assert second.status == "refused" and "the code changed" in (second.error or "")
+    assert len(list_runs(config["project_root"])) == 1
+    stated = {**config, "experiment_id": "e" * 40}
+    pool = LauncherPool(listener=Editor())
+    with using(pool):
+        experiment(ExperimentSpec(config=stated, sweep={"seed": [0, 1]}), return_state=True)
+    assert [outcome.status for outcome in pool.outcomes.values()] == ["complete"] * 2
+
+
+def test_code_that_is_edited_during_a_run_is_not_relaunched(
+    flows_on: Any, toy_config: Make, tmp_path: Path
+) -> None:
+    from flows.run import run
+
+    _, runner = _editable(
+        tmp_path,
+        """    def train_step(self, data):
+        if self.epochs == 1:
+            with open(__file__, "a") as file:
+                file.write("# edited")
+        return super().train_step(data)""",
+    )
+    config = toy_config(runner=runner, params={"kill_at_step": 3}, dataloader={"batch_size": 25})
+    with pytest.raises(RunFailed, match="the code changed since this run was prepared"):
+        run(Config.from_dict(config))
+
+
 def test_a_run_that_another_process_owns_is_refused_by_name(flows_on: Any, toy_config: Make) -> None:
     from danling_core.identity import identify
     from danling_core.lease import Lease

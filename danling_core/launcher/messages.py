@@ -22,6 +22,8 @@ class RunRequest:
         hang_timeout_seconds: silence of a rank that is taken for a hang.
         max_restarts: relaunches after a death or a hang.
         stop_grace_seconds: from the wish to stop until the ranks are killed.
+        source_file: where the runner is defined, for rank 0 to check that the code is still the one that was
+            prepared; None where the user stated what code it is.
     """
 
     config: dict[str, Any]
@@ -34,6 +36,7 @@ class RunRequest:
     hang_timeout_seconds: float = 600.0
     max_restarts: int = 3
     stop_grace_seconds: float = 30.0
+    source_file: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -52,6 +55,7 @@ class Prepared:
     Args:
         config: the canonical full config, params validated.
         experiment_id: of the code.
+        is_code_stated: the user stated the experiment id; it is taken at their word.
         source_file: where the runner is defined.
         world_size: the number of ranks, `auto` resolved.
         device: "cpu" or "cuda".
@@ -59,6 +63,7 @@ class Prepared:
 
     config: dict[str, Any]
     experiment_id: str
+    is_code_stated: bool = False
     source_file: str | None = None
     world_size: int = 1
     device: str = "cpu"
