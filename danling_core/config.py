@@ -163,7 +163,11 @@ class Config(Model):
         None, "splits of the evaluate stage; null: test, or the score split"
     )
     max_restarts: NonNegativeWhole = _aside(3, "relaunches after a rank was killed or hung")
-    hang_timeout_seconds: Positive = _aside(600.0, "silence of a rank after which it is relaunched")
+    hang_timeout_seconds: Positive = _aside(
+        600.0,
+        "silence of a rank, since its last step or evaluated batch, after which all are relaunched; before the end of "
+        "its first step at least 1800. Under torchrun: how long a rank waits for the others",
+    )
     max_seconds: Positive | None = _aside(None, "time after which the run saves and stops, to be resumed")
     stop_grace_seconds: Positive = _aside(30.0, "time that ranks have to save when asked to stop")
 

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import mmap
 import os
-from enum import IntEnum
 from types import TracebackType
 
-from danling_core.lifeline import start_time, watch_parent
+from danling_core.lifeline import start_time
 
-__all__ = ["Control", "Phase", "RankControl", "watch_parent"]
-
-_MAGIC = 0x444C_4354_524C_0001  # "DLCTRL", layout 1
+_MAGIC = 0x444C_4354_524C_0002  # "DLCTRL", layout 2
 _HEADER_CELLS = 8  # magic, world size, stop requested, stop at step, and room
-_RANK_CELLS = 8  # one cache line each: pid, start time, beats, step, phase, done, and room
+_RANK_CELLS = 8  # one cache line each: pid, start time, beats, step, done, and room
 _WORLD, _STOP_REQUESTED, _STOP_AT_STEP = 1, 2, 3
-_PID, _STARTED, _BEATS, _STEP, _PHASE, _DONE = range(6)
+_FIRST_STEP_SECONDS = 1800.0
+_PID, _STARTED, _BEATS, _STEP, _DONE = range(5)
 
 
-class Phase(IntEnum):
-    """What a rank is busy with; it makes the report of a hang or a death readable."""
+def silence_allowed(hang_timeout_seconds: float, is_starting: bool) -> float:
+    """Seconds after which a silent rank is taken for hung. The launcher's watch asks.
 
-    STARTING = 0
-    TRAINING = 1
-    EVALUATING = 2
-    SAVING = 3
-    FINISHING = 4
+    Nothing beats before the end of the first step: data are tokenised, a model is loaded or compiled. Until
+    every rank is that far, silence may last half an hour, or longer where the config allows more.
+    """
+    return max(hang_timeout_seconds, _FIRST_STEP_SECONDS) if is_starting else hang_timeout_seconds
+
+
+def collective_timeout(hang_timeout_seconds: float) -> float:
+    """Seconds after which a collective gives up where the watch is there: well after it, whose finding is
+    restartable and shows the stacks."""
+    return 1.5 * silence_allowed(hang_timeout_seconds, is_starting=True) + 30.0
 
 
 class RankControl:
@@ -44,15 +47,11 @@ class RankControl:
 
     def beat(self, step: int) -> None:
         """Say that this rank is alive and working on `step`, counted from 0. Called by the rank, at least
-        once a step and once an evaluated batch; silence for `hang_timeout_seconds` is taken for a hang."""
+        once a step and once an evaluated batch; its first is over with the second call. `silence_allowed` says
+        what silence is taken for a hang."""
         cells, base = self._cells, self._base
         cells[base + _STEP] = step
         cells[base + _BEATS] += 1
-
-    def enter_phase(self, phase: Phase) -> None:
-        """Say what follows; counts as a beat."""
-        self._cells[self._base + _PHASE] = phase
-        self._cells[self._base + _BEATS] += 1
 
     def finish(self) -> None:
         """Say that this rank has nothing more to do: its death is no failure now, its silence no hang.
@@ -78,15 +77,15 @@ class RankControl:
         return int(self._cells[self._base + _BEATS])
 
     @property
+    def is_starting(self) -> bool:
+        """Whether its first step, or evaluated batch, is not over yet."""
+        return self.beats < 2
+
+    @property
     def step(self) -> int | None:
         """The step it was last working on; None before the first."""
         step = int(self._cells[self._base + _STEP])
         return None if step < 0 else step
-
-    @property
-    def phase(self) -> Phase:
-        """What it was last busy with."""
-        return Phase(self._cells[self._base + _PHASE])
 
     @property
     def is_done(self) -> bool:

@@ -18,7 +18,7 @@ import torch
 from danling_core import distributed, storage
 from danling_core.config import Config
 from danling_core.context import RunContext, use
-from danling_core.control import Control, Phase
+from danling_core.control import Control
 from danling_core.errors import ConfigError, DanLingError, RunInterrupted
 from danling_core.identity import check_code, identify
 from danling_core.prepare import load_runner, pin, prepare
@@ -81,8 +81,6 @@ def execute(config: Config, context: RunContext, stages: Sequence[str], threads:
         check_code(config, context.source_file)
     with _stop_on_sigterm(control), use(context):
         runner = cls(config)
-        if control is not None:
-            control.ranks[runner.local_rank].enter_phase(Phase.TRAINING)
         try:
             status = runner.run(stages)
         except RunInterrupted:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from danling_core.control import Control, Phase, RankControl
+from danling_core.control import Control, RankControl
 from danling_core.errors import ConfigError
 from danling_core.launcher.child import load
 from danling_core.writers.events import EventLog
@@ -60,7 +60,7 @@ class Rank:
             log.close()
 
     def beat(self, step: int) -> None:
-        self.cells.enter_phase(Phase.TRAINING)
+        self.cells.beat(step)  # twice: the first step is over
         self.cells.beat(step)
 
     def is_chosen(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from danling_core.control import Control, Phase
+from danling_core.control import Control, collective_timeout, silence_allowed
 from danling_core.errors import ConfigError
 from danling_core.launcher.child import describe, is_lost_peer
 from danling_core.launcher.verdict import GroupEnd, RankEnd, judge
@@ -51,13 +51,12 @@ def sleepers() -> Iterator[list[subprocess.Popen[bytes]]]:
 def test_what_one_side_writes_the_other_reads(control: Control) -> None:
     with Control.open(control.path) as other:
         rank = other.ranks[1]
-        assert (rank.step, rank.beats, rank.phase, rank.is_done) == (None, 0, Phase.STARTING, False)
+        assert (rank.step, rank.beats, rank.is_done) == (None, 0, False)
         rank.enter()
-        rank.enter_phase(Phase.TRAINING)
         rank.beat(7)
         rank.finish()
         seen = control.ranks[1]
-        assert (seen.step, seen.beats, seen.phase, seen.is_done) == (7, 2, Phase.TRAINING, True)
+        assert (seen.step, seen.beats, seen.is_done) == (7, 1, True)
         assert is_alive(seen.pid, seen.started) and seen.pid == os.getpid()
         assert control.ranks[0].pid == 0, "another rank's cells were touched"
         control.request_stop()
@@ -86,6 +85,13 @@ def watch_over(control: Control, processes: list[subprocess.Popen[bytes]]) -> Wa
     return watch
 
 
+def work(control: Control, *steps: int) -> None:
+    """All ranks are past their first step, and begin these."""
+    for rank, step in zip(control.ranks, steps, strict=True):
+        rank.beat(step - 1)
+        rank.beat(step)
+
+
 def end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
@@ -108,8 +114,7 @@ def test_silence_beyond_the_timeout_is_a_hang_of_the_rank_that_is_behind(
     control: Control, sleepers: list[subprocess.Popen[bytes]]
 ) -> None:
     watch = watch_over(control, sleepers)
-    control.ranks[0].beat(5)
-    control.ranks[1].beat(4)
+    work(control, 5, 4)
     watch.tick(9.0)
     watch.tick(18.9)
     assert watch.hang is None
@@ -118,6 +123,26 @@ def test_silence_beyond_the_timeout_is_a_hang_of_the_rank_that_is_behind(
     assert sleepers[0].poll() is None, "the stacks need a moment"
     watch.tick(21.2)
     assert [process.wait(10) for process in sleepers] == [-signal.SIGKILL] * 2
+
+
+def test_a_first_step_may_take_half_an_hour_and_the_others_wait_for_it(
+    control: Control, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    watch = watch_over(control, sleepers)
+    control.ranks[0].beat(0)  # has its first batch
+    watch.tick(1.0)
+    control.ranks[0].beat(1)
+    watch.tick(2.0)
+    watch.tick(1799.0)
+    assert watch.hang is None
+    watch.tick(1801.1)
+    assert watch.hang is not None and (watch.hang.rank, watch.hang.step) == (1, None)
+
+
+def test_a_collective_waits_longer_than_the_watch() -> None:
+    for timeout in (5.0, 600.0, 7200.0):
+        for is_starting in (True, False):
+            assert collective_timeout(timeout) > silence_allowed(timeout, is_starting) + 30.0
 
 
 def test_a_rank_that_finished_may_be_silent(
@@ -161,7 +186,7 @@ def test_a_stop_has_its_grace_once(control: Control, sleepers: list[subprocess.P
 
 
 def rank_end(exit_code: int | None = 0, **fields: Any) -> RankEnd:
-    defaults = {"is_done": False, "step": 3, "phase": Phase.TRAINING}
+    defaults = {"is_done": False, "step": 3}
     return RankEnd(exit_code, **{**defaults, **fields})
 
 
@@ -201,10 +226,11 @@ def test_a_rank_killed_by_the_launcher_is_not_the_cause() -> None:
 
 
 def test_a_hang_comes_before_the_deaths_that_end_it() -> None:
-    hang = Hang(rank=1, step=None, phase=Phase.STARTING, silent_seconds=12.0)
+    hang = Hang(rank=1, step=None, silent_seconds=12.0)
     verdict = judge(GroupEnd([rank_end(-9, was_killed=True)] * 2, hang))
-    assert (verdict.kind, verdict.place) == ("hung", None)
+    assert (verdict.kind, verdict.step) == ("hung", None)
     assert "before its first step" in verdict.message and "12 s" in verdict.message
+    assert "hang_timeout_seconds" in verdict.message
 
 
 def test_an_echo_without_a_death_is_told_as_it_is() -> None:
@@ -233,6 +259,7 @@ def test_the_death_of_the_fork_server_may_be_mended() -> None:
     ("error", "is_echo"),
     [
         (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"), True),
+        (RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 5000ms for recv"), True),
         (RuntimeError("Broken pipe in my own code"), False),
         (ValueError("connection reset by peer"), False),
         (ConfigError("gloo: connection closed by peer"), False),

@@ -26,7 +26,7 @@ def test_a_frozen_rank_is_found_by_its_silence_and_the_run_goes_on(
     launcher: Launcher, tmp_path: Path
 ) -> None:
     with fault("SIGSTOP", 13, rank=1):
-        ended = launch(launcher, config(tmp_path), hang_timeout_seconds=5.0)
+        ended = launch(launcher, config(tmp_path, hang_timeout_seconds=5.0))
     assert ended.outcome is not None and (ended.outcome.status, ended.outcome.restarts) == ("complete", 1)
     told = next(event for event in ended.events if event["event"] == "restarting")
     # Rank 0 falls silent in the same step, waiting for rank 1: which of them is stuck, the stacks tell.
@@ -35,7 +35,7 @@ def test_a_frozen_rank_is_found_by_its_silence_and_the_run_goes_on(
 
 def test_the_stack_of_a_rank_that_sleeps_forever_is_in_its_log(launcher: Launcher, tmp_path: Path) -> None:
     with fault("sleep", 13, rank=1):
-        ended = launch(launcher, config(tmp_path), hang_timeout_seconds=5.0)
+        ended = launch(launcher, config(tmp_path, hang_timeout_seconds=5.0))
     assert ended.outcome is not None and (ended.outcome.status, ended.outcome.restarts) == ("complete", 1)
     log = (ended.path / "logs" / "rank-1.log").read_text()
     assert "in sleep_forever" in log and "in train_step" in log

@@ -26,7 +26,8 @@ _ELASTIC = re.compile(
     r"(GROUP_|ROLE_)?(RANK|WORLD_SIZE)|LOCAL_(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
 )
 _LOST_PEER = re.compile(
-    r"closed by peer|reset by peer|broken pipe|connection refused|was aborted|remote process exited"
+    r"closed by peer|reset by peer|broken pipe|connection refused|was aborted|remote process exited|"
+    r"timed out waiting"
 )
 
 

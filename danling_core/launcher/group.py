@@ -115,7 +115,6 @@ def _rank_end(agent: _Agent, watch: Watch, rank: int, failure_path: str) -> Rank
         exit_code=None if process is None else process.exitcode,
         is_done=cells.is_done,
         step=cells.step,
-        phase=cells.phase,
         failure=json.loads(path.read_text(encoding="utf-8")) if path.exists() else None,
         was_killed=rank in watch.killed,
     )

@@ -19,7 +19,7 @@ class RunRequest:
         copy. generation: of the driver's lease; an attempt is called `{generation}.{restart}`.
         stages: what to do, in order, of "train" and "evaluate".
         nproc: the number of ranks, resolved.
-        hang_timeout_seconds: silence of a rank that is taken for a hang.
+        hang_timeout_seconds: silence of a rank that is taken for a hang; see `control.silence_allowed`.
         max_restarts: relaunches after a death or a hang.
         stop_grace_seconds: from the wish to stop until the ranks are killed.
         source_file: where the runner is defined, for rank 0 to check that the code is still the one that was

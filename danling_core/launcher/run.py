@@ -102,7 +102,7 @@ class SupervisedRun:
         """The message of the failure, if no relaunch follows; None if one does."""
         if not verdict.is_restartable:
             return verdict.message
-        if previous is not None and verdict.place is not None and verdict.place == previous.place:
+        if previous is not None and verdict.step is not None and verdict.step == previous.step:
             return f"step {verdict.step} failed twice in a row and is taken for poisoned: {verdict.message}"
         if restart == self.request.max_restarts:
             return (

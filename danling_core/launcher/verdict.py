@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from danling_core.control import Phase
 from danling_core.launcher.watch import Hang
 
 _UNKNOWN_EXIT = 255  # what multiprocessing says when the fork server died before it could tell
@@ -26,7 +25,6 @@ class RankEnd:
     exit_code: int | None
     is_done: bool
     step: int | None
-    phase: Phase
     failure: Mapping[str, Any] | None = None
     was_killed: bool = False
 
@@ -48,18 +46,12 @@ class Verdict:
     message: str
     rank: int | None = None
     step: int | None = None
-    phase: Phase = Phase.STARTING
     traceback: str | None = field(default=None, repr=False)
 
     @property
     def is_restartable(self) -> bool:
         """Whether trying again may help."""
         return self.kind in ("died", "hung", "not launched")
-
-    @property
-    def place(self) -> tuple[int, Phase] | None:
-        """Where it happened, to recognise a poisoned step; None if it was before any step."""
-        return None if self.step is None else (self.step, self.phase)
 
 
 def judge(end: GroupEnd) -> Verdict:
@@ -99,8 +91,8 @@ def _died_silently(rank: RankEnd) -> bool:
 
 def _raised(index: int, rank: RankEnd) -> Verdict:
     failure = _failure(rank)
-    message = f"rank {index} failed{_at(rank.step, rank.phase)}: {failure['error']}"
-    return Verdict("raised", message, index, rank.step, rank.phase, failure["traceback"])
+    message = f"rank {index} failed{_at(rank.step)}: {failure['error']}"
+    return Verdict("raised", message, index, rank.step, failure["traceback"])
 
 
 def _echo(index: int, rank: RankEnd) -> Verdict:
@@ -108,41 +100,32 @@ def _echo(index: int, rank: RankEnd) -> Verdict:
     is_worker_killed = (
         "killed by signal" in _failure(rank)["error"]
     )  # a loader's worker: a death like any other
-    return Verdict(
-        "died" if is_worker_killed else "raised", found.message, index, rank.step, rank.phase, found.traceback
-    )
+    return Verdict("died" if is_worker_killed else "raised", found.message, index, rank.step, found.traceback)
 
 
 def _hung(hang: Hang) -> Verdict:
     message = (
-        f"rank {hang.rank} hung{_at(hang.step, hang.phase)}: silent for {hang.silent_seconds:.0f} s; "
-        "the stacks of all ranks are in their logs"
+        f"rank {hang.rank} hung{_at(hang.step)}: silent for {hang.silent_seconds:.0f} s; "
+        "the stacks of all ranks are in their logs; if it was only slow, raise hang_timeout_seconds"
     )
-    return Verdict("hung", message, hang.rank, hang.step, hang.phase)
+    return Verdict("hung", message, hang.rank, hang.step)
 
 
 def _died(index: int, rank: RankEnd) -> Verdict:
     code = rank.exit_code or 0
-    where = _at(rank.step, rank.phase)
+    where = _at(rank.step)
     if code < 0:
         hint = ": out of memory?" if code == -signal.SIGKILL else ""
-        return Verdict(
-            "died",
-            f"rank {index} was killed by {signal_name(-code)}{where}{hint}",
-            index,
-            rank.step,
-            rank.phase,
-        )
+        message = f"rank {index} was killed by {signal_name(-code)}{where}{hint}"
+        return Verdict("died", message, index, rank.step)
     if code == _UNKNOWN_EXIT:
-        return Verdict("died", f"rank {index} died with the fork server{where}", index, rank.step, rank.phase)
+        return Verdict("died", f"rank {index} died with the fork server{where}", index, rank.step)
     message = f"rank {index} exited with code {code}{where}, without an exception: something called os._exit"
-    return Verdict("raised", message, index, rank.step, rank.phase)
+    return Verdict("raised", message, index, rank.step)
 
 
-def _at(step: int | None, phase: Phase) -> str:
-    if step is None:
-        return " before its first step"
-    return f" at step {step}" + ("" if phase is Phase.TRAINING else f" ({phase.name.lower()})")
+def _at(step: int | None) -> str:
+    return " before its first step" if step is None else f" at step {step}"
 
 
 def signal_name(number: int) -> str:

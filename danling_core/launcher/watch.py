@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from danling_core.control import Control, Phase
+from danling_core.control import Control, silence_allowed
 from danling_core.lifeline import is_alive, kill_tree, start_time
 
 _LINGER_SECONDS = 5.0  # for the others, after one rank died
@@ -24,7 +24,6 @@ class Hang:
 
     rank: int
     step: int | None
-    phase: Phase
     silent_seconds: float
 
 
@@ -38,11 +37,11 @@ class _Rank:
 
 @dataclass
 class Watch:
-    """The rules, as a function of time: `tick(now)` does what is due. `watching` calls it from a thread.
+    """The rules, as a function of time: `tick(now)` does what is due. `start` calls it from a thread.
 
     Args:
         control: of the group.
-        hang_timeout_seconds: silence of a rank that is taken for a hang.
+        hang_timeout_seconds: silence of a rank that is taken for a hang; at the start longer.
         stop_grace_seconds: from `request_stop` until the ranks are killed.
     """
 
@@ -103,18 +102,22 @@ class Watch:
         return now + _DUMP_SECONDS
 
     def _find_hang(self, working: set[int], now: float) -> Hang | None:
+        is_starting = any(
+            self.control.ranks[index].is_starting for index in working
+        )  # the others wait for it
+        allowed = silence_allowed(self.hang_timeout_seconds, is_starting)
         silent: list[tuple[int, float, int]] = []
         for index in working:
             rank, cells = self._ranks[index], self.control.ranks[index]
             if cells.beats != rank.beats:
                 rank.beats, rank.last_beat = cells.beats, now
-            elif now - rank.last_beat > self.hang_timeout_seconds:
+            elif now - rank.last_beat > allowed:
                 silent.append((-1 if cells.step is None else cells.step, rank.last_beat, index))
         if not silent:
             return None
         _, last_beat, index = min(silent)
         cells = self.control.ranks[index]
-        return Hang(index, cells.step, cells.phase, now - last_beat)
+        return Hang(index, cells.step, now - last_beat)
 
     def _dump_stacks(self) -> None:
         for index, rank in self._ranks.items():

@@ -9,6 +9,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from danling_core import distributed, seeding
+from danling_core.control import collective_timeout
 from danling_core.ema import EMA
 from danling_core.errors import ConfigError
 from danling_core.optim import (
@@ -33,7 +34,10 @@ class TorchSetUp(TorchData):
 
     def init_distributed(self) -> None:
         self.device = distributed.resolve_device(self.config.device)
-        self._joined = distributed.init_process_group(self.device, self.config.hang_timeout_seconds)
+        timeout, context = self.config.hang_timeout_seconds, self._context
+        if context is not None and context.is_launched:
+            timeout = collective_timeout(timeout)
+        self._joined = distributed.init_process_group(self.device, timeout)
         self._init_data()
         self._is_placed = self._is_trainable = self._is_announced = self._has_weights = False
         self._resume_is_due = True
