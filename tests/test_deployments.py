@@ -71,7 +71,7 @@ def deployed(prefect_server: PrefectServer) -> PrefectServer:
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
-        ({"config": {"epoch_end": 3, "sed": 1}}, "sed"),
+        ({"config": {"epoch_end": 3, "sed": 1}}, r"\bsed\b"),
         ({"config": {"epoch_end": "many"}}, "epoch_end"),
         ({"overrides": 3}, "overrides"),
         ({"fresh": "perhaps"}, "fresh"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -422,25 +424,27 @@ def test_init_print_chooses_the_rank_that_speaks(process: int, two_ranks: Ranks,
 
 
 def test_the_interpreter_is_left_as_it_was(tmp_path: Path) -> None:
-    import builtins
-    import signal
-
-    before = (builtins.print, sys.stdout, sys.stderr, sys.excepthook, signal.getsignal(signal.SIGTERM))
-    root = (logging.getLogger().level, list(logging.getLogger().handlers))
-    logger = logging.getLogger("danling")
-    own = (logger.level, list(logger.handlers), logger.propagate)
+    before = interpreter()
     runner = SmallRunner(config(tmp_path))
+    assert interpreter() == before
     runner.init_print()
     runner.train()
-    after = (builtins.print, sys.stdout, sys.stderr, sys.excepthook, signal.getsignal(signal.SIGTERM))
-    assert after == before
-    assert (logging.getLogger().level, list(logging.getLogger().handlers)) == root
-    assert (logger.level, list(logger.handlers), logger.propagate) == own
+    assert interpreter() == before
+
+
+def interpreter() -> list[Any]:
+    """What a library has no business to change."""
+    loggers = [
+        (each.level, list(each.handlers), each.propagate) for each in map(logging.getLogger, ("", "danling"))
+    ]
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    return [builtins.print, sys.stdout, sys.stderr, sys.excepthook, *handlers, *loggers]
 
 
 def test_attributes_do_not_fall_through_to_the_config(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path))
-    assert not hasattr(runner, "keep_last") and not hasattr(runner, "params_width")
+    assert runner.config.keep_last and not hasattr(runner, "keep_last")
+    assert runner.params.samples and not hasattr(runner, "samples")
 
 
 def test_emit_adds_to_the_event_log(tmp_path: Path) -> None:
