@@ -22,7 +22,7 @@ DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
 def run(arguments: argparse.Namespace) -> int:
     """Train one run."""
     config = Config.load(arguments.file, arguments.overrides)
-    console = RunConsole(config.epoch_end)
+    console = RunConsole(config)
     session = Session([config], slots=1, listener=console, is_verbose=arguments.verbose)
     with console.showing():
         ending = session.call(
@@ -35,7 +35,7 @@ def experiment(arguments: argparse.Namespace) -> int:
     """Train the runs of one experiment."""
     spec = ExperimentSpec.load(arguments.file, arguments.overrides)
     configs = spec.configs()
-    console = GroupConsole(len(configs))
+    console = GroupConsole(configs)
     session = Session(configs, spec.concurrency, console, arguments.verbose)
     with console.showing():
         ending = session.call(lambda configs: _Flows().experiment(spec, return_state=True))
@@ -47,7 +47,7 @@ def group(arguments: argparse.Namespace) -> int:
     """Train the experiments of a group."""
     spec = GroupSpec.load(arguments.file, arguments.overrides)
     configs = [config for plan in spec.configs() for config in plan.configs]
-    console = GroupConsole(len(configs))
+    console = GroupConsole(configs)
     session = Session(configs, spec.concurrency, console, arguments.verbose)
     with console.showing():
         ending = session.call(lambda configs: _Flows().group(spec, return_state=True))

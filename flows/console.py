@@ -4,53 +4,61 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from danling_core.config import Config
 from danling_core.formatting import format_duration, format_epoch_result
+from danling_core.writers.progress_bar import ProgressBar
 from flows.leaderboard import flat_metrics
+from flows.naming import counted
 from flows.outcome import RunOutcome, describe
 
 
 class RunConsole:
-    """Shows one run: a bar that its events move (on a terminal), and a line for each epoch.
+    """Shows one run: a bar that its events move (on a terminal, unless the config says no), a line per result.
 
     Args:
-        epochs: how many there will be, where that is known.
+        config: of the run.
+        console: to draw on instead of stdout.
     """
 
-    def __init__(self, epochs: int | None = None, console: Console | None = None) -> None:
+    def __init__(self, config: Config, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
-        self._bar = _bar(self._console, TextColumn("{task.percentage:>3.0f} %"))
-        self._task: TaskID | None = None
-        self._epochs = epochs
+        self._bar = ProgressBar(
+            config.epoch_end,
+            config.step_end,
+            enabled=config.progress_bar and self._console.is_terminal,
+            console=self._console,
+        )
+        self._unit, self._total = counted(config)
 
     @contextlib.contextmanager
     def showing(self) -> Iterator[None]:
         """Draw the bar inside."""
-        with self._bar if self._console.is_terminal else contextlib.nullcontext():
-            self._task = self._bar.add_task("starting", total=1.0)
+        self._bar.begin("starting")
+        try:
             yield
+        finally:
+            self._bar.close()
 
     def on_event(self, name: str, event: dict[str, Any]) -> None:
         """One event of the run."""
         kind = event["event"]
         if kind == "run_started":
-            self._print(_started(name, event))
-        elif kind == "progress":
-            self._move(event.get("progress"), f"epoch {event.get('epoch')}")
+            self._print(self._started(name, event))
         elif kind == "epoch_finished":
-            self._print(_epoch_line(event, self._epochs))
-        elif kind == "evaluate_began":
-            self._move(1.0, "evaluating")
+            self._print(self._line(event))
         elif kind == "evaluate_finished":
             self._print(format_epoch_result(event.get("result", {}), label="evaluation"))
+        self._bar.on_event(event)
 
     def on_outcome(self, outcome: RunOutcome) -> None:
         """The run has ended."""
+        self._bar.close()
         if outcome.status == "complete":
             self._print(f"{outcome.key} {describe(outcome)} ({format_duration(outcome.seconds)})")
             if outcome.skipped:
@@ -58,9 +66,18 @@ class RunConsole:
         if outcome.folder is not None:
             self._print(f"folder {outcome.folder}")
 
-    def _move(self, progress: float | None, description: str) -> None:
-        if self._task is not None and progress is not None:
-            self._bar.update(self._task, completed=progress, description=description)
+    def _started(self, name: str, event: dict[str, Any]) -> str:
+        ranks = event.get("world_size", 1)
+        resumed = event.get("resumed")
+        whence = f", resumed at {self._unit} {resumed.get(self._unit)}" if isinstance(resumed, dict) else ""
+        return f"{name}: {ranks} rank{'' if ranks == 1 else 's'} on {event.get('device')}{whence}"
+
+    def _line(self, event: dict[str, Any]) -> str:
+        is_best = bool(event.get("is_best"))
+        line = format_epoch_result(
+            event["result"], event["index"], self._total, is_best=is_best, label=self._unit
+        )
+        return f"{line} ({event.get('seconds', 0.0):.3g} s)"
 
     def _print(self, line: str) -> None:
         if line:
@@ -68,25 +85,28 @@ class RunConsole:
 
 
 class GroupConsole:
-    """Shows many runs: a line for each that has ended, and (on a terminal) one bar for all.
+    """Shows many runs: a line for each that has ended, and one bar for all (on a terminal, unless a config says no).
 
     Args:
-        total: how many runs there are.
+        configs: of the runs.
+        console: to draw on instead of stdout.
     """
 
-    def __init__(self, total: int, console: Console | None = None) -> None:
+    def __init__(self, configs: Sequence[Config], console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
-        self._total = total
+        self._total = len(configs)
+        self._is_bar_shown = self._console.is_terminal and all(config.progress_bar for config in configs)
         self._ended = 0
         self._lock = threading.Lock()
-        self._bar = _bar(self._console, MofNCompleteColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=self._console, transient=True)
         self._task: TaskID | None = None
         self._progress: dict[str, float] = {}
 
     @contextlib.contextmanager
     def showing(self) -> Iterator[None]:
         """Draw the bar inside."""
-        with self._bar if self._console.is_terminal else contextlib.nullcontext():
+        with self._bar if self._is_bar_shown else contextlib.nullcontext():
             self._task = self._bar.add_task("runs", total=self._total)
             yield
 
@@ -114,22 +134,3 @@ class GroupConsole:
     def _move(self) -> None:
         if self._task is not None:
             self._bar.update(self._task, completed=self._ended + sum(self._progress.values()))
-
-
-def _bar(console: Console, *extra: Any) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), *extra, TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True)
-
-
-def _started(name: str, event: dict[str, Any]) -> str:
-    ranks = event.get("world_size", 1)
-    resumed = event.get("resumed")
-    whence = f", resumed at epoch {resumed.get('epoch')}" if isinstance(resumed, dict) else ""
-    return f"{name}: {ranks} rank{'' if ranks == 1 else 's'} on {event.get('device')}{whence}"
-
-
-def _epoch_line(event: dict[str, Any], epochs: int | None) -> str:
-    line = format_epoch_result(
-        event.get("result", {}), event["epoch"], epochs, is_best=bool(event.get("is_best"))
-    )
-    return f"{line} ({event.get('seconds', 0.0):.3g} s)"

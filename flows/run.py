@@ -20,7 +20,7 @@ from danling_core.identity import Identity, check_code, identify
 from danling_core.launch import Prepared, RunHandle, RunRequest
 from danling_core.open_run import OpenedRun, open_run
 from flows.endings import conclude_run
-from flows.naming import run_display_name, tags_of
+from flows.naming import counted, run_display_name, tags_of
 from flows.outcome import RunOutcome, describe
 from flows.pool import LauncherPool, launcher_pool, pinned
 from flows.stages import observe_stages, try_task
@@ -106,7 +106,8 @@ def _train(
         pool.active(launcher.run(_request(config, prepared, opened))) as handle,
         _beating(opened, handle, pool),
     ):
-        observe_stages(Observation(handle.events(), _listener(identity, pool, artifacts), logger.warning))
+        listen = _listener(config, identity, pool, artifacts)
+        observe_stages(Observation(handle.events(), listen, logger.warning), config)
         ended = handle.outcome()
     try_task(score, folder_url=opened.folder.url)
     if ended.status == "complete":
@@ -144,17 +145,18 @@ def _beating(opened: OpenedRun, handle: RunHandle, pool: LauncherPool) -> Abstra
     return opened.lease.beating(on_fenced=lambda error: pool.interrupt_run(handle, str(error)))
 
 
-def _listener(identity: Identity, pool: LauncherPool, artifacts: FlowArtifacts) -> Callable[[Event], None]:
-    key = f"{identity.name}-{identity.id}"
+def _listener(
+    config: Config, identity: Identity, pool: LauncherPool, artifacts: FlowArtifacts
+) -> Callable[[Event], None]:
+    key, (unit, total) = f"{identity.name}-{identity.id}", counted(config)
 
     def listen(event: Event) -> None:
         pool.publish(key, event)
         if event["event"] == "progress":
-            artifacts.progress(
-                f"progress-{key}", 100.0 * event.get("progress", 0.0), f"epoch {event.get('epoch')}"
-            )
+            percent = 100.0 * event.get("progress", 0.0)
+            artifacts.progress(f"progress-{key}", percent, f"{unit} {event.get(unit)}")
         elif event["event"] == "epoch_finished":
-            logger.info("%s", format_epoch_result(event.get("result", {}), event["epoch"]))
+            logger.info("%s", format_epoch_result(event["result"], event["index"], total, label=unit))
 
     return listen
 

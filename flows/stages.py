@@ -8,6 +8,8 @@ from typing import Any
 from prefect import Task
 from prefect.context import TagsContext
 
+from danling_core.config import Config
+from flows.naming import stage_name
 from tasks.evaluate import evaluate
 from tasks.observation import Observation
 from tasks.train import train_epoch
@@ -15,14 +17,15 @@ from tasks.train import train_epoch
 logger = logging.getLogger("danling.flows")
 
 
-def observe_stages(observation: Observation) -> None:
+def observe_stages(observation: Observation, config: Config) -> None:
     """Open a task run for every stage that begins and close it when it ends; returns when the run has ended.
 
     A task run that Prefect cannot make is left out: the stage is read over instead.
     """
     while (opening := observation.next_opening()) is not None:
         if opening["event"] == "epoch_began":
-            shown = try_task(train_epoch, epoch=opening["epoch"], observation=observation, opening=opening)
+            name = stage_name(opening, config)
+            shown = try_task(train_epoch, name=name, observation=observation, opening=opening)
         else:
             shown = try_task(evaluate, observation=observation, opening=opening)
         if not shown:

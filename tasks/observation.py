@@ -14,13 +14,14 @@ class Observation:
     """What a run has said so far, and the next thing it says.
 
     A stage opens with `epoch_began` or `evaluate_began` and closes with the event that finishes it. After a
-    restart the ranks repeat what they had done since the last checkpoint: an epoch that is finished opens no
-    more, and must end in the same values as before.
+    restart the ranks repeat what they had done since the last checkpoint: what is finished opens no more, and
+    must end in the same values as before. A stage is known by the index of its result: the epoch, or in step mode
+    the steps at its end, which are not known when it opens (its index is None then, and its `step` counts).
 
     Args:
         events: the run's events, in order; ends when the worker group has ended.
         listen: is given each event as it is read, before anything else happens with it.
-        on_difference: is told when a repeated epoch ended in other values than before.
+        on_difference: is told when a repeated stage ended in other values than before.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Observation:
         self._listen = listen
         self._on_difference = on_difference
         self._put_back: Event | None = None
-        self.finished: dict[int, Event] = {}
+        self.finished: dict[int, Event] = {}  # by index
         self.terminal: Event | None = None
 
     def next_opening(self) -> Event | None:
@@ -49,17 +50,12 @@ class Observation:
             if opening["event"] == "evaluate_began" and event["event"] == "evaluate_finished":
                 return event
             if opening["event"] == "epoch_began":
-                if event["event"] == "epoch_finished" and event["epoch"] == opening["epoch"]:
+                if event["event"] == "epoch_finished" and _closes(event, opening):
                     return event
-                if event["event"] == "evaluate_began" or self._is_later_epoch(event, opening):
+                if event["event"] == "evaluate_began" or _is_later_epoch(event, opening):
                     self._put_back = event
                     return None
         return None
-
-    def drain(self) -> None:
-        """Read all that is left."""
-        while self._next() is not None:
-            pass
 
     def _next(self) -> Event | None:
         if self._put_back is not None:
@@ -79,15 +75,29 @@ class Observation:
         elif kind == "run_started":
             self.terminal = None
         elif kind == "epoch_finished":
-            before = self.finished.setdefault(event["epoch"], event)
+            before = self.finished.setdefault(event["index"], event)
             if before.get("result") != event.get("result"):
+                unit = "epoch" if event["index"] == event["epoch"] else "step"
                 self._on_difference(
-                    f"epoch {event['epoch']} was repeated after a restart and ended in "
+                    f"{unit} {event['index']} was repeated after a restart and ended in "
                     f"{event.get('result')}, before in {before.get('result')}"
                 )
 
     def _opens_epoch(self, event: Event) -> bool:
-        return event["event"] == "epoch_began" and event["epoch"] not in self.finished
+        if event["event"] != "epoch_began":
+            return False
+        if event["index"] is None:
+            return event["step"] >= max(self.finished, default=0)
+        return event["index"] not in self.finished
 
-    def _is_later_epoch(self, event: Event, opening: Event) -> bool:
-        return event["event"] == "epoch_began" and event["epoch"] > opening["epoch"]
+
+def _closes(event: Event, opening: Event) -> bool:
+    """Whether a finished stage is the one that opened: in step mode the first that ends after its beginning."""
+    if opening["index"] is None:
+        return bool(event["index"] > opening["step"])
+    return bool(event["index"] == opening["index"])
+
+
+def _is_later_epoch(event: Event, opening: Event) -> bool:
+    """In step mode, what begins inside a stage is its own rest after a restart."""
+    return event["event"] == "epoch_began" and None is not opening["index"] < event["index"]

@@ -1,4 +1,4 @@
-"""The train task: one task run for one epoch, open while the ranks train it."""
+"""The train task: one task run for one epoch (in step mode: up to one evaluation), open while ranks train it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from danling_core.formatting import format_epoch_result
 from tasks.observation import Event, Observation
 
 
-@task(name="train epoch", task_run_name="epoch-{epoch}", cache_policy=NO_CACHE, persist_result=False)
-def train_epoch(epoch: int, observation: Observation, opening: Event) -> State[dict[str, Any] | None]:
+@task(name="train epoch", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
+def train_epoch(name: str, observation: Observation, opening: Event) -> State[dict[str, Any] | None]:
     """Wait for the end of the epoch that `opening` began; its metrics are the state's message.
 
-    The ranks do not wait for this task. Failed: the run ended inside the epoch.
+    The ranks do not wait for this task. Failed: the run ended inside the epoch. `name` is what the run is called.
     """
     closing = observation.until_closed(opening)
     if closing is not None:
-        return Completed(message=_message(closing), data={"epoch": epoch, **closing.get("result", {})})
+        return Completed(message=_message(closing), data={"index": closing["index"], **closing["result"]})
     terminal = observation.terminal or {}
     if terminal.get("event") == "interrupted":
         return Cancelled(name="Interrupted", message=str(terminal.get("reason", "interrupted")))
-    return Failed(message=str(terminal.get("error", f"the run ended inside epoch {epoch}")))
+    return Failed(message=str(terminal.get("error", f"the run ended inside {name}")))
 
 
 def _message(closing: Event) -> str:

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
+
+from flows.cli import main
 from tasks.observation import Observation
+from tests.prefect_fixtures import PrefectServer
+from tests.small_runner import SmallRunner, config
+from tests.small_runner import events as events_of
 
 
 def _began(epoch: int) -> dict[str, Any]:
-    return {"event": "epoch_began", "epoch": epoch}
+    return {"event": "epoch_began", "epoch": epoch, "index": epoch, "step": 4 * epoch}
 
 
 def _finished(epoch: int, loss: float = 0.5) -> dict[str, Any]:
-    return {"event": "epoch_finished", "epoch": epoch, "result": {"train": {"loss": loss}}}
+    return {"event": "epoch_finished", "epoch": epoch, "index": epoch, "result": {"train": {"loss": loss}}}
+
+
+def _began_at(step: int) -> dict[str, Any]:
+    """In step mode; four steps make an epoch."""
+    return {"event": "epoch_began", "epoch": step // 4, "index": None, "step": step}
+
+
+def _finished_at(step: int, loss: float = 0.5) -> dict[str, Any]:
+    return {**_finished(step // 4, loss), "index": step}
 
 
 def _stages(*events: dict[str, Any]) -> tuple[list[tuple[Any, bool]], list[str]]:
@@ -65,3 +84,64 @@ def test_every_event_is_heard_once_and_in_order() -> None:
     while (opening := observation.next_opening()) is not None:
         observation.until_closed(opening)
     assert heard == events
+
+
+def test_in_step_mode_every_stretch_between_evaluations_is_a_stage_and_none_is_a_repetition(
+    tmp_path: Path,
+) -> None:
+    runner = SmallRunner(config(tmp_path, step_end=9, evaluate_interval_steps=2))
+    runner.run()
+    differences: list[str] = []
+    observation = Observation(iter(events_of(runner)), on_difference=differences.append)
+    closings = []
+    while (opening := observation.next_opening()) is not None:
+        closings.append(observation.until_closed(opening))
+    assert [closing and closing.get("index") for closing in closings] == [2, 4, 6, 8, 9, None]
+    assert list(observation.finished) == list(runner.results) == [2, 4, 6, 8, 9]
+    assert differences == []
+
+
+def test_in_step_mode_a_restart_inside_a_stretch_leaves_it_open_and_before_it_opens_nothing_again() -> None:
+    restart = {"event": "run_started", "attempt": "1.1"}
+    events = (
+        _began_at(0),
+        _finished_at(2),
+        _began_at(2),
+        restart,
+        _began_at(3),
+        _finished_at(4),
+        _began_at(4),
+    )
+    observation = Observation(iter(events))
+    closed = []
+    while (opening := observation.next_opening()) is not None:
+        closing = observation.until_closed(opening)
+        closed.append((opening["step"], closing and closing["index"]))
+    assert closed == [(0, 2), (2, 4), (4, None)]
+    repeated = (_began_at(0), _finished_at(2), _began_at(2), restart, _began_at(0), _finished_at(2, 0.7))
+    stages, differences = _stages(*repeated, _began_at(2), _finished_at(4))
+    assert stages == [(0, True), (0, True)]
+    assert len(differences) == 1 and "step 2" in differences[0]
+
+
+def test_a_run_in_step_mode_is_told_in_steps_to_people_and_to_prefect(
+    prefect_server: PrefectServer,
+    toy_config: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ends = {"epoch_end": None, "step_end": 10, "evaluate_interval_steps": 4}
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(toy_config(**ends, run_name="by-steps", progress_bar=False)))
+    assert main(["run", str(file)]) == 0
+    printed = capsys.readouterr()
+    lines = [
+        line.partition(" |")[0] for line in printed.out.splitlines() if line.startswith(("epoch", "step"))
+    ]
+    assert lines == ["step  4/10", "step  8/10", "step 10/10"]
+    assert "repeated" not in printed.err
+    wanted, names, deadline = {"step-4", "step-8", "step-10"}, set(), time.monotonic() + 30
+    while not wanted <= names and time.monotonic() < deadline:  # the server takes them up in its own time
+        with prefect_server.client() as client:
+            names = {task.name for task in client.read_task_runs(limit=200)}
+    assert wanted <= names

@@ -120,7 +120,7 @@ class BaseRunner(RunLife, Serialization):
     def _segment(self, train_splits: Sequence[str], evaluate_splits: Sequence[str]) -> None:
         """One epoch, or in step mode one stretch between evaluations: train, evaluate, report, save."""
         epoch, started, by_epoch = self.epochs, time.monotonic(), self._progress.unit == "epoch"
-        self.emit("epoch_began", epoch=epoch, index=epoch if by_epoch else None)
+        self.emit("epoch_began", epoch=epoch, index=epoch if by_epoch else None, step=self.steps)
         try:
             for split in train_splits:
                 if split not in self._done_splits and (by_epoch or not self._progress.finished):

@@ -52,6 +52,13 @@ class ProgressBar:
         self._anchor: tuple[float, float] | None = None
         self._drawn_at = float("-inf")
 
+    def begin(self, status: str) -> None:
+        """Draw the bar before the first event, with these words."""
+        if self.enabled and self._bar is None:
+            self._bar, self._task = self._start()
+            self._bar.update(self._task, status=status)
+            self._bar.refresh()
+
     def on_event(self, event: Event) -> None:
         """Draw what the event says about the run's progress, at most once in `min_seconds`."""
         if not self.enabled:
@@ -62,6 +69,9 @@ class ProgressBar:
         elif kind == "progress":
             self._epoch = event.get("epoch", self._epoch)
             self._draw(float(event["progress"]), self._status(event), event.get("time"))
+        elif kind == "evaluate_began" and self._bar is not None:
+            self._bar.update(self._task, completed=1.0, status="evaluating", left="")
+            self._bar.refresh()
         elif kind in TERMINAL:
             if kind == "completed" and self._bar is not None:
                 self._drawn_at = float("-inf")
