@@ -20,6 +20,16 @@ class Mirror:
     def __init__(self) -> None:
         self.told: dict[str, Any] = {}
         self.ended: Fenced | StoreUnavailable | None = None
+        self.turns_to_go = 0
+
+    def close(self, timeout_seconds: float | None = None) -> None:
+        self.turns_to_go -= 1
+        if self.turns_to_go > 0:
+            raise StoreUnavailable(f"not everything is up after {timeout_seconds} s")
+        if self.turns_to_go == 0:
+            self.ended = StoreUnavailable("the mirror ended with code 4")
+        if self.ended is not None:
+            raise self.ended
 
     def failure(self) -> Fenced | StoreUnavailable | None:
         return self.ended
@@ -114,3 +124,14 @@ def test_an_absence_is_warned_of_once(
     assert len(messages) == 2
     assert "nothing for 61 s (it has 0000000012-1.0)" in messages[0] and messages[0].endswith("away")
     assert messages[1].endswith("again")
+
+
+def test_the_end_is_waited_for_in_turns_and_what_is_left_is_told_and_not_raised(
+    mirror: Mirror, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = delivery(mirror, tmp_path, [1000.0], [])
+    mirror.turns_to_go = 3
+    with caplog.at_level(logging.ERROR, logger="danling"):
+        assert [watched.is_over(2.0) for _ in range(3)] == [False, False, True]
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "ended with code 4" in message and "next start of this run on this machine" in message

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +26,8 @@ from danling_core.mirror.pull import pull
 from danling_core.open_run import open_run
 from danling_core.run_folder import RunFolder, Status, list_runs, read_log, resolve
 from tests.s3_faults import FaultyProxy
+from tests.small_runner import SmallRunner
+from tests.small_runner import config as small_config
 from tests.test_control import wait_until
 from tests.whole_runs import Ended, config, fault, launch
 
@@ -220,6 +225,54 @@ def test_a_run_stops_where_it_may_not_run_further_ahead(
     assert again.ended.outcome is not None and again.ended.outcome.status == "complete"
     copy = again.copy(tmp_path / "elsewhere")
     assert copy.json("results.json")["results"] == in_peace.json("results.json")["results"]
+
+
+def test_a_run_that_stops_of_its_own_accord_is_not_taken_for_hung_while_the_store_is_away(
+    s3_root: str, s3_proxy: FaultyProxy, launcher: Launcher, tmp_path: Path
+) -> None:
+    hang_seconds = 5.0
+
+    def told(event: str) -> bool:
+        return any(f'"{event}"' in path.read_text() for path in tmp_path.glob("scratch/*/events.jsonl"))
+
+    def be_away_beyond_the_end() -> None:
+        wait_until(lambda: told("epoch_began"), "the first epoch", 60)
+        with s3_proxy.away():
+            wait_until(lambda: told("interrupted"), "the stop", 60)
+            time.sleep(2.5 * hang_seconds)
+
+    wanted = wanted_on(s3_root, tmp_path, params={"step_seconds": 0.1}, max_unsynced_seconds=1.0)
+    with ThreadPoolExecutor(1) as pool:
+        absence = pool.submit(be_away_beyond_the_end)
+        first = train(launcher, wanted.replace(hang_timeout_seconds=hang_seconds))
+        absence.result(60)
+    outcome = first.ended.outcome
+    assert outcome is not None and (outcome.status, outcome.restarts) == ("interrupted", 0), outcome
+    status = first.folder.read_status()
+    assert status is not None and status.status == "interrupted", "once the store was back, it was told"
+
+
+class Trouble(Exception):
+    """Of the user's own."""
+
+
+class LosesItsMirror(SmallRunner):
+    """Raises while the store is away, and nothing delivers any more."""
+
+    def train_step(self, data: Any) -> Any:
+        assert self._files is not None and self._files._delivery is not None
+        os.kill(self._files._delivery._mirror.pid, signal.SIGKILL)
+        raise Trouble("mine")
+
+
+def test_a_store_that_is_away_hides_no_error(s3_root: str, tmp_path: Path) -> None:
+    runner = LosesItsMirror(small_config(s3_root, scratch=str(tmp_path / "scratch")))
+    with pytest.raises(Trouble, match="mine"):
+        runner.train()
+    [told] = tmp_path.glob("scratch/*/status.json")
+    status = json.loads(told.read_text())
+    assert status["status"] == "failed" and status["error"].endswith("Trouble: mine")
+    assert "this machine delivers it" in next(tmp_path.glob("scratch/*/run.log")).read_text()
 
 
 @pytest.mark.parametrize("refusal", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"])

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from danling_core import storage
-from danling_core.errors import Fenced
+from danling_core.errors import Fenced, StoreUnavailable
 
 if TYPE_CHECKING:
     from danling_core.config import Config
@@ -99,9 +99,30 @@ class Delivery:
         """
         return self._mirror.wait_synced(number, timeout_seconds=timeout_seconds)
 
-    def close(self) -> None:
-        """Delivers what is left. Raises `Fenced` or `StoreUnavailable`."""
-        self._mirror.close()
+    def is_over(self, timeout_seconds: float) -> bool:
+        """Whether the mirror has ended, waiting for it up to `timeout_seconds`; the first call ends its input,
+        after which it delivers what is left for as long as it may.
+
+        What it could not deliver is logged and not raised: the run has told its end by then, and nothing is lost.
+        """
+        try:
+            self._mirror.close(timeout_seconds)
+        except (Fenced, StoreUnavailable):
+            if self._mirror.failure() is None:
+                return False
+            self._tell_what_is_left()
+        return True
+
+    def _tell_what_is_left(self) -> None:
+        try:
+            self._mirror.close()
+        except Fenced as error:
+            logger.error("the end of the run is not in the store: %s", error)
+        except StoreUnavailable as error:
+            logger.error(
+                "the end of the run is not in the store: %s; the next start of this run on this machine delivers it",
+                error,
+            )
 
     def _check_mirror(self) -> None:
         failure = self._mirror.failure()

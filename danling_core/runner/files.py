@@ -32,7 +32,7 @@ class RunFiles:
         status: what is known of the run when it starts.
         checkpoint_dir: local folder of the checkpoints.
         keep_last: checkpoints kept beside best and `epoch-N`.
-        writers: told of every event, after the event log.
+        writers: told of every event, after the event log; whoever made them closes them, after the delivery.
         delivery: brings the folder to its store, where it has one; closed with the rest.
     """
 
@@ -57,6 +57,9 @@ class RunFiles:
         self._lock = threading.Lock()
         event_log = EventLog(storage.local_path(self.folder.events_url), context.attempt)
         self._writers = Writers([event_log, *writers], context.attempt)
+        self._closing = contextlib.ExitStack()
+        self._closing.callback(self._close_writers, writers)
+        self._closing.callback(self.saver.close)
 
     def add_writers(self, writers: list[Writer]) -> None:
         """Tell these, too, from now on."""
@@ -84,7 +87,7 @@ class RunFiles:
             storage.write_json(self.folder.best_url, {**identity, **results.best_result}, is_durable=False)
         if self._delivery is not None:
             self._delivery.soon()
-            self._delivery.check()
+        self.check_delivery()
 
     def write_status(self, **changes: Any) -> Status:
         """Replace status.json; `status="complete"` is the completion record and comes last. Raises `Fenced`."""
@@ -97,6 +100,11 @@ class RunFiles:
     def request_delivery(self) -> int:
         """Ask for all that is here now to be brought to the store; the number is for `is_delivered`."""
         return self._delivery.request() if self._delivery is not None else 0
+
+    def check_delivery(self) -> None:
+        """Hold the run to its limits of running ahead of the store. Raises `Fenced`."""
+        if self._delivery is not None:
+            self._delivery.check()
 
     def is_delivered(self, number: int, timeout_seconds: float) -> bool:
         """Whether the store has what `request_delivery` asked for, waiting up to `timeout_seconds`.
@@ -116,19 +124,23 @@ class RunFiles:
             epochs=record.info.get("epochs"),
         )
         self.store.prune(self._keep_last)
-        if self._delivery is not None:
-            self._delivery.check()
+        self.check_delivery()
 
     def flush(self) -> None:
         self._writers.flush()
 
     def close(self) -> None:
-        """Wait for the last save, close every writer, and deliver what is left, also where one of these fails."""
-        with contextlib.ExitStack() as stack:
-            if self._delivery is not None:
-                stack.callback(self._delivery.close)
-            stack.callback(self._writers.close)
-            stack.callback(self.saver.close)
+        """Wait for the last save and close every writer, also where one of these fails. A second call does
+        nothing. What is left to deliver is for `is_over`."""
+        self._closing.close()
+
+    def _close_writers(self, others: list[Writer]) -> None:
+        self._writers.writers = [writer for writer in self._writers.writers if writer not in others]
+        self._writers.close()
+
+    def is_over(self, timeout_seconds: float) -> bool:
+        """Whether the delivery has ended, waiting up to `timeout_seconds`; the first call has it end."""
+        return self._delivery is None or self._delivery.is_over(timeout_seconds)
 
 
 def _owner_check(context: RunContext) -> Callable[[], None]:

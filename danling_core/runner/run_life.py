@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from danling_core import storage
 from danling_core.context import RunContext
 from danling_core.errors import DanLingError, RunInterrupted
+from danling_core.redaction import redact
 from danling_core.run_folder import RunFolder, Status
 from danling_core.runner.files import RunFiles
 from danling_core.runner.reporting import Reporting
@@ -37,7 +38,11 @@ class RunLife(Reporting):
         if files is not None:
             files.saver.drain()
             files.flush()
-        self._wait_delivered()
+        reason = self._wait_delivered()
+        if reason is not None:
+            raise RunInterrupted(
+                f"{reason}: the store does not have everything yet; a resume delivers the rest"
+            )
         if files is not None:
             status = files.write_status(
                 **self._status_fields(), status="complete", evaluation=evaluation, error=None
@@ -57,17 +62,32 @@ class RunLife(Reporting):
                 self.emit("completed", status=status.model_dump(mode="json"))
         return status
 
-    def _wait_delivered(self) -> None:
+    def _wait_delivered(self) -> str | None:
         """Wait until the store has all that is here now; at once where the run is local. Collective.
 
         All wait together, in short turns: a peer that waited in a barrier would be taken for hung.
+
+        Returns:
+            None, or the reason why the run is to stop, where that came first.
         """
-        if self._context is None or storage.is_local(self._context.url):
-            return
+        if self._is_local:
+            return None
         files = self._files
         number = files.request_delivery() if files is not None else 0
-        while not self._broadcast(files is None or files.is_delivered(number, _DELIVERY_TURN_SECONDS)):
+        while True:
+            is_done, reason = True, None
+            if files is not None and not files.is_delivered(number, _DELIVERY_TURN_SECONDS):
+                files.check_delivery()
+                is_done, reason = False, self._stop_reason()
+            is_done, reason = self._broadcast((is_done, reason))
+            if is_done or reason is not None:
+                return reason
             self._keep_beating()
+
+    @property
+    def _is_local(self) -> bool:
+        """Whether the run is kept where its ranks write it, so that there is nothing to deliver."""
+        return self._context is None or storage.is_local(self._context.url)
 
     # the run's folder ---------------------------------------------------------------------------------------
     @contextlib.contextmanager
@@ -82,26 +102,45 @@ class RunLife(Reporting):
             yield
             if self._files is not None and self._files.status.status == "running":  # evaluated only
                 self._files.write_status(status="interrupted")
+            self._close_files()
+            self._end_delivery_together()
             self._leave_together()
-        except RunInterrupted as error:
-            self._end_with("interrupted", reason=str(error), step=self.steps)
-            raise
-        except KeyboardInterrupt:
-            self._end_with("interrupted", reason="keyboard interrupt", step=self.steps)
-            raise
         except BaseException as error:
-            if (
-                self._context is None or not self._context.is_launched
-            ):  # a launcher knows better who failed first
-                self._end_with(
-                    "failed", error=f"{type(error).__name__}: {error}", rank=self.rank, step=self.steps
-                )
+            self._end_after(error)
             raise
-        finally:
-            self.close()
+        self.close()
+
+    def _end_after(self, error: BaseException) -> None:
+        """Tell how the run ended, and close. Trouble with that is logged: the error under way says more."""
+        steps: list[Callable[[], None]] = [
+            functools.partial(self._tell_end, error),
+            self._close_files,
+            self.close,
+        ]
+        if isinstance(error, RunInterrupted):  # which all ranks raise together
+            steps.insert(2, self._end_delivery_together)
+        for step in steps:
+            try:
+                step()
+            except Exception as trouble:
+                self.logger.error(
+                    "besides, closing the run failed: %s: %s", type(trouble).__name__, redact(str(trouble))
+                )
+
+    def _tell_end(self, error: BaseException) -> None:
+        if isinstance(error, RunInterrupted):
+            self._end_with("interrupted", reason=str(error), step=self.steps)
+        elif isinstance(error, KeyboardInterrupt):
+            self._end_with("interrupted", reason="keyboard interrupt", step=self.steps)
+        elif (
+            self._context is None or not self._context.is_launched
+        ):  # else the launcher knows who failed first
+            self._end_with(
+                "failed", error=f"{type(error).__name__}: {error}", rank=self.rank, step=self.steps
+            )
 
     def _end_with(self, kind: str, **fields: Any) -> None:
-        if self._files is None:
+        if self._files is None or self._files.status.is_complete:
             return
         try:
             self._files.saver.drain()  # a save that is under way may still be committed: this event is the last
@@ -110,6 +149,18 @@ class RunLife(Reporting):
         error = fields.get("error") if kind == "failed" else None
         self._files.write_status(**self._status_fields(), status=kind, error=error)
         self.emit(kind, **fields)
+
+    def _close_files(self) -> None:
+        if self._files is not None:
+            self._files.close()
+
+    def _end_delivery_together(self) -> None:
+        """Wait until the mirror has delivered what is left, or given up, in short turns as above. Collective."""
+        files = self._files
+        while not self._is_local and not self._broadcast(
+            files is None or files.is_over(_DELIVERY_TURN_SECONDS)
+        ):
+            self._keep_beating()
 
     def _open_run(self) -> None:
         if self._context is None:
@@ -135,7 +186,7 @@ class RunLife(Reporting):
 
     def _start_delivery(self, context: RunContext) -> Any:
         """What brings the local folder to its store; None where the run is local."""
-        if storage.is_local(context.url):
+        if self._is_local:
             return None
         from danling_core.mirror.process import MirrorProcess
         from danling_core.runner.delivery import Delivery
@@ -154,6 +205,10 @@ class RunLife(Reporting):
 
     def _stop_because(self, reason: str) -> None:
         """Have all ranks save and stop, of this run's own accord. Rank 0 only, any thread."""
+
+    def _stop_reason(self) -> str | None:
+        """Why this run is to stop, if it is. Rank 0 only."""
+        return None
 
     def _keep_beating(self) -> None:
         """Say that this rank is alive while it waits for something else."""
@@ -212,6 +267,8 @@ class RunLife(Reporting):
             if files is not None:
                 files.close()
         finally:
+            while files is not None and not files.is_over(_DELIVERY_TURN_SECONDS):
+                self._keep_beating()
             self.writer, self._services = None, ()
             if self._log is not None:
                 self._log.close()

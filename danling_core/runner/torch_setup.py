@@ -162,6 +162,9 @@ class TorchSetUp(TorchData):
         if self._is_announced:
             self._stopping.wish(reason)
 
+    def _stop_reason(self) -> str | None:
+        return self._stopping.reason if self._is_announced and self._stopping.requested else None
+
     def _keep_beating(self) -> None:
         control = self._context.control if self._context is not None else None
         if control is not None:
