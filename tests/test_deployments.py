@@ -86,6 +86,24 @@ def test_the_api_refuses_a_wrong_parameter(
             client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
 
 
+def test_the_nightly_schedule_makes_scheduled_runs(deployed: PrefectServer) -> None:
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    with deployed.client() as client:
+        nightly = client.read_deployment_by_name("run/digits-nightly")
+        # what the scheduler service does every minute; the server of the tests runs without services
+        client.request(
+            "POST", "/deployments/{id}/schedule", path_params={"id": nightly.id}, json={"min_runs": 3}
+        )
+        of_nightly = FlowRunFilter.model_validate({"deployment_id": {"any_": [nightly.id]}})
+        flow_runs = client.read_flow_runs(flow_run_filter=of_nightly)
+        for flow_run in flow_runs:
+            client.delete_flow_run(flow_run.id)
+    assert len(flow_runs) >= 3 and all(flow_run.state.is_scheduled() for flow_run in flow_runs)
+    assert {run.expected_start_time.strftime("%H:%M") for run in flow_runs} == {"02:00"}
+    assert all(flow_run.parameters["fresh"] is True for flow_run in flow_runs)
+
+
 @pytest.mark.long
 def test_a_worker_runs_a_deployment_to_its_end(
     deployed: PrefectServer, toy_config: Callable[..., dict[str, Any]]

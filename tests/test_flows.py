@@ -149,7 +149,10 @@ def test_a_group_is_shown_above_its_experiments_above_their_runs(
         assert {"group:toys", f"experiment:{experiment.name}"} <= set(flow_run.tags)
         assert [task.name for task in shown.task_runs(flow_run.id, 6)][1:3] == ["epoch-0", "epoch-1"]
     assert {"markdown", "table"} <= set(shown.artifacts(top.id))
-    assert [status.group for _, status in list_runs(toy_config()["project_root"]) if status] == ["toys"] * 3
+    root = toy_config()["project_root"]
+    assert [status.group for _, status in list_runs(root) if status] == ["toys"] * 3
+    folders = sorted(path.name.rpartition("-")[0] for path in Path(root).iterdir())
+    assert folders == ["one-run-seed=0", "one-run-seed=1", "two-run-width=5"]  # none of the group
 
 
 def test_a_run_that_fails_does_not_stop_the_others_and_is_named(

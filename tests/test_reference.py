@@ -38,7 +38,7 @@ def test_every_test_that_the_coverage_names_exists(file: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "section", ["2. Levels", "3. Attributes", "3. Methods", "3. Training", "4.", "5.", "6."]
+    "section", ["1. The system", "2. Levels", "3. Attributes", "3. Methods", "3. Training", "4.", "5.", "6."]
 )
 def test_the_coverage_has_a_row_with_tests_for_each_section(section: str) -> None:
     (body,) = re.findall(rf"^## {re.escape(section)}.*?\n(.*?)(?=^## |\Z)", COVERAGE, flags=re.M | re.S)

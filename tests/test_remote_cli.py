@@ -85,11 +85,14 @@ def test_no_secret_is_in_any_output_of_a_run(
     for path in tmp_path.glob("scratch/**/*"):
         if path.is_file():
             told[f"scratch: {path.name}"] = path.read_bytes()
+    for path in Path(prefect_server.environment["PREFECT_HOME"]).glob("prefect.db*"):  # states, artifacts
+        told[f"server: {path.name}"] = path.read_bytes()
     assert {"run/000001.log", "events/000001.jsonl", "metadata.json", "config.yaml"} <= {
         name.partition("/")[2].partition("/")[2] for name in told
     }
-    assert any("tfevents" in name for name in told)
+    assert any("tfevents" in name for name in told) and "server: prefect.db" in told
     if is_careless:
         assert b"no answer from" in told["stderr"] and b"ConnectionError" in told["stderr"]
+        assert any(b"no answer from" in data for name, data in told.items() if name.startswith("server: "))
     for secret in (CANARY, KEY_ID):
         assert [name for name, data in told.items() if secret.encode() in data] == []

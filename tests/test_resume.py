@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 
 from danling_core.launch import Launcher
-from tests.whole_runs import Ended, config, fault, launch
+from tests.whole_runs import ROOT, Ended, config, fault, launch
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,24 @@ STOPPED = {
     "while evaluating": ("evaluate", 8),
     "in the last evaluation": ("evaluate", 24),
 }
+
+
+def test_torchrun_ends_with_the_bits_of_the_launcher(in_peace: Callable[..., Ended], tmp_path: Path) -> None:
+    wanted = config(tmp_path / "root", threads_per_rank=2)
+    file = tmp_path / "run.json"
+    file.write_text(wanted.jsons())
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "-m", "danling_core.worker", str(file)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "3"},  # another than the config's, which counts
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    [status] = (tmp_path / "root").glob("*/*/status.json")
+    Ended(status.parent, None).must_equal(in_peace(threads_per_rank=2))
 
 
 @pytest.mark.parametrize("where", STOPPED)

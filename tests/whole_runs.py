@@ -101,6 +101,7 @@ def launch(launcher: Launcher, wanted: Config, timeout_seconds: float = 100, **r
             "nproc": prepared.world_size,
             "hang_timeout_seconds": full.hang_timeout_seconds,
             "max_restarts": full.max_restarts,
+            "threads_per_rank": full.threads_per_rank,
             **request,
         }
         handle = launcher.run(
