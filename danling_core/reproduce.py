@@ -214,7 +214,8 @@ def _replay(
 
 
 def _copy(source: CheckpointStore, record: Record, target: CheckpointStore) -> None:
-    """The same payload, committed again under the same name."""
+    """The same payload, committed again under the same name, for a run of another folder."""
+    info = {key: value for key, value in record.info.items() if key not in ("run_id", "timestamp")}
 
     def write(file: BinaryIO) -> None:
         with open(path, "rb") as payload:
@@ -222,7 +223,7 @@ def _copy(source: CheckpointStore, record: Record, target: CheckpointStore) -> N
 
     path = source.open(record)
     try:
-        target.commit(write, step=record.step, attempt=record.attempt, info=record.info, names=("latest",))
+        target.commit(write, step=record.step, attempt=record.attempt, info=info, names=("latest",))
     finally:
         source.release(record)
 

@@ -41,8 +41,8 @@ class Record:
         names: the pointers (`latest`, `best`, `epoch-3`) that moved to this record by the same commit.
         files: the payload.
         created_at: ISO 8601, UTC.
-        info: plain JSON given by the writer: `progress`, `score`, `world_size`, `config_hash` and what else
-            it likes. A number that is not finite is kept as text ("NaN").
+        info: plain JSON given by the writer: `progress`, `score`, `world_size`, `run_id` and what else it
+            likes. A number that is not finite is kept as text ("NaN").
     """
 
     name: str
@@ -69,10 +69,6 @@ class Record:
     @property
     def world_size(self) -> int | None:
         return self.info.get("world_size")
-
-    @property
-    def config_hash(self) -> str | None:
-        return self.info.get("config_hash")
 
     @property
     def size(self) -> int:

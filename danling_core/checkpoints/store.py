@@ -131,15 +131,15 @@ class CheckpointStore:
     def prune(
         self,
         keep_last: int = 2,
-        keep_names: Sequence[str] = ("best", "epoch-*"),
+        keep_names: Sequence[str] = ("*",),
         *,
         protect: Sequence[str] = (),
         orphan_age_seconds: float = 3600.0,
     ) -> list[str]:
         """Remove what need not be kept, judging by the files alone. Returns the names of what was removed.
 
-        Kept: the newest `keep_last`, what `latest` and every pointer matching `keep_names` (shell patterns)
-        mean, the newest one that verifies, and the names in `protect` (one being restored, say). Payloads
+        Kept: the newest `keep_last`, what `latest` and every pointer matching `keep_names` (shell patterns; by
+        default all) mean, the newest one that verifies, and the names in `protect` (one being restored, say). Payloads
         without a record, and damaged records, go once nobody has touched them for `orphan_age_seconds`.
         """
         if keep_last < 1:

@@ -92,9 +92,10 @@ class BaseRunner(RunLife, Serialization):
     def _save_interrupted(self) -> None:
         """Save where the run stands inside an epoch. Collective."""
 
-    def _load_best(self) -> str | None:
-        """Load the weights of the best checkpoint on every rank; returns its name. Collective."""
-        return None
+    def _load_best(self) -> tuple[str | None, int | None]:
+        """Load the weights of the best checkpoint on every rank; returns its name, and the index of its result
+        (None: it is another one, since the best is damaged). Collective."""
+        return None, None
 
     def _after_segment(self, index: int) -> None:
         """Room for schedulers that step on a score."""
@@ -192,10 +193,10 @@ class BaseRunner(RunLife, Serialization):
         self._known_splits(splits, splits)
         started = time.monotonic()
         self._set_up(())
-        loaded = self._load_best()
+        loaded, index = self._load_best()
         self.emit("evaluate_began", splits=splits, checkpoint=loaded)
         result = self._broadcast({split: self.evaluate_epoch(split) for split in splits})
-        evaluation = {"checkpoint": loaded, "index": self.best_index, "result": result}
+        evaluation = {"checkpoint": loaded, "index": index, "result": result}
         if self._files is not None:
             storage.write_json(self._files.folder.evaluation_url, {**self._identity_fields(), **evaluation})
         self.emit("evaluate_finished", result=result, seconds=time.monotonic() - started)

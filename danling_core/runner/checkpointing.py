@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from danling_core import distributed, seeding
 from danling_core.checkpoints.codec import load_state
 from danling_core.checkpoints.store import CheckpointStore
-from danling_core.errors import CheckpointError
+from danling_core.errors import CheckpointCorrupt, CheckpointError, DanLingError
 from danling_core.runner.loop import flush_losses
 
 if TYPE_CHECKING:
     from danling_core.checkpoints.record import Record
+    from danling_core.runner.files import RunFiles
     from danling_core.runner.torch_runner import TorchRunner
     from danling_core.runner.torch_setup import TorchSetUp
 
@@ -37,6 +36,7 @@ def shared_state(runner: TorchRunner) -> dict[str, Any]:
         "epoch_is_over": runner._epoch_is_over,
         "streams": {split: stream.state_dict() for split, stream in runner._streams.items()},
         "config": runner.config.canonical(),
+        "device": runner.device.type,
         "world_size": runner.world_size,
     }
 
@@ -63,7 +63,8 @@ def save(
     runner: TorchRunner, name: str, epochs: int | None, save_best: bool, *, required: bool = False
 ) -> None:
     """See `TorchRunner.save_checkpoint`; a `required` save is never given up for a newer one. Collective."""
-    flush_losses(runner)
+    if runner.meters is not None:  # nothing was trained yet
+        flush_losses(runner)
     ranks = distributed.gather_objects(rank_state(runner))
     files = runner._files
     if files is None:
@@ -71,22 +72,24 @@ def save(
     files.saver.check()
     every = runner.save_interval
     names = [name]
-    if save_best and runner.is_best:
+    is_scored = (
+        not runner._inside_split and not runner._done_splits
+    )  # else the state is past the latest result
+    if save_best and runner.is_best and is_scored:
         names.append("best")
     if epochs is not None and every is not None and (epochs + 1) % every == 0:
         names.append(f"epoch-{epochs}")
     files.saver.save(
-        {**shared_state(runner), "ranks": ranks},
+        {**runner.state_dict(), "ranks": ranks},
         step=runner.steps,
         attempt=files.context.attempt,
-        info=_info(runner),
+        info={**_info(runner), "run_id": files.status.run_id, "timestamp": files.status.timestamp},
         names=names,
         required=required or len(names) > 1 or runner._progress.finished,
     )
 
 
 def _info(runner: TorchRunner) -> dict[str, Any]:
-    config = json.dumps(runner.config.canonical(), sort_keys=True)
     return {
         "progress": {"iters": runner.iters, "steps": runner.steps, "epochs": runner.epochs},
         "epochs": runner.epochs,
@@ -94,7 +97,6 @@ def _info(runner: TorchRunner) -> dict[str, Any]:
         "best_index": runner.best_index,
         "inside": runner.split if runner._inside_split else None,
         "world_size": runner.world_size,
-        "config_hash": hashlib.sha256(config.encode()).hexdigest()[:16],
     }
 
 
@@ -104,23 +106,38 @@ def resume(runner: TorchSetUp) -> dict[str, Any] | None:
 
     Raises:
         CheckpointError: there are checkpoints, and every one is damaged.
+        ConfigError: the checkpoints are another run's.
     """
-    chosen: Record | CheckpointError | None = None
-    if runner._files is not None:
-        chosen = _newest_good(runner, runner._files.store)
-    record = distributed.broadcast_object(chosen)
-    if isinstance(record, CheckpointError):
-        raise record
+    record = _agree(runner, _newest_good)
     if record is None:
         return None
-    store = (
-        runner._files.store if runner._files is not None else CheckpointStore(runner._local_checkpoint_dir())
-    )
-    apply(runner, load_state(store, record, map_location="cpu"))
+    apply(runner, load_state(_store(runner), record, map_location="cpu"))
     return {"step": runner.steps, "epoch": runner.epochs, "record": record.name}
 
 
-def _newest_good(runner: TorchSetUp, store: CheckpointStore) -> Record | CheckpointError | None:
+def _agree(runner: TorchSetUp, choose: Callable[[TorchSetUp, RunFiles], Record | None]) -> Record | None:
+    """What rank 0 chooses, or raises, on every rank. Collective."""
+    chosen: Record | DanLingError | None = None
+    if runner._files is not None:
+        try:
+            chosen = choose(runner, runner._files)
+        except DanLingError as error:
+            chosen = error
+    record: Record | DanLingError | None = distributed.broadcast_object(chosen)
+    if isinstance(record, DanLingError):
+        raise record
+    return record
+
+
+def _store(runner: TorchSetUp) -> CheckpointStore:
+    return (
+        runner._files.store if runner._files is not None else CheckpointStore(runner._local_checkpoint_dir())
+    )
+
+
+def _newest_good(runner: TorchSetUp, files: RunFiles) -> Record | None:
+    files.check_store()
+    store = files.store
     record, bad = store.newest_good()
     for each in bad:
         runner.logger.warning(
@@ -129,7 +146,7 @@ def _newest_good(runner: TorchSetUp, store: CheckpointStore) -> Record | Checkpo
     if record is not None or not bad:
         return record
     reasons = "".join(f"\n  {each.name}: {each.reason}" for each in bad)
-    return CheckpointError(
+    raise CheckpointError(
         f"every checkpoint in {store.url} is damaged, and a new start would throw away what was trained: put a good "
         f"copy back, or begin anew with --fresh, which leaves this folder as it is.{reasons}"
     )
@@ -138,6 +155,12 @@ def _newest_good(runner: TorchSetUp, store: CheckpointStore) -> Record | Checkpo
 def apply(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
     """Put a whole state into a runner that is set up. The order matters: generators come last, after the
     streams."""
+    runner.load_state_dict(state)
+    _apply_rank(runner, state)
+
+
+def apply_shared(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
+    """Take over what `shared_state` gave."""
     _apply_weights(runner, state)
     if runner.optimizer is not None and state["optimizer"] is not None:
         runner.optimizer.load_state_dict(state["optimizer"])
@@ -152,11 +175,14 @@ def apply(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
     for split, position in state["streams"].items():
         if split in runner._streams:
             runner._streams[split].load_state_dict(position)
-    _apply_rank(runner, state)
 
 
 def _apply_weights(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
     """The model's, and the averaged ones: a state without those starts the average from its model."""
+    if state.get("version", VERSION) > VERSION:
+        raise CheckpointError(
+            f"the checkpoint has version {state['version']}, this danling reads up to {VERSION}: update danling"
+        )
     runner.unwrap(runner.model).load_state_dict(state["model"])
     if runner.ema is not None:
         averaged = state.get("ema")
@@ -165,6 +191,12 @@ def _apply_weights(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
 
 def _apply_rank(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
     ranks = state["ranks"]
+    device = state.get("device", runner.device.type)
+    if device != runner.device.type:
+        runner._resumed_bitwise = False
+        runner.logger.warning(
+            "the run was on %s and goes on with %s: it will not be bitwise equal", device, runner.device.type
+        )
     if len(ranks) == runner.world_size:
         mine = ranks[runner.rank]
         runner._split_state = mine.get("split")
@@ -221,19 +253,22 @@ def save_interrupted(runner: TorchRunner) -> None:
         runner._files.saver.drain()
 
 
-def load_best(runner: TorchRunner) -> str | None:
-    """Weights (averaged ones too) of the best checkpoint, else the newest, on every rank. Collective."""
-    chosen = None
+def load_best(runner: TorchRunner) -> Record | None:
+    """Weights (averaged ones too) of the best checkpoint, else the newest good one, on every rank. Collective."""
     if runner._files is not None:
         runner._files.saver.drain()
-        store = runner._files.store
-        chosen = store.pointed("best") or store.newest_good()[0]
-    record = distributed.broadcast_object(chosen)
-    if record is None:
-        return None
-    store = (
-        runner._files.store if runner._files is not None else CheckpointStore(runner._local_checkpoint_dir())
-    )
-    state = load_state(store, record, map_location="cpu")
-    _apply_weights(runner, state)
-    return str(record.name)
+    record = _agree(runner, _best)
+    if record is not None:
+        _apply_weights(runner, load_state(_store(runner), record, map_location="cpu"))
+    return record
+
+
+def _best(runner: TorchSetUp, files: RunFiles) -> Record | None:
+    try:
+        best = files.store.pointed("best")
+        if best is not None:
+            files.store.open(best)  # verifies it
+            return best
+    except CheckpointCorrupt as error:
+        runner.logger.warning("the best checkpoint is bad (%s): the newest good one takes its place", error)
+    return _newest_good(runner, files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from danling_core import storage
 from danling_core.checkpoints.saver import BackgroundSaver
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.context import RunContext
-from danling_core.errors import StorageError
+from danling_core.errors import CheckpointError, ConfigError, StorageError
 from danling_core.lease import guard, lease_url
 from danling_core.run_folder import RunFolder, Status
 from danling_core.writers import EventLog, Writer, Writers
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from danling_core.results import Results
     from danling_core.runner.delivery import Delivery
 
+logger = logging.getLogger("danling")
+
 
 class RunFiles:
     """The writing side of a run's folder. Rank 0 only; other ranks hold none.
@@ -31,7 +34,8 @@ class RunFiles:
         context: where to write, as which attempt.
         status: what is known of the run when it starts.
         checkpoint_dir: local folder of the checkpoints.
-        keep_last: checkpoints kept beside best and `epoch-N`.
+        keep_last: checkpoints kept beside those that a pointer names.
+        is_given: the folder of checkpoints was named by hand, and may be another run's.
         writers: told of every event, after the event log; whoever made them closes them, after the delivery.
         delivery: brings the folder to its store, where it has one; closed with the rest.
     """
@@ -43,6 +47,7 @@ class RunFiles:
         *,
         checkpoint_dir: str,
         keep_last: int,
+        is_given: bool,
         writers: list[Writer],
         delivery: Delivery | None = None,
     ) -> None:
@@ -50,7 +55,8 @@ class RunFiles:
         self.context = context
         self.status = status
         self._check_owner = _owner_check(context)
-        self.store = CheckpointStore(checkpoint_dir, guard=self._check_owner)
+        self.store = CheckpointStore(checkpoint_dir, guard=self._check_writer)
+        self._is_given = is_given
         self.saver = BackgroundSaver(self.store, self._on_commit)
         self._keep_last = keep_last
         self._delivery = delivery
@@ -123,8 +129,33 @@ class RunFiles:
             step=record.step,
             epochs=record.info.get("epochs"),
         )
-        self.store.prune(self._keep_last)
+        self._prune()
         self.check_delivery()
+
+    def _prune(self) -> None:
+        try:
+            self.store.prune(self._keep_last)
+        except (CheckpointError, StorageError) as error:  # the commit counts; the next one prunes again
+            logger.warning("old checkpoints stay for now: %s", error)
+
+    def _check_writer(self) -> None:
+        self._check_owner()
+        self.check_store()
+
+    def check_store(self) -> None:
+        """Refuse a folder of checkpoints, named by hand, that another run writes to: each would load and prune the
+        other's. Raises `ConfigError`."""
+        if not self._is_given:
+            return
+        mine = self.status.run_id, self.status.timestamp
+        for record in self.store.records():
+            found = record.info.get("run_id", mine[0]), record.info.get("timestamp", mine[1])
+            if found != mine:
+                raise ConfigError(
+                    f"checkpoint_dir {self.store.url} holds checkpoints of run {found[0]} of {found[1]}, and this is "
+                    f"{mine[0]} of {mine[1]}: leave checkpoint_dir out, or give each run its own, "
+                    f"such as {storage.join(self.store.url, f'{self.status.name}-{self.status.id}')}"
+                )
 
     def flush(self) -> None:
         self._writers.flush()

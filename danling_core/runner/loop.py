@@ -132,6 +132,8 @@ def log_progress(runner: TorchRunner) -> None:
     """Bring the losses to the host and tell the writers how far the run is: at most a few times a second, since
     to tell costs as much as several short steps."""
     flush_losses(runner)
+    if runner._files is not None:
+        runner._files.saver.check()
     now = time.monotonic()
     if now - runner._told_at < _TELL_SECONDS:
         return

@@ -165,13 +165,24 @@ class RunnerMethods(ABC):
         """Everything a bitwise resume needs that is equal on all ranks; per-rank state is gathered beside it."""
 
     @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; every resume calls it, on every rank, once all is set up.
+
+        With `state_dict` the place for state of your own: override both, call `super()` first, and keep to tensors
+        and plain values. State that differs between ranks is saved as rank 0 has it.
+
+        Raises:
+            CheckpointError: a newer version of danling wrote it.
+        """
+
+    @abstractmethod
     def save_checkpoint(
         self, name: str = "latest", epochs: int | None = None, save_best: bool = True
     ) -> None:
         """Save the run's whole state in the background; the loop pays for a copy of it. Collective.
 
         Args:
-            name: the pointer to move.
+            name: the pointer to move; what it names is kept until it moves again.
             epochs: number of the epoch that just ended: kept as `epoch-N` every `save_interval` epochs.
             save_best: also move `best`, where the latest result is the best.
 
@@ -185,7 +196,8 @@ class RunnerMethods(ABC):
         Collective.
 
         Args:
-            checkpoint: a run's folder, a folder of checkpoints or a file, local or at any URL; or a state.
+            checkpoint: a run's folder, a folder of checkpoints, a checkpoint in it by name
+                (`run/checkpoints/epoch-3`), or a file, local or at any URL; or a state.
 
         Raises:
             CheckpointError: there is none, or it is damaged.

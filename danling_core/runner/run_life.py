@@ -176,6 +176,7 @@ class RunLife(Reporting):
             previous or self._first_status(),
             checkpoint_dir=self._local_checkpoint_dir(),
             keep_last=self.config.keep_last,
+            is_given=self.config.checkpoint_dir is not None,
             writers=[log for log in [self._log] if log is not None],
             delivery=self._start_delivery(context),
         )

@@ -217,6 +217,9 @@ class TorchRunner(TorchSetUp):
     def state_dict(self) -> dict[str, Any]:
         return checkpointing.shared_state(self)
 
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        checkpointing.apply_shared(self, state)
+
     def save_checkpoint(
         self, name: str = "latest", epochs: int | None = None, save_best: bool = True
     ) -> None:
@@ -236,8 +239,11 @@ class TorchRunner(TorchSetUp):
     def _save_interrupted(self) -> None:
         checkpointing.save_interrupted(self)
 
-    def _load_best(self) -> str | None:
-        return checkpointing.load_best(self)
+    def _load_best(self) -> tuple[str | None, int | None]:
+        record = checkpointing.load_best(self)
+        if record is None:
+            return None, None
+        return record.name, self.best_index if "best" in record.names else None
 
 
 def _input_and_target(data: Any) -> tuple[Any, Any]:

@@ -1,0 +1,210 @@
+"""The checkpoints of a run as its user meets them: named, loaded by name, damaged, of another run."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from danling_core.checkpoints.store import CheckpointStore
+from danling_core.errors import CheckpointError, ConfigError
+from tests.small_runner import SmallRunner, config, events, weights
+
+
+def store_of(runner: Any) -> CheckpointStore:
+    return CheckpointStore(runner.checkpoint_dir)
+
+
+def damage(store: CheckpointStore, name: str) -> str:
+    record = store.pointed(name)
+    assert record is not None
+    path = Path(store.url, "data", record.name, "state.pt")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return record.name
+
+
+# of another run
+def test_a_checkpoint_dir_that_holds_another_runs_checkpoints_is_refused(tmp_path: Path) -> None:
+    shared = {"checkpoint_dir": str(tmp_path / "fast")}
+    first = SmallRunner(config(tmp_path, seed=1, **shared))
+    first.train()
+    before = store_of(first).records()
+    second = SmallRunner(config(tmp_path, seed=2, **shared))
+    with pytest.raises(ConfigError, match=f"run {first.identity.run_id}.*leave checkpoint_dir out"):
+        second.train()
+    assert store_of(first).records() == before and second.results == {}
+
+
+def test_a_run_that_begins_beside_another_one_saves_nothing_into_its_checkpoint_dir(tmp_path: Path) -> None:
+    shared = {"checkpoint_dir": str(tmp_path / "fast")}
+    intruder = SmallRunner(config(tmp_path, seed=2, **shared))
+
+    class Host(SmallRunner):
+        def train_step(self, data: Any) -> Any:
+            if self.steps == 0:  # both have found an empty folder
+                with intruder._at_work():
+                    intruder._set_up(["train"], ["val"])
+                    self.save_checkpoint()
+                    self._files.saver.drain()
+                    intruder.save_checkpoint()
+                    with pytest.raises(ConfigError, match="leave checkpoint_dir out"):
+                        intruder._files.saver.drain()
+            return super().train_step(data)
+
+    host = Host(config(tmp_path, seed=1, **shared))
+    host.train()
+    assert {record.info["run_id"] for record in store_of(host).records()} == {host.identity.run_id}
+
+
+def test_a_run_resumes_from_a_checkpoint_dir_of_its_own(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"checkpoint_dir": str(tmp_path / "fast"), "params": {"nan_at_step": 6}}
+    with pytest.raises(ArithmeticError):
+        SmallRunner(config(tmp_path, **fields)).train()
+    again = SmallRunner(config(tmp_path, **fields))
+    with pytest.raises(ArithmeticError):
+        again.train()
+    assert again._resumed is not None and again._resumed["step"] == 4
+
+
+# named by the user
+class Naming(SmallRunner):
+    """Saves by a name of its own before step 5, inside the second epoch."""
+
+    def train_step(self, data: Any) -> Any:
+        if self.steps == 5:
+            self.save_checkpoint("before-finetune")
+        return super().train_step(data)
+
+
+def test_what_the_user_named_stays_and_best_stays_with_its_scored_state(tmp_path: Path) -> None:
+    runner = Naming(config(tmp_path, epoch_end=6, keep_last=1))
+    runner.train()
+    store = store_of(runner)
+    mine, best = store.pointed("before-finetune"), store.pointed("best")
+    assert mine is not None and mine.step == 5 and "best" not in mine.names
+    assert best is not None and best.info["inside"] is None
+    store.verify(mine)
+
+
+@pytest.mark.parametrize("fields", [{}, {"checkpoint_dir_name": "ck"}])
+def test_checkpoints_are_loaded_by_name(tmp_path: Path, fields: dict[str, Any]) -> None:
+    runner = SmallRunner(config(tmp_path, epoch_end=3, save_interval=1, **fields))
+    runner.train()
+    other = SmallRunner(config(tmp_path / "other", epoch_end=3))
+    other.load_checkpoint(f"{runner.checkpoint_dir}/epoch-1")
+    assert other.epochs == 2
+    record = store_of(runner).pointed("epoch-0")
+    assert record is not None
+    other.load_checkpoint(f"{runner.checkpoint_dir}/{record.name}")
+    assert other.epochs == 1
+    other.load_checkpoint(runner.dir)
+    assert other.epochs == 3 and weights(other) == weights(runner)
+    assert SmallRunner.from_checkpoint(f"{runner.checkpoint_dir}/epoch-1").config == runner.config
+    with pytest.raises(CheckpointError, match="no committed checkpoint at .*epoch-9"):
+        other.load_checkpoint(f"{runner.checkpoint_dir}/epoch-9")
+
+
+# what they hold
+class Remembering(SmallRunner):
+    """Has state of its own."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        self.memory = torch.zeros(3)
+
+    def train_step(self, data: Any) -> Any:
+        self.memory += 1
+        return super().train_step(data)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "memory": self.memory}
+
+    def load_state_dict(self, state: Any) -> None:
+        super().load_state_dict(state)
+        self.memory = state["memory"]
+
+
+def test_state_of_the_users_own_is_saved_and_restored(tmp_path: Path) -> None:
+    Remembering(config(tmp_path)).train()
+    again = Remembering(config(tmp_path))
+    again.train()  # complete: takes up the last checkpoint
+    assert again.memory.tolist() == [8.0] * 3
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused_clearly(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path))
+    runner.train()
+    with pytest.raises(CheckpointError, match="version 99.*update"):
+        runner.load_checkpoint({**runner.state_dict(), "version": 99, "ranks": []})
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_no_longer_bitwise(tmp_path: Path) -> None:
+    first = SmallRunner(config(tmp_path))
+    first.train()
+    from danling_core.runner.loading import read
+
+    other = SmallRunner(config(tmp_path / "other"))
+    other.load_checkpoint({**read(first.dir), "device": "cuda"})
+    assert not other._resumed_bitwise
+
+
+# what goes wrong
+def test_the_evaluate_stage_goes_on_without_a_damaged_best(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"epoch_end": 3, "params": {"nan_at_step": 11}}
+    runner = SmallRunner(config(tmp_path, **fields))
+    with pytest.raises(ArithmeticError):
+        runner.train()
+    store = store_of(runner)
+    first = next(record for record in store.records() if record.step == 4)
+    store.point("best", first)
+    damage(store, "best")
+    later = SmallRunner(config(tmp_path, **fields))
+    later.run(["evaluate"])
+    said = json.loads(Path(later.dir, "evaluation.json").read_text())
+    newest = store.pointed("latest")
+    assert newest is not None and said["checkpoint"] == newest.name
+    assert "the newest good one takes its place" in Path(later.dir, "run.log").read_text()
+
+
+def test_old_checkpoints_that_cannot_be_removed_do_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(path: str) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", busy)
+        runner = SmallRunner(config(tmp_path, epoch_end=5, keep_last=1))
+        runner.train()
+    assert events(runner)[-1]["event"] == "completed"
+
+
+class Failing(SmallRunner):
+    """Its background save of step 1 fails, for good."""
+
+    def train_step(self, data: Any) -> Any:
+        if self.steps == 1:
+            saver = self._files.saver
+            saver._store.publish = _full
+            self.save_checkpoint()
+            with saver._changed:
+                saver._changed.wait_for(saver._is_idle)
+        return super().train_step(data)
+
+
+def _full(*_: Any, **__: Any) -> Any:
+    raise CheckpointError("the disk is full")
+
+
+def test_a_save_that_failed_in_the_background_surfaces_at_the_next_log_point(tmp_path: Path) -> None:
+    runner = Failing(config(tmp_path, log_interval=1))
+    with pytest.raises(CheckpointError, match="disk is full"):
+        runner.train()
+    assert runner.steps == 2
