@@ -9,12 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
@@ -22,6 +20,7 @@ from danling_core.errors import ConfigError, LaunchError
 from danling_core.follow import end_of_lines, follow
 from danling_core.launcher.messages import Outcome, Prepared, RunRequest
 from danling_core.launcher.prepare import tail
+from danling_core.python_path import python_path
 
 __all__ = ["Launcher", "Outcome", "Prepared", "RunHandle", "RunRequest"]
 
@@ -71,7 +70,8 @@ class Launcher:
     does.
 
     Args:
-        env: variables to add to the driver's environment, for the launcher and its ranks.
+        env: variables to add to the driver's environment, for the launcher and its ranks; it may be changed
+            later, and holds for what is asked then.
         rank_entrypoint: "module:function", called in each rank with (request dict, control path, restart).
         prepare_entrypoint: "module:function", called in a fresh process with (config dict, cwd).
     """
@@ -83,7 +83,7 @@ class Launcher:
         rank_entrypoint: str = "danling_core.worker:run_rank",
         prepare_entrypoint: str = "danling_core.worker:prepare",
     ) -> None:
-        self._extra_env = dict(env or {})
+        self.env = dict(env or {})
         self._entrypoints = (rank_entrypoint, prepare_entrypoint)
         self._lock = threading.RLock()
         self._connection: _Connection | None = None
@@ -151,7 +151,7 @@ class Launcher:
                 connection.write({"op": "interrupt", "id": request_id, "reason": reason, "kill": kill})
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, **self._extra_env}
+        return {**os.environ, **self.env}
 
     def _here(self, cwd: str | None) -> dict[str, Any]:
         return {"env": self._environment(), "cwd": os.path.abspath(cwd or os.getcwd())}
@@ -186,7 +186,7 @@ class _Connection:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env={**env, "PYTHONPATH": _python_path(env)},
+                env={**env, "PYTHONPATH": python_path(env)},
                 start_new_session=True,
             )
         self._reader = threading.Thread(target=self._read, name="danling-launcher-replies", daemon=True)
@@ -268,12 +268,3 @@ def _checked(reply: _Reply) -> _Reply:
 def _short_temporary_folder() -> str | None:
     """A socket's path has room for 107 characters, of which ours takes 60."""
     return "/tmp" if len(tempfile.gettempdir()) > 40 else None
-
-
-def _python_path(env: Mapping[str, str]) -> str:
-    """What makes this very package importable in the launcher, without its working folder being so."""
-    root = str(Path(__file__).resolve().parent.parent)
-    entries = [entry for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        entries.insert(0, root)
-    return os.pathsep.join(entries)

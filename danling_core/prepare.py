@@ -40,6 +40,7 @@ def prepare(config: Mapping[str, Any], cwd: str) -> dict[str, Any]:
         "source_file": source,
         "world_size": ranks_per_node(resolved),
         "device": _device_type(resolved),
+        "gpus": torch.cuda.device_count() if _device_type(resolved) == "cuda" else 0,
     }
 
 

@@ -9,13 +9,13 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 from danling_core.config import Config
 from danling_core.errors import DanLingError, LaunchError, RunInterrupted
 from danling_core.launch import Launcher, Prepared, RunHandle
+from flows import gpus
 from flows.outcome import RunOutcome
 
 _ambient: ContextVar[LauncherPool | None] = ContextVar("danling_launcher_pool", default=None)
@@ -56,23 +56,24 @@ class LauncherPool:
         self._interrupted: set[RunHandle] = set()
         self._prepared: dict[str, Prepared] = {}
         self._lock = threading.RLock()
-        # The parent-death signal of a child follows the thread that spawned it, and threads of a fan-out end
-        # early: every launcher is therefore born in this thread, which lives as long as the pool.
-        self._spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="danling-spawner")
 
     def start(self) -> None:
         """Start the launchers without waiting for them; a second call does nothing."""
         with self._lock:
             while len(self._launchers) < self.slots:
-                self._free.put(self._spawn())
+                launcher = self._make()
+                launcher.start()
+                self._launchers.append(launcher)
+                self._free.put(launcher)
 
     def prepare(self, configs: Sequence[Config]) -> list[Prepared]:
         """Validate configs against their runners, in a process of the launcher's; canonical configs.
 
-        What was prepared once in this session is remembered.
+        What was prepared once in this session is remembered. The first call, with all configs of the session
+        and before any run, shares out the GPUs: there may be fewer `slots` after it.
 
         Raises:
-            ConfigError: a config that cannot be run; nothing was created.
+            ConfigError: a config that cannot be run, or too few GPUs; nothing was created.
         """
         self.start()
         keys = [_key(config) for config in configs]
@@ -84,6 +85,8 @@ class LauncherPool:
                 answers = self._launchers[0].prepare(
                     [config.dict() for config in wanted.values()], os.getcwd()
                 )
+                if not self._prepared:
+                    self._share_gpus(answers)
                 for key, answer in zip(wanted, answers, strict=True):
                     self._prepared[key] = self._prepared[_key(pinned(answer))] = answer
             return [self._prepared[key] for key in keys]
@@ -102,7 +105,7 @@ class LauncherPool:
         launcher = self._wait_for_launcher()
         token = _held.set(launcher)
         try:
-            self._spawner.submit(launcher.start).result()  # only one that has died is started
+            launcher.start()  # only one that has died is started
             yield launcher
         finally:
             _held.reset(token)
@@ -177,7 +180,6 @@ class LauncherPool:
         with self._lock:
             launchers, self._launchers = self._launchers, []
         errors = [error for launcher in launchers if (error := _error_of(launcher.close)) is not None]
-        self._spawner.shutdown()
         if errors:
             raise LaunchError(
                 f"{len(errors)} launchers did not close; the first said: {errors[0]}"
@@ -192,11 +194,19 @@ class LauncherPool:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(launcher.pid, signal.SIGKILL)
 
-    def _spawn(self) -> Launcher:
-        launcher = self._make()
-        self._spawner.submit(launcher.start).result()
-        self._launchers.append(launcher)
-        return launcher
+    def _share_gpus(self, prepared: Sequence[Prepared]) -> None:
+        """Give each slot GPUs of its own; slots for which there are none are taken out of service."""
+        fitting = gpus.runs_at_once(self.slots, prepared)
+        count = gpus.share_count(prepared)
+        if self.slots == 1 or not count:
+            return
+        slots = [self._free.get_nowait() for _ in range(self.slots)][:fitting]
+        self.slots = fitting
+        for launcher, share in zip(
+            slots, gpus.shares(os.environ.get(gpus.VARIABLE), count, fitting), strict=True
+        ):
+            launcher.env[gpus.VARIABLE] = share
+            self._free.put(launcher)
 
     def _wait_for_launcher(self) -> Launcher:
         while self.stopped_because is None:

@@ -59,6 +59,7 @@ class Prepared:
         source_file: where the runner is defined.
         world_size: the number of ranks, `auto` resolved.
         device: "cpu" or "cuda".
+        gpus: how many torch finds, where the device is "cuda".
     """
 
     config: dict[str, Any]
@@ -67,6 +68,7 @@ class Prepared:
     source_file: str | None = None
     world_size: int = 1
     device: str = "cpu"
+    gpus: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
