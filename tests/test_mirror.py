@@ -429,6 +429,18 @@ def test_a_mirror_process_delivers_through_an_absence_of_the_store(
     assert mirror.state()["error"] is None
 
 
+def test_a_mirror_imports_nothing_of_the_users_folder(
+    local: Path, gcs_server: GCSServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("queue.py", "secrets.py"):
+        (tmp_path / name).write_text("raise ImportError('this is the module of the user')\n")
+    monkeypatch.chdir(tmp_path)
+    append(local / "run.log", "line\n")
+    with MirrorProcess(os.fspath(local), "gs://danling/c/d"):
+        pass
+    assert read_log("gs://danling/c/d", "run.log") == b"line\n"
+
+
 def test_a_mirror_process_that_is_fenced_stops_and_says_so(local: Path, gcs_server: GCSServer) -> None:
     remote = "gs://danling/fenced/digits-1/20261121-103249-123456"
     fill(local)

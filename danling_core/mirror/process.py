@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import Fenced, StoreUnavailable
+from ..python_path import python_path
 from ..run_folder import CHECKPOINTS
 from .layout import STATE_FILE
 from .service import FENCED, OK
@@ -43,7 +44,7 @@ class MirrorProcess:
         interval_seconds: float = 30.0,
         drain_seconds: float = 600.0,
     ) -> None:
-        command = [sys.executable, "-m", "danling_core.mirror", "--local", local, "--remote", remote]
+        command = [sys.executable, "-P", "-m", "danling_core.mirror", "--local", local, "--remote", remote]
         command += [
             "--checkpoints",
             checkpoints,
@@ -187,6 +188,7 @@ def _start(command: list[str], log: str) -> subprocess.Popen[str]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
+            env={**os.environ, "PYTHONPATH": python_path(os.environ)},
             text=True,
             start_new_session=True,
         )
