@@ -9,7 +9,6 @@ from importlib import metadata
 
 from danling_core.errors import ConfigError, DanLingError, NotFound
 from flows import cli_storage, cli_verify
-from flows.names import NamesShadowed, check_names
 
 DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 
@@ -74,14 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.words = list(sys.argv[1:] if argv is None else argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
-        check_names()
         return command(arguments)
-    except (ConfigError, NotFound, NamesShadowed) as error:
+    except (ConfigError, NotFound) as error:
         return _complain(error, BAD_INPUT)
     except DanLingError as error:
         return _complain(error, FAILED)
     except KeyboardInterrupt:
-        print("danling: interrupted before anything was trained", file=sys.stderr)
+        print("danling: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
@@ -145,7 +143,9 @@ def _train_parser(
 def _runs_parser(commands: argparse._SubParsersAction) -> None:
     parser = _command(commands, "runs", "list the runs under a project root")
     parser.add_argument("root", metavar="ROOT", nargs="?", default="experiments", help="default: %(default)s")
-    parser.add_argument("--group", help="only runs of this group")
+    parser.add_argument(
+        "--group", help="only runs trained for this group (one that was complete before keeps its own)"
+    )
     parser.add_argument(
         "--status", choices=("running", "complete", "failed", "interrupted"), help="only these"
     )

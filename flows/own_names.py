@@ -1,5 +1,15 @@
-"""Importing this raises `NamesShadowed` where another `tasks` hides ours: flows import it before any task."""
+"""Importing this raises an ImportError where another `tasks` hides ours: flows import it before any task.
 
-from flows.names import check_names
+`danling` itself has looked already (`danling_entry`); a worker of Prefect has not.
+"""
 
-check_names()
+import importlib.util
+from pathlib import Path
+
+_found = importlib.util.find_spec("tasks")
+_ours = Path(__file__).resolve().parent.parent / "tasks" / "__init__.py"
+if _found is None or _found.origin is None or Path(_found.origin).resolve() != _ours:
+    raise ImportError(
+        f"danling needs its package 'tasks' in {_ours.parent}, but Python finds "
+        f"{_found.origin if _found else 'none'} first. Rename that module, or take its folder off PYTHONPATH."
+    )
