@@ -79,7 +79,7 @@ def open_run(
         StorageError: the store refuses or is away.
     """
     storage.configure(config.storage_options)
-    if not fresh and (done := _newest_complete(config, identity)):
+    if not fresh and (done := newest_complete(config, identity)):
         return done
     lease = Lease.acquire(
         _lease_parent_url(config, identity),
@@ -88,7 +88,7 @@ def open_run(
         wait_seconds=wait_seconds,
     )
     try:
-        if not fresh and (done := _newest_complete(config, identity)):  # completed while we waited
+        if not fresh and (done := newest_complete(config, identity)):  # completed while we waited
             lease.release()
             return done
         with lease.beating():
@@ -133,7 +133,13 @@ def _newest(config: Config, identity: Identity) -> RunFolder | None:
     return next(iter(find_folders(_absolute(config.project_root), identity.name, identity.id)), None)
 
 
-def _newest_complete(config: Config, identity: Identity) -> OpenedRun | None:
+def newest_complete(config: Config, identity: Identity) -> OpenedRun | None:
+    """The run that this config and this code mean, where its newest attempt is complete; nothing is claimed.
+
+    Raises:
+        ConfigError: `dir` holds another run.
+        StorageError: the store refuses or is away.
+    """
     folder = _newest(config, identity)
     status = folder.read_status() if folder else None
     if folder is None or status is None or not status.is_complete:

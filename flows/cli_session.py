@@ -19,7 +19,8 @@ from typing import Any
 from danling_core.config import Config
 from flows.outcome import RunOutcome
 from flows.pool import LauncherPool, Listener, pinned, using
-from flows.server import QUIET, EmbeddedServer, configured_api_url, send_waiting, using_api
+from flows.server import QUIET, EmbeddedServer, api_server, send_waiting, using_api
+from flows.skipping import complete_already
 
 POLL_SECONDS = 0.1
 # For Prefect to be told of the end of a flow whose runs have ended; an API that is away is given up then.
@@ -33,12 +34,14 @@ class Ending:
     Args:
         outcomes: of every run that ended; the truth.
         error: what Prefect raised, if it did: it spoils what is shown, not what was trained.
+        failure: why the flow failed, where no run came as far as an outcome.
         signal: the first signal that stopped the session.
         is_api_lost: Prefect could not be told all, and would hold up the exit of the interpreter for long.
     """
 
     outcomes: list[RunOutcome]
     error: BaseException | None = None
+    failure: BaseException | None = None
     signal: int | None = None
     is_api_lost: bool = False
 
@@ -56,40 +59,64 @@ class Session:
         slots: runs at a time.
         listener: shows what happens.
         is_verbose: leave Prefect's log lines on the console.
+        is_fresh: train anew, whatever is complete.
     """
 
     def __init__(
-        self, configs: Sequence[Config], slots: int, listener: Listener, is_verbose: bool = False
+        self,
+        configs: Sequence[Config],
+        slots: int,
+        listener: Listener,
+        is_verbose: bool = False,
+        is_fresh: bool = False,
     ) -> None:
         self._configs = configs
         self._pool = LauncherPool(min(slots, len(configs)), listener)
         self._is_verbose = is_verbose
+        self._is_fresh = is_fresh
 
     def call(self, flow: Callable[[list[Config]], Any]) -> Ending:
         """Bring everything up, call `flow` with the validated configs, and take everything down.
 
-        Launchers, the import of Prefect, its server and the validation overlap.
+        Launchers, the import of Prefect, its server and the validation overlap. When every run is complete and
+        no API is configured that would show it, nobody waits for the server, and no flow is called.
 
         Raises:
             ConfigError: a config cannot be run; no flow was called and no folder made.
         """
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
-        with using(self._pool):
-            self._pool.start()
-            quiet = contextlib.nullcontext() if self._is_verbose else _quiet_prefect()
-            with quiet, _api() as wait_for_api:
-                configs = [pinned(prepared) for prepared in self._pool.prepare(self._configs)]
-                with using_api(wait_for_api()):
-                    return self._in_thread(lambda: flow(configs))
+        ending: Ending | None = None
+        try:
+            with using(self._pool):
+                self._pool.start()
+                quiet = contextlib.nullcontext() if self._is_verbose else _quiet_prefect()
+                with quiet, api_server() as server:
+                    ending = self._call(flow, server)
+        except KeyboardInterrupt:  # while it all closes: what is left ends with this process
+            if ending is None:
+                raise
+        return ending
+
+    def _call(self, flow: Callable[[list[Config]], Any], server: EmbeddedServer | str) -> Ending:
+        prepared = self._pool.prepare(self._configs)
+        if isinstance(server, str):
+            url = server
+        else:
+            if not self._is_fresh and (outcomes := complete_already(prepared)) is not None:
+                return Ending([self._pool.record(outcome) for outcome in outcomes])
+            url = server.wait()
+        with using_api(url):
+            return self._in_thread(lambda: flow([pinned(one) for one in prepared]))
 
     def _in_thread(self, call: Callable[[], Any]) -> Ending:
         """Call in another thread: Prefect installs no signal handlers there, and ours do not cut it short."""
         errors: list[BaseException] = []
+        states: list[Any] = []
 
         def work() -> None:
             try:
-                call()
+                states.append(call())
             except BaseException as error:
                 errors.append(error)
 
@@ -98,9 +125,12 @@ class Session:
         with _signals_noted() as noted:
             thread.start()
             self._mind(thread, noted)
+            first_signal = noted[0] if noted else None
+            is_lost = thread.is_alive() or not send_waiting()
         outcomes = list(self._pool.outcomes.values())
-        is_lost = thread.is_alive() or not send_waiting()
-        return Ending(outcomes, errors[0] if errors else None, noted[0] if noted else None, is_lost)
+        error = errors[0] if errors else None
+        failure = _failure(states[0]) if states and not outcomes else None
+        return Ending(outcomes, error, failure, first_signal, is_lost)
 
     def _mind(self, thread: threading.Thread, noted: list[int]) -> None:
         is_told, all_ended_at = False, math.inf
@@ -134,18 +164,12 @@ def _signals_noted() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _api() -> Iterator[Callable[[], str]]:
-    """A function that waits for the Prefect API, configured or embedded, and returns its URL."""
-    if (url := configured_api_url()) is not None:
-        yield lambda: url
-        return
-    server = EmbeddedServer()
-    server.start()
-    try:
-        yield server.wait
-    finally:
-        server.stop()
+def _failure(state: Any) -> BaseException | None:
+    """What the code of a flow raised, from the state in which it ended; None if nothing."""
+    if not state.is_failed() and not state.is_crashed():
+        return None
+    raised = state.result(raise_on_failure=False)
+    return raised if isinstance(raised, BaseException) else None
 
 
 @contextlib.contextmanager

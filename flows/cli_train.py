@@ -6,9 +6,11 @@ import argparse
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 
 from danling_core.config import Config
+from danling_core.errors import ConfigError, DanLingError
 from danling_core.sweep import ExperimentSpec, GroupSpec
 from flows.cli_session import Ending, Session
 from flows.cli_table import print_table
@@ -16,14 +18,14 @@ from flows.console import GroupConsole, RunConsole
 from flows.leaderboard import leaderboard
 from flows.outcome import RunOutcome, summarise
 
-DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
+DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train one run."""
     config = Config.load(arguments.file, arguments.overrides)
     console = RunConsole(config)
-    session = Session([config], slots=1, listener=console, is_verbose=arguments.verbose)
+    session = Session([config], 1, console, arguments.verbose, arguments.fresh)
     with console.showing():
         ending = session.call(
             lambda configs: _Flows().run(configs[0], fresh=arguments.fresh, return_state=True)
@@ -89,6 +91,10 @@ def _report(ending: Ending, total: int, again: str) -> int:
         _say("the Prefect API went away: it shows less than was trained; the run folders have it all")
     elif ending.error is not None:
         _say(f"Prefect: {type(ending.error).__name__}: {ending.error}")
+    if ending.failure is not None:
+        return _report_failure(ending.failure)
+    if len(ending.outcomes) == total and not bad and not stopped:
+        return DONE
     if ending.is_ctrl_c or (stopped and not bad):
         _say(f"interrupted; to resume: {again}")
         return INTERRUPTED if ending.is_ctrl_c else RESUMABLE
@@ -98,7 +104,15 @@ def _report(ending: Ending, total: int, again: str) -> int:
             if outcome.traceback:
                 print(f"\n{outcome.key}, rank {outcome.rank}:\n{outcome.traceback.rstrip()}", file=sys.stderr)
         return FAILED
-    return DONE if len(ending.outcomes) == total else FAILED
+    return FAILED
+
+
+def _report_failure(failure: BaseException) -> int:
+    """Say why no run was even begun: in one line, where the error is one of ours."""
+    if not isinstance(failure, DanLingError):
+        print("".join(traceback.format_exception(failure)).rstrip(), file=sys.stderr)
+    _say(str(failure) or type(failure).__name__)
+    return BAD_INPUT if isinstance(failure, ConfigError) else FAILED
 
 
 def _again(arguments: argparse.Namespace) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import http.client
+import logging
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -14,10 +17,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO
 
 from danling_core.errors import DanLingError
+from danling_core.python_path import python_path
+
+logger = logging.getLogger("danling.flows")
 
 # Nothing is sent to the outside unless the user has said otherwise.
 QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
@@ -28,6 +33,8 @@ _SERVER = {
     "PREFECT_UI_ENABLED": "0",
     "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
 }
+
+_PROBE_SECONDS = 5.0
 
 
 class ServerError(DanLingError):
@@ -40,23 +47,20 @@ class EmbeddedServer:
     `start` returns at once, so that the server (5 to 9 s) comes up while other things are prepared; `wait`
     blocks. The server ends with this process, however that ends, but not with a Ctrl-C: runs are to report
     their end to it.
-
-    Args:
-        log: where the server's output goes; a temporary file by default.
     """
 
-    def __init__(self, log: Path | None = None) -> None:
-        self._log: IO[bytes] = open(log, "w+b") if log else tempfile.TemporaryFile()  # noqa: SIM115
+    def __init__(self) -> None:
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._process: subprocess.Popen[bytes] | None = None
         self.api_url = ""
 
-    def start(self) -> None:
-        """Start the process. It dies with the calling thread, which has to live as long as the server."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
+    def start(self, port: int = 0) -> None:
+        """Start the process, on a free port or `port`. It dies with the calling thread, which has to live as long."""
+        with socket.create_server(("127.0.0.1", port)) as listener:
             self.api_url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "flows.embedded_server", str(listener.fileno())],
-                env={**os.environ, **QUIET, **_SERVER, "PYTHONPATH": _python_path()},
+                [sys.executable, "-P", "-m", "flows.embedded_server", str(listener.fileno())],
+                env={**os.environ, **QUIET, **_SERVER, "PYTHONPATH": python_path(os.environ)},
                 pass_fds=(listener.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
@@ -99,11 +103,31 @@ class EmbeddedServer:
         return self._log.read()[-size:].decode(errors="replace")
 
 
-def configured_api_url() -> str | None:
-    """The API that Prefect's own settings name (environment, active profile), or None. Imports Prefect."""
+@contextlib.contextmanager
+def api_server() -> Iterator[EmbeddedServer | str]:
+    """The URL of the API that Prefect's settings name (environment, active profile), or a server starting up.
+
+    Where the configured one cannot be reached, a server too, with a warning: training does not depend on it.
+    """
     from prefect.settings import PREFECT_API_URL
 
-    return PREFECT_API_URL.value()
+    url = PREFECT_API_URL.value()
+    if url is not None and (reason := _why_unreachable(url)) is not None:
+        logger.warning(
+            "PREFECT_API_URL is %s, which cannot be reached (%s): going on with a server of this command's own. "
+            "Start that one, or forget it: prefect config unset PREFECT_API_URL",
+            *(url, reason),
+        )
+        url = None
+    if url is not None:
+        yield url
+        return
+    server = EmbeddedServer()
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @contextlib.contextmanager
@@ -133,15 +157,22 @@ def send_waiting(timeout_seconds: float = 10.0) -> bool:
     return not thread.is_alive()
 
 
+def _why_unreachable(api_url: str) -> str | None:
+    """None where something answers, be it with an error: that is for Prefect to tell."""
+    try:
+        with urllib.request.urlopen(f"{api_url}/health", timeout=_PROBE_SECONDS):
+            return None
+    except (urllib.error.HTTPError, ssl.SSLError, http.client.HTTPException):
+        return None
+    except urllib.error.URLError as error:
+        return None if isinstance(error.reason, ssl.SSLError) else str(error.reason)
+    except (OSError, ValueError) as error:
+        return str(error) or type(error).__name__
+
+
 def _is_healthy(api_url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{api_url}/health", timeout=1.0) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
-
-
-def _python_path() -> str:
-    """The folder of our packages first: the server's process must find `flows`, wherever it is started."""
-    home = str(Path(__file__).resolve().parent.parent)
-    return os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])

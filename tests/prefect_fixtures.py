@@ -51,7 +51,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
     home = tmp_path_factory.mktemp("prefect-home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(home))
-        server = EmbeddedServer(home / "server.log")
+        server = EmbeddedServer()
         server.start()
     try:
         api_url = server.wait()

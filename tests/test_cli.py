@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -119,6 +120,43 @@ def test_a_metric_that_no_split_reports_fails_at_the_first_result_and_names_the_
     assert "accurracy" in error and "accuracy" in error and "loss" in error
     [(_, status)] = list_runs(config["project_root"])
     assert status is not None and status.status == "failed"
+
+
+def test_what_keeps_a_run_from_being_opened_is_said(
+    prefect_server: PrefectServer,
+    toy_config: Make,
+    write: Callable[[Any], str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = write(toy_config(dir=str(tmp_path / "out")))
+    assert main(["run", file, "seed=0"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["run", file, "seed=1"]) == 2
+    assert "name another dir" in capsys.readouterr().err
+    scratch = toy_config(project_root="memory://scratch", scratch=f"{file}/below")
+    assert main(["run", write(scratch, "scratch.yaml")]) == 1
+    assert "Not a directory" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_a_finished_session_closes_does_not_undo_the_run(
+    prefect_server: PrefectServer,
+    toy_config: Make,
+    write: Callable[[Any], str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flows.pool import LauncherPool
+
+    close = LauncherPool.close
+
+    def interrupted_close(pool: LauncherPool) -> None:
+        close(pool)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LauncherPool, "close", interrupted_close)
+    assert main(["run", write(toy_config())]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_runs_and_show_read_what_a_group_left(
@@ -248,6 +286,46 @@ def test_the_embedded_server_serves_without_configuration_and_ends_with_the_comm
         found = database.execute("select name from task_run where state_type = 'COMPLETED'").fetchall()
     names = {name for (name,) in found}
     assert {"seed-0", "epoch-0", "epoch-1", "evaluate", "score", "store"} <= names
+    again = _danling(server, "run", write(toy_config()))
+    out, error = again.communicate(timeout=110)
+    assert again.returncode == 0 and error == ""
+    assert "complete already" in out
+    with sqlite3.connect(tmp_path / "home" / "prefect.db") as database:
+        assert database.execute("select count(*) from flow_run").fetchone() == (1,)
+
+
+def test_a_configured_api_that_cannot_be_reached_is_named_and_done_without(
+    toy_config: Make, write: Callable[[Any], str], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        api_url = f"http://127.0.0.1:{closed.getsockname()[1]}/api"
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home"), "PREFECT_API_URL": api_url}
+    process = _danling(PrefectServer(api_url, environment), "run", write(toy_config()))
+    out, error = process.communicate(timeout=110)
+    assert process.returncode == 0, error
+    assert "complete" in out
+    [line] = error.splitlines()
+    assert api_url in line and "refused" in line and "prefect config unset PREFECT_API_URL" in line
+
+
+def test_modules_of_the_users_folder_do_not_shadow_those_of_the_server_and_the_launcher(
+    toy_config: Make, write: Callable[[Any], str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "project"
+    (folder / "flows").mkdir(parents=True)
+    for name in ("flows/__init__.py", "secrets.py"):
+        (folder / name).write_text("raise ImportError('this is the module of the user')\n")
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "flows.cli", "run", write(toy_config())],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "complete" in done.stdout and done.stderr == ""
 
 
 def test_a_second_ctrl_c_kills_at_once_and_what_was_saved_is_still_there(
@@ -309,11 +387,13 @@ def test_listing_and_help_load_neither_prefect_nor_torch(words: list[str]) -> No
     assert done.returncode == 0, done.stderr
 
 
-def test_a_module_that_shadows_ours_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "tasks.py").write_text("mine = True\n")
+@pytest.mark.parametrize("name", ["tasks.py", "flows.py", "flows/__init__.py"])
+def test_a_module_that_hides_ours_is_refused_by_name_in_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine = True\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "flows.cli", "runs"],
+        [sys.executable, "-P", "-m", "danling_entry", "runs"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -321,4 +401,5 @@ def test_a_module_that_shadows_ours_is_refused_by_name(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 2, done.stderr
-    assert "'tasks'" in done.stderr and "Rename" in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert str(tmp_path / name) in done.stderr and "Rename" in done.stderr

@@ -1,0 +1,39 @@
+"""Runs that are complete already, found without the orchestrator."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from danling_core import storage
+from danling_core.errors import DanLingError
+from danling_core.identity import identify
+from danling_core.launch import Prepared
+from danling_core.open_run import newest_complete
+from flows.outcome import RunOutcome
+from flows.pool import pinned
+
+logger = logging.getLogger("danling.flows")
+
+
+def complete_already(prepared: Sequence[Prepared]) -> list[RunOutcome] | None:
+    """What each of the runs left, if all of them are complete; None if there is something to train.
+
+    None also where that cannot be told: the run's flow meets the same trouble, and reports it.
+    """
+    try:
+        outcomes = [_outcome(one) for one in prepared]
+    except (DanLingError, OSError) as error:
+        logger.debug("it is not known whether the runs are complete: %s", error)
+        return None
+    found = [outcome for outcome in outcomes if outcome is not None]
+    return found if len(found) == len(prepared) else None
+
+
+def _outcome(prepared: Prepared) -> RunOutcome | None:
+    config = pinned(prepared)
+    with storage.using(config.storage_options):
+        opened = newest_complete(config, identify(config, prepared.source_file))
+    if opened is None or opened.complete is None:
+        return None
+    return RunOutcome.from_status(opened.complete, opened.folder, skipped=True)
