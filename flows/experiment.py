@@ -12,6 +12,7 @@ from prefect.runtime import flow_run as runtime
 from danling_core.config import Config
 from danling_core.errors import RunInterrupted
 from danling_core.sweep import ExperimentSpec
+from flows.cancellation import heeding_cancel
 from flows.endings import conclude_all
 from flows.fan_out import call_all, nested
 from flows.leaderboard import leaderboard, markdown
@@ -38,20 +39,26 @@ def experiment(spec: ExperimentSpec) -> State[list[dict[str, Any]]]:
     Args:
         spec: a config, and what varies in it.
     """
-    with launcher_pool(spec.concurrency) as pool, reporting() as reporter:
+    with launcher_pool(spec.concurrency) as pool, reporting() as reporter, heeding_cancel(pool.interrupt):
         artifacts = FlowArtifacts(reporter)
-        configs = [pinned(prepared) for prepared in pool.prepare(spec.configs())]
+        configs = prepared_configs(spec, pool)
         tags = tags_of(configs[0])
         artifacts.tag(tags)
         with nested(tags):
-            outcomes = _run_all(configs, pool)
+            outcomes = run_all(configs, pool)
         rows = leaderboard(outcomes)
         title = f"Experiment {configs[0].experiment_name}"
         artifacts.markdown(f"leaderboard-{configs[0].experiment_name}", markdown(rows, title), title)
     return conclude_all(rows, outcomes)
 
 
-def _run_all(configs: list[Config], pool: LauncherPool) -> list[RunOutcome]:
+def prepared_configs(spec: ExperimentSpec, pool: LauncherPool) -> list[Config]:
+    """The config of each run, complete and with its code stated."""
+    return [pinned(prepared) for prepared in pool.prepare(spec.configs())]
+
+
+def run_all(configs: list[Config], pool: LauncherPool) -> list[RunOutcome]:
+    """Call the flow of each run, as many at a time as there are slots; how they ended, in order."""
     outcomes: list[RunOutcome | None] = [None] * len(configs)
 
     def call(index: int) -> None:

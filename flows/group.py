@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
 
 from danling_core.sweep import ExperimentSpec, GroupSpec
+from flows.cancellation import heeding_cancel
 from flows.endings import conclude_all
-from flows.experiment import experiment
+from flows.experiment import experiment, prepared_configs, run_all
 from flows.fan_out import call_all, nested
 from flows.leaderboard import leaderboard, markdown
 from flows.naming import tags_of
@@ -17,6 +19,8 @@ from flows.outcome import RunOutcome
 from flows.pool import LauncherPool, launcher_pool
 from tasks.artifacts import FlowArtifacts
 from tasks.reporter import reporting
+
+logger = logging.getLogger("danling.flows")
 
 
 @flow(name="group", flow_run_name="{spec.group}", persist_result=False)
@@ -28,7 +32,7 @@ def group(spec: GroupSpec) -> State[list[dict[str, Any]]]:
     Args:
         spec: the experiments.
     """
-    with launcher_pool(spec.concurrency) as pool, reporting() as reporter:
+    with launcher_pool(spec.concurrency) as pool, reporting() as reporter, heeding_cancel(pool.interrupt):
         artifacts = FlowArtifacts(reporter)
         configs = [config for plan in spec.configs() for config in plan.configs]
         pool.prepare(configs)
@@ -49,12 +53,23 @@ def _call_experiments(spec: GroupSpec, pool: LauncherPool) -> list[RunOutcome]:
     def call(index: int) -> None:
         with pool.remembering() as outcomes:
             try:
-                experiment(_in_group(spec.experiments[index], spec.group), return_state=True)
+                _call_experiment(_in_group(spec.experiments[index], spec.group), pool, outcomes)
             finally:
                 ended[index] = outcomes
 
     call_all([lambda index=index: call(index) for index in range(len(ended))], pool.slots, pool)  # type: ignore[misc]
     return [outcome for outcomes in ended for outcome in outcomes]
+
+
+def _call_experiment(spec: ExperimentSpec, pool: LauncherPool, outcomes: list[RunOutcome]) -> None:
+    """Call the experiment's flow; where Prefect can make none, train its runs all the same."""
+    try:
+        experiment(spec, return_state=True)
+    except Exception as error:
+        name = spec.configs()[0].experiment_name
+        logger.warning("Prefect lost sight of %s: %s: %s", name, type(error).__name__, error)
+        if not outcomes:
+            run_all(prepared_configs(spec, pool), pool)
 
 
 def _in_group(spec: ExperimentSpec, name: str) -> ExperimentSpec:

@@ -19,6 +19,8 @@ from danling_core.formatting import format_epoch_result
 from danling_core.identity import Identity, check_code, identify
 from danling_core.launch import Prepared, RunHandle, RunRequest
 from danling_core.open_run import OpenedRun, open_run
+from danling_core.run_folder import RunFolder
+from flows.cancellation import heeding_cancel
 from flows.endings import conclude_run
 from flows.naming import counted, run_display_name, tags_of
 from flows.outcome import RunOutcome, describe
@@ -86,8 +88,7 @@ def execute(config: Config, pool: LauncherPool, artifacts: FlowArtifacts, fresh:
         logger.exception("%s-%s failed", identity.name, identity.id)
         return _ended(config, identity, opened, status="failed", error=str(error))
     finally:
-        if opened.lease is not None:
-            opened.lease.release()
+        _release(opened)
 
 
 def _train(
@@ -104,12 +105,13 @@ def _train(
     with (
         pool.slot() as launcher,
         pool.active(launcher.run(_request(config, prepared, opened))) as handle,
+        heeding_cancel(lambda reason: pool.interrupt_run(handle, reason)),
         _beating(opened, handle, pool),
     ):
         listen = _listener(config, identity, pool, artifacts)
         observe_stages(Observation(handle.events(), listen, logger.warning), config)
         ended = handle.outcome()
-    try_task(score, folder_url=opened.folder.url)
+    try_task(score, folder_url=opened.work_dir)
     if ended.status == "complete":
         try_task(store, folder_url=opened.folder.url)
     return _ended(
@@ -161,9 +163,22 @@ def _listener(
     return listen
 
 
+def _release(opened: OpenedRun) -> None:
+    """Give the lease up; where the store is away, others find it stale after a while."""
+    try:
+        if opened.lease is not None:
+            opened.lease.release()
+    except StorageError as error:
+        logger.warning("the lease of %s is not released: %s", opened.folder.url, error)
+
+
 def _ended(config: Config, identity: Identity, opened: OpenedRun, **told: Any) -> RunOutcome:
-    """What the folder says, with what this process knows better on top."""
-    status = opened.folder.read_status()
+    """What the local folder says (the store may be away), with what this process knows better on top."""
+    try:
+        status = RunFolder(opened.work_dir).read_status()
+    except StorageError as error:
+        logger.warning("%s", error)
+        status = None
     if status is None:
         return RunOutcome(**{**_names(config, identity), "folder": opened.folder.url, **told})
     return RunOutcome.from_status(status, opened.folder, **told)

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from danling_core import storage
 from danling_core.config import Config
 from danling_core.errors import ConfigError, RunFailed
 from danling_core.run_folder import list_runs
 from danling_core.sweep import ExperimentSpec, GroupSpec
+from flows.pool import LauncherPool, using
+from tests.gcs_server import GCSServer
 from tests.prefect_fixtures import PrefectServer
 
 Make = Callable[..., dict[str, Any]]
@@ -20,8 +23,6 @@ Make = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Any]:
     """Launchers that the tests of this module share: the first costs seconds."""
-    from flows.pool import LauncherPool
-
     pool = LauncherPool(slots=2)
     pool.start()
     yield pool
@@ -208,7 +209,6 @@ def test_code_that_is_edited_during_a_sweep_is_not_trained_under_the_old_id(
     prefect_server: PrefectServer, toy_config: Make, tmp_path: Path
 ) -> None:
     from flows.experiment import experiment
-    from flows.pool import LauncherPool, using
 
     source, runner = _editable(tmp_path)
 
@@ -274,7 +274,6 @@ def test_an_interrupted_run_is_shown_so_and_resumes_where_it_was(
     prefect_server: PrefectServer, toy_config: Make
 ) -> None:
     from flows.outcome import RunOutcome
-    from flows.pool import LauncherPool, using
     from flows.run import run
 
     class Stopper:
@@ -301,6 +300,142 @@ def test_an_interrupted_run_is_shown_so_and_resumes_where_it_was(
         if task.name.startswith("epoch") and task.state.is_completed()
     ]
     assert epochs == [f"epoch-{epoch}" for epoch in range(6)]
+
+
+@pytest.mark.parametrize("level", ["run", "experiment"])
+def test_a_flow_run_that_is_cancelled_through_the_api_saves_and_stops(
+    level: str, prefect_server: PrefectServer, toy_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"cancelled-{level}"
+    monkeypatch.setattr("flows.cancellation.POLL_SECONDS", 0.2)
+    pool = LauncherPool(listener=AtFirstEpoch(lambda: _cancel(prefect_server.client(), name)))
+    config = toy_config(**_NAMES[level](name), epoch_end=1000, params={"sleep_seconds": 0.02})
+    with using(pool):
+        state = _call(level, config)
+    assert state.is_cancelled()
+    assert [outcome.status for outcome in pool.outcomes.values()] == ["interrupted"] * (1 + (level != "run"))
+    [flow_run] = Shown(prefect_server).flow_runs(name=name)
+    assert flow_run.state.is_cancelled()
+    [(_, status)] = list_runs(config["project_root"])
+    assert status is not None and status.status == "interrupted" and 0 < status.epochs < 1000
+
+
+@pytest.mark.long
+def test_a_cancellation_is_heeded_after_an_absence_of_the_api(
+    toy_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import SyncPrefectClient
+
+    from flows.server import EmbeddedServer, using_api
+
+    monkeypatch.setattr("flows.cancellation.POLL_SECONDS", 0.2)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    servers = [EmbeddedServer(), EmbeddedServer()]
+    servers[0].start()
+
+    def restart_and_cancel() -> None:
+        servers[0].stop()
+        servers[1].start(int(servers[0].api_url.rpartition(":")[2].partition("/")[0]))
+        servers[1].wait()
+        _cancel(SyncPrefectClient(servers[1].api_url), "cancelled-late")
+
+    config = toy_config(
+        experiment_name="cancelled", run_name="late", epoch_end=4000, params={"sleep_seconds": 0.02}
+    )
+    try:
+        with (
+            using_api(servers[0].wait()),
+            using(LauncherPool(listener=AtFirstEpoch(restart_and_cancel))),
+        ):
+            state = _call("run", config)
+            with SyncPrefectClient(servers[1].api_url) as client:
+                [flow_run] = client.read_flow_runs()
+        assert state.is_cancelled() and flow_run.state.is_cancelled()
+        [(_, status)] = list_runs(config["project_root"])
+        assert status is not None and status.status == "interrupted" and 0 < status.epochs < 4000
+    finally:
+        for server in servers:
+            server.stop()
+
+
+class AtFirstEpoch:
+    """A listener that does one thing when the first epoch has ended."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action: Callable[[], None] | None = action
+
+    def on_event(self, name: str, event: dict[str, Any]) -> None:
+        if event["event"] == "epoch_finished" and self._action is not None:
+            action, self._action = self._action, None
+            action()
+
+    def on_outcome(self, outcome: Any) -> None:
+        pass
+
+
+# The names of a config whose flow run at that level shall have this name.
+_NAMES: dict[str, Callable[[str], dict[str, str]]] = {
+    "run": lambda name: dict(zip(("experiment_name", "run_name"), name.split("-"), strict=True)),
+    "experiment": lambda name: {"experiment_name": name},
+}
+
+
+def _call(level: str, config: dict[str, Any]) -> Any:
+    from flows.experiment import experiment
+    from flows.run import run
+
+    if level == "run":
+        return run(Config.from_dict(config), return_state=True)
+    return experiment(ExperimentSpec(config=config, sweep={"seed": [0, 1]}), return_state=True)
+
+
+def _cancel(client: Any, name: str) -> None:
+    """What `prefect flow-run cancel` does."""
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import State
+
+    with client:
+        [flow_run] = [found for found in client.read_flow_runs(limit=200) if found.name == name]
+        client.set_flow_run_state(flow_run.id, State(type=StateType.CANCELLING))
+
+
+def test_where_prefect_makes_no_flow_runs_a_group_trains_all_the_same(
+    prefect_server: PrefectServer, toy_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.experiment
+    import flows.group
+
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the API is away")
+
+    monkeypatch.setattr(flows.group, "experiment", away)
+    monkeypatch.setattr(flows.experiment, "run", away)
+    experiments = [{"config": toy_config(experiment_name=name)} for name in ("one", "two")]
+    pool = LauncherPool()
+    with using(pool):
+        state = flows.group.group(GroupSpec(group="unseen", experiments=experiments), return_state=True)
+    assert state.is_completed()
+    assert [outcome.status for outcome in pool.outcomes.values()] == ["complete"] * 2
+
+
+def test_a_store_that_is_away_at_the_end_costs_no_outcome(
+    toy_config: Make, gcs_server: GCSServer, tmp_path: Path
+) -> None:
+    from danling_core.identity import identify
+    from danling_core.open_run import open_run
+    from danling_core.run_folder import RunFolder, Status
+    from flows.run import _ended, _release
+
+    config = Config.from_dict(toy_config(project_root="gs://danling/away", scratch=str(tmp_path)))
+    identity = identify(config, None)
+    opened = open_run(config, identity)
+    status = Status(status="interrupted", name=identity.name, id=identity.id, epochs=3)
+    RunFolder(opened.work_dir).write_status(status)
+    gcs_server.fault = lambda method, path: 503
+    with storage.using(retry=storage.Retry(deadline_seconds=0.5, max_wait_seconds=0.1)):
+        outcome = _ended(config, identity, opened, status="interrupted", error="SIGTERM")
+        _release(opened)
+    assert outcome.status == "interrupted" and outcome.epochs == 3 and outcome.folder == opened.folder.url
 
 
 def test_an_unreachable_api_spoils_what_is_shown_and_not_the_run(
