@@ -50,10 +50,10 @@ def test_the_nightly_schedule_is_a_cron_in_a_stated_timezone() -> None:
     assert nightly["schedules"] == [{"cron": "0 2 * * *", "timezone": "UTC", "active": True}]
 
 
-def _prefect(server: PrefectServer, *words: str) -> subprocess.CompletedProcess[str]:
+def _prefect(server: PrefectServer, *words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "prefect", *words]
-    environment = {**server.environment, "PWD": str(ROOT), "COLUMNS": "400"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110)
+    environment = {**server.environment, "PWD": str(folder), "COLUMNS": "400"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=110)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,36 @@ def test_a_worker_runs_a_deployment_to_its_end(
     assert "experiment:deployed" in flow_run.tags
     [(_, status)] = list_runs(config["project_root"])
     assert status is not None and status.is_complete
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder of the user's own, with a runner and the `prefect.yaml` that the README shows."""
+    text = (ROOT / "deployments" / "README.md").read_text()
+    [block] = [part for part in text.split("```")[1::2] if "entrypoint:" in part]
+    (tmp_path / "prefect.yaml").write_text(block.removeprefix("yaml\n"))
+    (tmp_path / "toy.py").write_text(
+        "from tests.toy_runner import ToyRunner as Toy\n\nclass ToyRunner(Toy): ...\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.long
+def test_a_project_of_the_users_own_is_deployed_and_run_by_a_worker(
+    deployed: PrefectServer, project: Path
+) -> None:
+    for words in (
+        ["--no-prompt", "deploy", "--all"],
+        ["deployment", "run", "run/toy"],
+        ["worker", "start", "--pool", "danling", "--run-once"],
+    ):
+        done = _prefect(deployed, *words, folder=project)
+        assert done.returncode == 0, done.stdout + done.stderr
+    with deployed.client() as client:
+        [flow_run] = [run for run in client.read_flow_runs() if run.name == "toy-run"]
+    assert flow_run.state.is_completed(), flow_run.state
+    [(_, status)] = list_runs(str(project / "experiments"))
+    assert status is not None and status.is_complete and status.epochs == 5
 
 
 def test_the_commands_of_the_readme_are_those_tested_here() -> None:
