@@ -23,14 +23,16 @@ class Ranks:
         self.world_size = world_size
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
+        self._meeting_place: tempfile.TemporaryDirectory[str] | None = None
 
     def run(self, function: Callable[..., Any], *args: Any, **named: Any) -> list[Any]:
         """Call a module-level function on every rank; returns what they return, by rank. Raises RankFailed."""
         if not self._processes:
             self._start()
         message = pickle.dumps(functools.partial(function, *args, **named))
-        for pipe in self._pipes:
-            pipe.send_bytes(message)
+        for rank, pipe in enumerate(self._pipes):
+            with self._told_if_it_died(rank):
+                pipe.send_bytes(message)
         answers: list[Any] = [None] * self.world_size
         waiting = {pipe: rank for rank, pipe in enumerate(self._pipes)}
         while waiting:
@@ -41,7 +43,8 @@ class Ranks:
             for pipe in ready:
                 assert isinstance(pipe, Connection)
                 rank = waiting.pop(pipe)
-                answers[rank] = pickle.loads(pipe.recv_bytes())
+                with self._told_if_it_died(rank):
+                    answers[rank] = pickle.loads(pipe.recv_bytes())
                 if isinstance(answers[rank], _Failure):  # others may wait for it in a collective, for ever
                     self.close()
                     raise RankFailed(f"rank {rank} failed:\n{answers[rank].text}")
@@ -52,12 +55,28 @@ class Ranks:
         for process in self._processes:
             process.kill()
             process.join()
+        for pipe in self._pipes:
+            pipe.close()
         self._processes, self._pipes = [], []
+        if self._meeting_place is not None:
+            self._meeting_place.cleanup()
+            self._meeting_place = None
+
+    @contextmanager
+    def _told_if_it_died(self, rank: int) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError) as error:
+            process = self._processes[rank]
+            process.join(TIMEOUT_SECONDS)
+            self.close()
+            raise RankFailed(f"rank {rank} ended with {process.exitcode} and gave no answer") from error
 
     def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch", "torch._dynamo", "tests.small_runner"])
-        store = os.path.join(tempfile.mkdtemp(prefix="ranks-"), "store")
+        self._meeting_place = tempfile.TemporaryDirectory(prefix="ranks-")
+        store = os.path.join(self._meeting_place.name, "store")
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, self.world_size, store, theirs), daemon=True)
@@ -68,7 +87,7 @@ class Ranks:
 
 
 class RankFailed(AssertionError):
-    """A rank raised; the message has its traceback."""
+    """A rank raised, and the message has its traceback; or it died."""
 
 
 class _Failure:
@@ -86,12 +105,14 @@ def _serve(rank: int, world_size: int, store: str, pipe: Connection) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     while True:
         try:
-            answer = pickle.loads(pipe.recv_bytes())()
+            message = pipe.recv_bytes()
         except EOFError:
             return
+        try:
+            answer = pickle.dumps(pickle.loads(message)())
         except BaseException:
-            answer = _Failure(traceback.format_exc())
-        pipe.send_bytes(pickle.dumps(answer))
+            answer = pickle.dumps(_Failure(traceback.format_exc()))
+        pipe.send_bytes(answer)
 
 
 @contextmanager
