@@ -26,6 +26,7 @@ BEAT_SECONDS = 5.0
 STALE_AFTER_SECONDS = 30.0
 _FILE = re.compile(r"(\d{6,})\.json")
 _POLL_SECONDS = 1.0
+_ANSWER_SECONDS = 5.0  # a connection that died silently must not cost a healthy owner its lease
 
 
 class Lease:
@@ -88,7 +89,9 @@ class Lease:
         cls, url: str, generation: int, description: str, now: Callable[[], float]
     ) -> Lease | None:
         owner = this_process(description, now())
-        if not storage.create_exclusive(_generation_url(url, generation), owner.dumps()):
+        with storage.prompt(_ANSWER_SECONDS):
+            is_created = storage.create_exclusive(_generation_url(url, generation), owner.dumps())
+        if not is_created:
             return None
         highest, holder = _highest(url)
         if highest != generation or holder is None or holder.token != owner.token:
@@ -101,7 +104,7 @@ class Lease:
     def check(self) -> None:
         """Raises `Fenced` if another process has taken over. Costs one small listing."""
         if self.is_fenced:
-            raise Fenced(self._fenced_message(None))
+            raise Fenced(_fenced_message(self.url, self.generation, None))
         try:
             check_generation(self.url, self.generation)
         except Fenced:
@@ -111,7 +114,7 @@ class Lease:
     def beat(self) -> None:
         """Tells the others that this owner lives. Raises `Fenced`, or `StorageError` if the store is away."""
         with self._lock:
-            self.check()
+            self._check_own()
             self._write(replace(self._owner, beat=self._owner.beat + 1, beat_at=self._now()))
 
     def release(self) -> None:
@@ -120,7 +123,7 @@ class Lease:
             if self._owner.is_released or self.is_fenced:
                 return
             try:
-                self.check()
+                self._check_own()
             except Fenced as error:
                 logger.warning("%s", error)
                 return
@@ -160,12 +163,18 @@ class Lease:
                 except StorageError as error:
                     logger.warning("a beat of the lease failed and will be repeated: %s", error)
 
-    def _write(self, owner: Owner) -> None:
-        storage.write_bytes(_generation_url(self.url, self.generation), owner.dumps(), is_durable=False)
-        self._owner = owner
+    def _check_own(self) -> None:
+        """`check`, and that nobody else has this generation: not every store creates exclusively."""
+        self.check()
+        holder = _read(self.url, self.generation)
+        if holder is not None and holder.token != self._owner.token:
+            self.is_fenced = True
+            raise Fenced(_fenced_message(self.url, self.generation, holder))
 
-    def _fenced_message(self, holder: Owner | None) -> str:
-        return _fenced_message(self.url, self.generation, holder)
+    def _write(self, owner: Owner) -> None:
+        with storage.prompt(_ANSWER_SECONDS):
+            storage.write_bytes(_generation_url(self.url, self.generation), owner.dumps(), is_durable=False)
+        self._owner = owner
 
 
 def lease_url(parent_url: str) -> str:
@@ -212,7 +221,9 @@ def _generation_url(url: str, generation: int) -> str:
 
 
 def _generations(url: str) -> list[int]:
-    return sorted(int(match.group(1)) for name in storage.list_names(url) if (match := _FILE.fullmatch(name)))
+    with storage.prompt(_ANSWER_SECONDS):
+        names = storage.list_names(url)
+    return sorted(int(match.group(1)) for name in names if (match := _FILE.fullmatch(name)))
 
 
 def _highest(url: str) -> tuple[int, Owner | None]:
@@ -222,6 +233,7 @@ def _highest(url: str) -> tuple[int, Owner | None]:
 
 def _read(url: str, generation: int) -> Owner | None:
     try:
-        return Owner.parse(storage.read_bytes(_generation_url(url, generation)))
+        with storage.prompt(_ANSWER_SECONDS):
+            return Owner.parse(storage.read_bytes(_generation_url(url, generation)))
     except NotFound:
         return None

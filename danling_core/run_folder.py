@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from . import run_cache, storage
 from .errors import ConfigError, NotFound, StorageError
+from .segments import segments_by_file, segments_url
 
 logger = logging.getLogger("danling")
 
@@ -259,22 +260,6 @@ def _is_called(folder_name: str, text: str) -> bool:
     return is_prefix or text in (folder_name, match["name"], match["id"])
 
 
-def segments_url(folder_url: str, name: str) -> str:
-    """Where the segments of an append-only file lie on an object store: `events/` for `events.jsonl`."""
-    return storage.join(folder_url, name.rpartition(".")[0] or f"{name}.segments")
-
-
-def segment_name(name: str, number: int) -> str:
-    """`000001.jsonl` for segment 1 of `events.jsonl`."""
-    return f"{number:06d}.{name.rpartition('.')[2]}"
-
-
-def segment_names(folder_url: str, name: str) -> list[str]:
-    """The segments of an append-only file, in order."""
-    pattern = re.compile(rf"\d{{6}}\.{re.escape(name.rpartition('.')[2])}")
-    return [found for found in storage.list_names(segments_url(folder_url, name)) if pattern.fullmatch(found)]
-
-
 def read_log(folder: RunFolder | str, name: str) -> bytes:
     """The whole of an append-only file (`events.jsonl`, `run.log`), from itself or from its segments.
 
@@ -285,10 +270,18 @@ def read_log(folder: RunFolder | str, name: str) -> bytes:
     try:
         return storage.read_bytes(storage.join(url, name))
     except NotFound:
-        parts = [storage.join(segments_url(url, name), part) for part in segment_names(url, name)]
+        parts = _segment_urls(url, name)
         if not parts:
             raise
         return b"".join(_all_present(parts, storage.read_many(parts)))
+
+
+def _segment_urls(folder_url: str, name: str) -> list[str]:
+    folder = segments_url(folder_url, name)
+    stem, _, suffix = name.rpartition(".")
+    sizes = {f"{stem}/{found}": 0 for found in storage.list_names(folder) if found.endswith(f".{suffix}")}
+    segments = segments_by_file(sizes).get(name, [])
+    return [storage.join(folder_url, segment.path) for segment in segments]
 
 
 def _all_present(urls: Iterable[str], contents: Iterable[bytes | None]) -> Iterable[bytes]:

@@ -6,7 +6,7 @@ import contextvars
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,8 +16,9 @@ from .config import Config
 from .errors import ConfigError, NotFound, RunBusy, StorageError
 from .lease import Lease, current_owner, is_held
 from .mirror.layout import Layout
-from .mirror.segments import SegmentedFile, is_segment, sizes_by_file
+from .mirror.segments import SegmentedFile
 from .run_folder import CHECKPOINTS, CONFIG, EVENTS, RunFolder, read_log
+from .segments import is_segment, segments_by_file
 
 _AT_ONCE = 8
 _TIMESTAMP = re.compile(r"\d{8}-\d{6}-\d{6}")
@@ -88,7 +89,7 @@ class _Copy:
         self._checkpoints = checkpoints_name(source)
         self._sizes = _sizes(source)
         self._there = _sizes(target)
-        self._log_sizes = {name: sum(parts) for name, parts in sizes_by_file(self._sizes).items()}
+        self._log_sizes = _log_sizes(self._sizes)
         self._done = self._copied = 0
 
     def run(self) -> Transfer:
@@ -145,9 +146,9 @@ class _Copy:
         if storage.is_local(self._target.url):
             storage.write_bytes(storage.join(self._target.url, name), read_log(self._source, name))
         else:
-            parts = sizes_by_file(self._there).get(name, [])
-            local = self._local_log(name)
-            SegmentedFile(local, self._target.url, name, parts, self._lease_check).upload(is_final=True)
+            parts = segments_by_file(self._there).get(name, [])
+            log = (self._local_log(name), self._target.url, name, parts)
+            SegmentedFile(*log, self._lease_check, self._lease.generation).upload(is_final=True)
         self._copied += self._log_sizes[name]
         self._advance(self._log_sizes[name])
 
@@ -160,7 +161,7 @@ class _Copy:
 
     def _check_sizes(self, files: Iterable[storage.Entry]) -> None:
         found = _sizes(self._target)
-        found |= {name: sum(parts) for name, parts in sizes_by_file(found).items()}
+        found |= _log_sizes(found)
         wanted = {entry.path: entry.size for entry in files} | self._log_sizes
         wrong = [path for path, size in wanted.items() if found.get(path, 0) != size]
         if wrong:
@@ -202,6 +203,11 @@ def _place(folder: RunFolder) -> tuple[str, str]:
 
 def _sizes(folder: RunFolder) -> dict[str, int]:
     return {entry.path: entry.size for entry in storage.list_tree(folder.url)}
+
+
+def _log_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Of the logs that lie there in segments."""
+    return {name: sum(part.size for part in parts) for name, parts in segments_by_file(sizes).items()}
 
 
 def checkpoints_name(folder: RunFolder) -> str:

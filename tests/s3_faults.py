@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -53,6 +53,8 @@ class FaultyProxy:
         self.requests: list[tuple[str, str]] = []
         """Method and path of every request that arrived."""
         self.is_away = False
+        self.intercept: Callable[[str, str], str | None] = lambda method, path: None
+        """Asked about every request, whose fault it returns, or None; it may keep the request as long as it likes."""
         self.refusal: str | None = None
         """Code of the 403 that every request of `refused_methods` meets, such as "AccessDenied"."""
         self.refused_methods: tuple[str, ...] = ("GET", "HEAD", "POST", "PUT", "DELETE")
@@ -94,9 +96,10 @@ class FaultyProxy:
 
     def draw(self, method: str, path: str) -> str | None:
         """The fault of the next request, or None."""
+        intercepted = self.intercept(method, path)
         with self._lock:
             self.requests.append((method, path))
-            kind = "away" if self.is_away else None
+            kind = "away" if self.is_away else intercepted
             if kind is None and self.refusal is not None and method in self.refused_methods:
                 kind = "refused"
             if kind is None and self._random.random() < self.share:

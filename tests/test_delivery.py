@@ -39,7 +39,8 @@ class Mirror:
 
     def note(self, synced_at: float, error: str | None = None, record: str | None = None) -> None:
         at = datetime.fromtimestamp(synced_at, UTC).isoformat()
-        self.told = {"synced_at": at, "error": error, "committed": {"record": record} if record else None}
+        committed = {"record": record, "at": at} if record else None
+        self.told = {"synced_at": at, "error": error, "committed": committed}
 
 
 @pytest.fixture
@@ -72,6 +73,14 @@ def test_a_run_stops_when_the_store_has_had_nothing_for_too_long(mirror: Mirror,
     now[0] = 1111.0
     watched.check()
     assert reasons == ["the store has had nothing for 61 s, and max_unsynced_seconds is 60"]
+
+
+def test_a_checkpoint_that_went_up_in_a_long_pass_counts(mirror: Mirror, tmp_path: Path) -> None:
+    watched = delivery(mirror, tmp_path, [1100.0], [], max_unsynced_seconds=60)
+    watched._began_at = 1000.0
+    at = datetime.fromtimestamp(1090.0, UTC).isoformat()
+    mirror.told = {"synced_at": None, "error": None, "committed": {"record": "0000000012-1.0", "at": at}}
+    assert watched.unsynced_seconds() == 10.0
 
 
 def test_what_an_earlier_attempt_delivered_does_not_count_against_this_one(

@@ -1,4 +1,4 @@
-"""An owner that was frozen, taken over and thawed writes nothing more into the run's folder."""
+"""An owner that was taken over, frozen or behind a slow network, changes nothing more of the run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import pytest
+
+from danling_core import storage
+from danling_core.errors import Fenced
 from danling_core.lease import Lease
 from danling_core.lifeline import start_time
-from danling_core.run_folder import RunFolder
+from danling_core.mirror.process import MirrorProcess
+from danling_core.mirror.pull import pull
+from danling_core.run_folder import RunFolder, read_log
+from tests.s3_faults import FaultyProxy
 from tests.test_control import wait_until
 from tests.test_storm import tree
 from tests.whole_runs import ROOT, config
@@ -44,6 +52,91 @@ def test_an_owner_that_wakes_up_after_a_takeover_writes_nothing(tmp_path: Path) 
     finally:
         driver.kill()  # frozen or not; the others follow
         driver.wait()
+
+
+class HeldUp:
+    """Keeps the requests that write one file on their way, from `begin` until `let_go`."""
+
+    def __init__(self, proxy: FaultyProxy, method: str, end: str) -> None:
+        self.begun = self.is_over = False
+        self.has_arrived, self.let_go = threading.Event(), threading.Event()
+        self._wanted = (method, end)
+        proxy.intercept = self
+
+    def __call__(self, method: str, path: str) -> None:
+        if self.begun and not self.is_over and method == self._wanted[0] and path.endswith(self._wanted[1]):
+            self.is_over = True  # only the first one
+            self.has_arrived.set()
+            assert self.let_go.wait(60)
+
+
+def mirrored(local: Path, remote: str, lease: Lease) -> MirrorProcess:
+    return MirrorProcess(str(local), remote, lease_url=lease.url, generation=lease.generation)
+
+
+def taken_over(parent: str) -> Lease:
+    return Lease.acquire(parent, "the next owner", stale_after_seconds=0.2, wait_seconds=10)
+
+
+def test_a_write_that_is_held_up_until_after_a_takeover_changes_no_log(
+    s3_root: str, s3_proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    remote = storage.join(s3_root, "digits-1", "20261121-103249-123456")
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    new.mkdir()
+    (old / "events.jsonl").write_text("one\n")
+    first = Lease.acquire(storage.parent(remote), "the first owner")
+    held = HeldUp(s3_proxy, "PUT", "/events/000001.jsonl")
+    mirror = mirrored(old, remote, first)
+    mirror.request_sync()
+    assert mirror.wait_synced(timeout_seconds=60)
+    held.begun = True
+    (old / "events.jsonl").write_text("one\nold\n")
+    mirror.request_sync()
+    assert held.has_arrived.wait(60)
+    second = taken_over(storage.parent(remote))
+    pull(RunFolder(remote), str(new))
+    (new / "events.jsonl").write_text("one\nnew\n")
+    with mirrored(new, remote, second) as next_mirror:
+        next_mirror.request_sync()
+        assert next_mirror.wait_synced(timeout_seconds=60)
+        held.let_go.set()
+        with pytest.raises(Fenced):
+            mirror.close()
+        assert read_log(remote, "events.jsonl") == b"one\nnew\n"
+    assert read_log(remote, "events.jsonl") == b"one\nnew\n"
+
+
+def test_a_write_that_fails_is_not_tried_again_after_a_takeover(
+    s3_root: str, s3_proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    remote = storage.join(s3_root, "digits-1", "20261121-103249-123456")
+    (tmp_path / "status.json").write_text("old")
+    first = Lease.acquire(storage.parent(remote), "the first owner")
+    has_failed, taken = threading.Event(), threading.Event()
+    landed: list[str] = []
+
+    def fail_until_taken(method: str, path: str) -> str | None:
+        if method != "PUT" or not path.endswith("/status.json"):
+            return None
+        if taken.is_set():
+            landed.append(path)
+            return None
+        has_failed.set()
+        taken.wait(60)  # the answer is a failure that comes after the takeover
+        return "503"
+
+    s3_proxy.intercept = fail_until_taken
+    mirror = mirrored(tmp_path, remote, first)
+    mirror.request_sync()
+    assert has_failed.wait(60)
+    taken_over(storage.parent(remote))
+    taken.set()
+    with pytest.raises(Fenced):
+        mirror.close()
+    assert landed == []
+    assert not storage.exists(storage.join(remote, "status.json"))
 
 
 def events(root: Path) -> str:

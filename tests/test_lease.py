@@ -25,6 +25,8 @@ from danling_core.lease import (
     is_held,
     lease_url,
 )
+from tests.s3_faults import FaultyProxy
+from tests.test_control import wait_until
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -203,6 +205,36 @@ def test_a_beat_that_the_store_refuses_is_repeated(parent: str, monkeypatch: pyt
         while (owner := current_owner(parent)) is None or owner.beat < 2:
             pass
     assert not failures
+
+
+def test_of_two_owners_of_one_generation_the_first_to_look_is_fenced(parent: str) -> None:
+    """As two that start at once may be, on a store without exclusive creates."""
+    lease = Lease.acquire(parent, "first")
+    other = elsewhere(parent, 1)
+    with pytest.raises(Fenced, match="taken over by driver"):
+        lease.beat()
+    lease.release()
+    assert current_owner(parent) == other, "what is another's is not released"
+
+
+def test_a_connection_that_dies_silently_costs_one_beat_and_not_the_lease(
+    s3_root: str, s3_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("danling_core.lease._ANSWER_SECONDS", 0.5)
+    parent = storage.join(s3_root, "run-1")
+    lease = Lease.acquire(parent, "first")
+    is_silent, is_over = threading.Event(), threading.Event()
+
+    def never_answer_one(method: str, path: str) -> None:
+        if method == "PUT" and not is_silent.is_set():
+            is_silent.set()
+            is_over.wait(60)
+
+    s3_proxy.intercept = never_answer_one
+    with lease.beating(interval=0.1):
+        wait_until(lambda: is_silent.is_set(), "a beat without an answer", 30)
+        wait_until(lambda: (owner := current_owner(parent)) is not None and owner.beat > 1, "a beat", 30)
+        is_over.set()
 
 
 def _contend(parent: str, start: object, results: Queue[tuple[int, int]]) -> None:

@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from danling_core.mirror.segments import SegmentedFile
 from danling_core.mirror.service import FENCED, INCOMPLETE, Service
 from danling_core.mirror.uploader import Uploader
 from danling_core.run_folder import RunFolder, read_log
+from danling_core.segments import segments_by_file
 from tests.gcs_server import GCSServer
 
 
@@ -175,17 +177,57 @@ def test_a_checkpoint_pruned_while_it_goes_up_is_whole_or_absent(
     commit(local, 1, "latest")
     put, store = storage.put_file, CheckpointStore(os.fspath(local / "checkpoints"))
 
-    def put_and_prune(source: str, url: str) -> None:
+    def put_and_prune(source: str, url: str, **options: Any) -> None:
         monkeypatch.setattr(storage, "put_file", put)
         commit(local, 2, "latest")
         store.prune(keep_last=1)
-        put(source, url)
+        put(source, url, **options)
 
     monkeypatch.setattr(storage, "put_file", put_and_prune)
-    uploader(local, remote).run_pass()
+    mirror = uploader(local, remote)
+    mirror.run_pass()
+    assert [record.step for record in CheckpointStore(storage.join(remote, "checkpoints")).records()] == [1]
+    mirror.run_pass()
     remote_store = CheckpointStore(storage.join(remote, "checkpoints"))
     assert [record.step for record in remote_store.records()] == [2]
     assert remote_store.newest_good()[1] == []
+
+
+def test_checkpoints_that_come_faster_than_the_store_takes_them_do_not_hold_up_the_rest(
+    local: Path, remote: str, monkeypatch: pytest.MonkeyPatch, writes: list[str]
+) -> None:
+    fill(local)
+    put, steps = storage.put_file, iter(range(6, 12))
+
+    def put_and_commit(source: str, url: str, **options: Any) -> None:
+        put(source, url, **options)
+        if (step := next(steps, None)) is not None:
+            commit(local, step, "latest")
+
+    monkeypatch.setattr(storage, "put_file", put_and_commit)
+    mirror = uploader(local, remote)
+    mirror.run_pass()
+    assert len([path for path in writes if "/data/" in path]) == 1
+    assert "status.json" in writes and "events/000001.jsonl" in writes
+    mirror.run_pass()
+    assert "checkpoints/latest.json" in writes
+
+
+@pytest.mark.parametrize("name", ["status.json", "results.json", "notes/mine.txt", "run/000001.log"])
+def test_a_write_that_came_late_is_found_and_put_right_at_the_end(
+    name: str, local: Path, remote: str
+) -> None:
+    record = fill(local)
+    mirror = uploader(local, remote)
+    mirror.run_pass()
+    url, pointer = storage.join(remote, name), storage.join(remote, "checkpoints/latest.json")
+    wanted = storage.read_bytes(url)
+    storage.write_bytes(url, b"x" * (len(wanted) - (name not in ("status.json", "results.json"))))
+    storage.write_bytes(pointer, b'{"record": "0000000001-1.0", "as_of": 9}')
+    storage.delete(storage.join(remote, "checkpoints/records", f"{record.name}.json"))
+    mirror.run_pass(is_final=True)
+    assert storage.read_bytes(url) == wanted
+    assert CheckpointStore(storage.join(remote, "checkpoints")).pointed("latest") == record
 
 
 def test_a_torn_local_checkpoint_is_not_brought_up(local: Path, remote: str, writes: list[str]) -> None:
@@ -202,7 +244,7 @@ def test_complete_is_never_said_before_everything_is_there(
     fill(local)
     write, budget = storage.write_bytes, 0
 
-    def limited(url: str, data: bytes, *arguments: object, **options: bool) -> None:
+    def limited(url: str, data: bytes, **options: Any) -> None:
         nonlocal budget
         if url.startswith("memory://"):
             if budget == 0:
@@ -241,10 +283,12 @@ def test_a_fenced_mirror_writes_nothing(local: Path, remote: str, writes: list[s
 # Segments
 
 
-def segmented(local: Path, remote: str, size: int = 16) -> SegmentedFile:
-    names = storage.list_names(storage.join(remote, "run"))
-    sizes = [storage.size(storage.join(remote, "run", name)) for name in names]
-    return SegmentedFile(os.fspath(local / "run.log"), remote, "run.log", sizes, lambda: None, size)
+def segmented(local: Path, remote: str, size: int = 16, generation: int = 1) -> SegmentedFile:
+    sizes = {entry.path: entry.size for entry in storage.list_tree(remote)}
+    known = segments_by_file(sizes).get("run.log", [])
+    return SegmentedFile(
+        os.fspath(local / "run.log"), remote, "run.log", known, lambda: None, generation, size
+    )
 
 
 def test_segments_are_a_prefix_of_whole_lines_at_every_moment(local: Path, remote: str) -> None:
@@ -287,6 +331,29 @@ def test_a_log_that_was_replaced_starts_over(local: Path, remote: str) -> None:
     (local / "run.log").write_text("new\n")
     log.upload()
     assert read_log(remote, "run.log") == b"new\n"
+
+
+def test_a_new_owner_begins_with_the_last_segment_under_a_name_of_its_own(local: Path, remote: str) -> None:
+    append(local / "run.log", "one\n" * 8)
+    segmented(local, remote).upload()
+    append(local / "run.log", "two\n")
+    segmented(local, remote, generation=3).upload()
+    names = storage.list_names(storage.join(remote, "run"))
+    assert names == ["000001.log", "000002-000003.log", "000002.log", "000003-000003.log"]
+    assert read_log(remote, "run.log") == b"one\n" * 8 + b"two\n"
+
+
+@pytest.mark.parametrize("late", ["000002.log", "000003.log", "000004.log"])
+def test_what_an_earlier_owner_writes_too_late_is_passed_over(late: str, local: Path, remote: str) -> None:
+    append(local / "run.log", "one\n" * 8)
+    segmented(local, remote).upload()
+    append(local / "run.log", "two\n")
+    segmented(local, remote, generation=2).upload()
+    storage.write_bytes(storage.join(remote, "run", late), b"an older line\n")
+    assert read_log(remote, "run.log") == (local / "run.log").read_bytes()
+    append(local / "run.log", "three\n")
+    segmented(local, remote, generation=3).upload()
+    assert read_log(remote, "run.log") == (local / "run.log").read_bytes()
 
 
 # Pull

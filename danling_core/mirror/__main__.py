@@ -27,7 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     storage.configure(json.loads(options.storage_options), retry=retry)
 
     is_owner = guard(options.lease, options.generation) if options.lease else _unguarded
-    uploader = Uploader(options.local, options.remote, is_owner, checkpoints=options.checkpoints)
+    uploader = Uploader(
+        options.local,
+        options.remote,
+        is_owner,
+        generation=options.generation,
+        checkpoints=options.checkpoints,
+    )
     try:
         _check_once(is_owner)
     except Fenced as error:  # before it ends the mirror of whoever owns the run now
@@ -60,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--local", required=True, help="the working folder")
     parser.add_argument("--remote", required=True, help="URL of the run folder")
     parser.add_argument("--lease", help="URL of the lease; without it nothing is fenced")
-    parser.add_argument("--generation", type=int, default=0, help="of the lease, held by the run's owner")
+    parser.add_argument("--generation", type=int, default=1, help="of the lease, held by the run's owner")
     parser.add_argument("--checkpoints", default=CHECKPOINTS, help="name of the checkpoints' folder")
     parser.add_argument("--storage-options", default="{}", help="JSON, nothing secret")
     parser.add_argument(

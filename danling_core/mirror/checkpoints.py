@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,7 +25,7 @@ class CheckpointUploader:
         local: the local store's folder.
         remote: URL of the remote store.
         staging: a folder on the same disk, for hard links to payloads under way.
-        guard: called before every write; raises `Fenced` if another process owns the run now.
+        guard: called before every request that writes; raises `Fenced` if another process owns the run now.
         note: told `committed={"record": ..., "at": ...}` when a checkpoint is remote.
     """
 
@@ -46,6 +46,21 @@ class CheckpointUploader:
         """Told once which records are remote already."""
         self._remote_records = set(remote_records)
 
+    def forget_what_differs(self, remote_records: Iterable[str]) -> list[str]:
+        """Files that are not what was sent, which go up again next time.
+
+        Args:
+            remote_records: those of a fresh listing.
+        """
+        lost = self._seen_records & self._remote_records - set(remote_records)
+        self._remote_records -= lost
+        urls = [storage.join(self._remote, name) for name in self._pointers]
+        contents = dict(zip(self._pointers, storage.read_many(urls), strict=True))
+        moved = [name for name, data in contents.items() if data != self._pointers[name]]
+        for name in moved:
+            del self._pointers[name]
+        return [*sorted(lost), *moved]
+
     def see(self, layout: Layout) -> None:
         """Told of every scan, so as to know later what was pruned."""
         self._seen_records |= set(layout.records)
@@ -56,57 +71,57 @@ class CheckpointUploader:
         waiting = set(layout.records) - self._remote_records
         return sum(entry.size for name in waiting for entry in layout.data.get(name, []))
 
-    def upload(self, layout: Layout, scan: Callable[[], Layout]) -> None:
-        """Newest first; looks again after each, since training goes on and prunes meanwhile."""
-        passed_over: set[str] = set()
-        while waiting := sorted(set(layout.records) - self._remote_records - passed_over, reverse=True):
-            with self._staged(waiting[0]) as staged:
-                if staged is None:
-                    passed_over.add(waiting[0])
-                else:
-                    self._upload_one(waiting[0], *staged)
-            layout = scan()
+    def upload(self, layout: Layout) -> None:
+        """Those of the scan, newest first. What is committed meanwhile waits for the next pass, so that a slow
+        store gets the other files too; what is pruned meanwhile is left out."""
+        for name in sorted(set(layout.records) - self._remote_records, reverse=True):
+            with self._staged(name) as staged:
+                if staged is not None:
+                    self._upload_one(name, *staged)
 
-    def upload_pointers(self, layout: Layout) -> None:
+    def read_pointers(self, layout: Layout) -> dict[str, bytes]:
+        """What the pointers of a scan say now, for `upload_pointers` once their records are remote."""
+        names = [os.path.basename(entry.path) for entry in layout.pointers]
+        found = {name: self._read(name) for name in names}
+        return {name: data for name, data in found.items() if data is not None}
+
+    def upload_pointers(self, pointers: Mapping[str, bytes]) -> None:
         """Those that have moved, to a record that is remote."""
-        for name in (os.path.basename(entry.path) for entry in layout.pointers):
-            data = self._read(name)
-            if data is None or self._pointers.get(name) == data:
-                continue
-            try:
-                target, _ = pointer_from_bytes(data, name)
-            except CheckpointError as error:
-                logger.warning("a pointer is not mirrored: %s", error)
-                continue
-            if target in self._remote_records:
-                self._guard()
-                storage.write_bytes(storage.join(self._remote, name), data)
+        for name, data in pointers.items():
+            if self._pointers.get(name) != data and self._target(name, data) in self._remote_records:
+                storage.write_bytes(storage.join(self._remote, name), data, guard=self._guard)
                 self._pointers[name] = data
 
+    def _target(self, name: str, data: bytes) -> str | None:
+        try:
+            return pointer_from_bytes(data, name)[0]
+        except CheckpointError as error:
+            logger.warning("a pointer is not mirrored: %s", error)
+            return None
+
     def delete_pruned(self, layout: Layout) -> None:
-        """Only what this mirror has seen here and is here no more; never the last record."""
+        """Only what this mirror has seen here and is here no more; never the last record, nor one that a
+        remote pointer names still."""
         present = {os.path.basename(entry.path) for entry in layout.pointers}
         for name in sorted(self._seen_pointers - present):
-            self._guard()
-            storage.delete(storage.join(self._remote, name))
+            storage.delete(storage.join(self._remote, name), guard=self._guard)
             self._seen_pointers.discard(name)
             self._pointers.pop(name, None)
-        gone = (self._seen_records & self._remote_records) - set(layout.records)
+        pointed = {self._target(name, data) for name, data in self._pointers.items()}
+        gone = (self._seen_records & self._remote_records) - set(layout.records) - pointed
         if not self._remote_records - gone:
             return
         for name in sorted(gone):
-            self._guard()
-            storage.delete(storage.join(self._remote, "records", f"{name}.json"))
-            storage.delete(storage.join(self._remote, "data", name), recursive=True)
+            storage.delete(storage.join(self._remote, "records", f"{name}.json"), guard=self._guard)
+            storage.delete(storage.join(self._remote, "data", name), recursive=True, guard=self._guard)
             self._remote_records.discard(name)
             self._seen_records.discard(name)
 
     def _upload_one(self, name: str, record: bytes, payload: dict[str, str]) -> None:
         for file_name, path in payload.items():
-            self._guard()
-            storage.put_file(path, storage.join(self._remote, "data", name, file_name))
-        self._guard()
-        storage.write_bytes(storage.join(self._remote, "records", f"{name}.json"), record)
+            storage.put_file(path, storage.join(self._remote, "data", name, file_name), guard=self._guard)
+        url = storage.join(self._remote, "records", f"{name}.json")
+        storage.write_bytes(url, record, guard=self._guard)
         self._remote_records.add(name)
         self._note(committed={"record": name, "at": datetime.now(UTC).isoformat()})
 

@@ -38,7 +38,7 @@ class MirrorProcess:
         remote: str,
         *,
         lease_url: str | None = None,
-        generation: int = 0,
+        generation: int = 1,
         storage_options: Mapping[str, Any] | None = None,
         checkpoints: str = CHECKPOINTS,
         interval_seconds: float = 30.0,

@@ -24,8 +24,8 @@ from ..run_folder import (
     RunFolder,
     read_log,
 )
+from ..segments import is_segment, segments_by_file
 from .layout import STAGING, Layout
-from .segments import is_segment, sizes_by_file
 
 logger = logging.getLogger("danling")
 
@@ -136,9 +136,9 @@ def _continues(folder: RunFolder, work_dir: str) -> bool:
 
 
 def _pull_logs(folder: RunFolder, work_dir: str, sizes: Mapping[str, int]) -> None:
-    for name, segments in sizes_by_file(sizes).items():
+    for name, segments in segments_by_file(sizes).items():
         path = os.path.join(work_dir, name)
-        if os.path.exists(path) and os.path.getsize(path) >= sum(segments):
+        if os.path.exists(path) and os.path.getsize(path) >= sum(segment.size for segment in segments):
             continue
         storage.write_bytes(path, read_log(folder, name), is_durable=False)
 

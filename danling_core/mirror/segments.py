@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 from .. import storage
-from ..run_folder import segment_name, segments_url
+from ..segments import Segment, is_segment, segment_name, segments_url
 
 SEGMENT_BYTES = 1 << 20
-_SEGMENT = re.compile(r"(?P<stem>.+)/(?P<number>\d{6})\.(?P<suffix>log|jsonl)")
-
-
-def is_segment(path: str) -> bool:
-    """Whether a remote path is a segment of a growing file."""
-    return bool(_SEGMENT.fullmatch(path))
-
-
-def sizes_by_file(remote_sizes: Mapping[str, int]) -> dict[str, list[int]]:
-    """Sizes of the segments, in order, by the name of their growing file, out of a remote listing."""
-    found: dict[str, list[int]] = {}
-    for path in sorted(remote_sizes):
-        if match := _SEGMENT.fullmatch(path):
-            found.setdefault(f"{match['stem']}.{match['suffix']}", []).append(remote_sizes[path])
-    return found
 
 
 class SegmentedFile:
@@ -34,12 +18,16 @@ class SegmentedFile:
     A segment holds whole lines. Once it is half full it is never touched again; the last one is replaced
     whole as the file grows. So the segments are at every moment a prefix of the file, in few objects.
 
+    Every owner of a run writes under names of its own: it begins with the last segment that it finds, and
+    readers pass over what an earlier owner's request, held up on the way, brings after that.
+
     Args:
         local: the growing file.
         folder_url: the remote run folder.
         name: path of the file in the run folder.
-        sizes: of the segments that are remote already.
-        guard: called before every write; raises if this process may not write.
+        segments: that are remote already.
+        guard: called before every request that writes; raises if this process may not.
+        generation: of the writer's lease.
         segment_bytes: the most that a segment holds, and that is kept in memory.
     """
 
@@ -48,15 +36,18 @@ class SegmentedFile:
         local: str,
         folder_url: str,
         name: str,
-        sizes: Sequence[int],
+        segments: Sequence[Segment],
         guard: Callable[[], None],
+        generation: int = 1,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
         self._local = local
         self._url = segments_url(folder_url, name)
         self._name = name
-        self._sizes = list(sizes)
+        self._sizes = [segment.size for segment in segments]
         self._guard = guard
+        self._generation = generation
+        self._is_own = not segments or segments[-1].generation == generation
         self._segment_bytes = segment_bytes
 
     @property
@@ -68,16 +59,18 @@ class SegmentedFile:
         """Brings up all whole lines that the file has now; with `is_final` also an unfinished last line."""
         size = os.path.getsize(self._local)
         if size < self.uploaded_bytes:  # the file was replaced by a shorter one: what is local is the truth
-            self._remove_all()
+            self.remove()
         with open(self._local, "rb") as file:
-            while self.uploaded_bytes < size and self._upload_next(file, size, is_final):
+            while (self.uploaded_bytes < size or not self._is_own) and self._upload_next(
+                file, size, is_final
+            ):
                 pass
 
     def _upload_next(self, file: BinaryIO, size: int, is_final: bool) -> bool:
         """Extends the last segment, or adds one; False if there is nothing whole to write."""
         is_growing = bool(self._sizes) and 2 * self._sizes[-1] < self._segment_bytes
-        index = len(self._sizes) - is_growing
-        known = self._sizes[index] if is_growing else 0
+        index = len(self._sizes) - (is_growing or not self._is_own)
+        known = self._sizes[index] if is_growing and self._is_own else 0
         start = sum(self._sizes[:index])
         file.seek(start)
         data = file.read(min(self._segment_bytes, size - start))
@@ -85,9 +78,10 @@ class SegmentedFile:
             data = self._whole_lines(data, known)
         if len(data) <= known:
             return False
-        self._guard()
-        storage.write_bytes(storage.join(self._url, segment_name(self._name, index + 1)), data)
+        name = segment_name(self._name, index + 1, self._generation)
+        storage.write_bytes(storage.join(self._url, name), data, guard=self._guard)
         self._sizes[index:] = [len(data)]
+        self._is_own = True
         return True
 
     def _whole_lines(self, data: bytes, known: int) -> bytes:
@@ -95,8 +89,14 @@ class SegmentedFile:
         is_one_long_line = end <= known and len(data) == self._segment_bytes
         return data if is_one_long_line else data[:end]
 
-    def _remove_all(self) -> None:
-        self._guard()
-        for number in range(len(self._sizes), 0, -1):
-            storage.delete(storage.join(self._url, segment_name(self._name, number)))
-            self._sizes.pop()
+    def consists_of(self, segments: Sequence[Segment]) -> bool:
+        """Whether these, of a fresh listing, have the sizes that were written."""
+        return [segment.size for segment in segments] == self._sizes
+
+    def remove(self) -> None:
+        """Deletes all segments, whoever wrote them: the next upload begins anew."""
+        stem, suffix = self._name.rsplit(".", 1)
+        for name in reversed(storage.list_names(self._url)):
+            if is_segment(f"{stem}/{name}") and name.endswith(f".{suffix}"):
+                storage.delete(storage.join(self._url, name), guard=self._guard)
+        self._sizes, self._is_own = [], True

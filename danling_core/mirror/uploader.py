@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from .. import storage
-from ..run_folder import CHECKPOINTS, STATUS
+from ..run_folder import BEST, CHECKPOINTS, EVALUATION, LATEST, RESULTS, STATUS
+from ..segments import Segment, segments_by_file
 from .checkpoints import CheckpointUploader
 from .layout import STAGING, STATE_FILE, Layout
-from .segments import SegmentedFile, sizes_by_file
+from .segments import SegmentedFile
+
+logger = logging.getLogger("danling")
 
 _WHOLE_IN_MEMORY_BYTES = 4 << 20
+_TOLD_BY_CONTENT = (STATUS, RESULTS, LATEST, BEST, EVALUATION)
+"""Small, and an older one of the same size may say something else."""
 
 
 class Uploader:
@@ -30,7 +36,8 @@ class Uploader:
     Args:
         local: the working folder; only rank 0 and the launcher write there.
         remote: URL of the run folder.
-        guard: called before every write; raises `Fenced` if another process owns the run now.
+        guard: called before every request that writes; raises `Fenced` if another process owns the run now.
+        generation: of the owner's lease.
         checkpoints: the name of the checkpoints' folder.
         tensorboard_seconds: at least so long between two uploads of a TensorBoard file.
         clock: monotonic seconds.
@@ -42,6 +49,7 @@ class Uploader:
         remote: str,
         guard: Callable[[], None],
         *,
+        generation: int = 1,
         checkpoints: str = CHECKPOINTS,
         tensorboard_seconds: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
@@ -49,6 +57,7 @@ class Uploader:
         self._local = storage.local_path(local)
         self._remote = remote
         self._guard = guard
+        self._generation = generation
         self._checkpoints = checkpoints
         self._tensorboard_seconds = tensorboard_seconds
         self._clock = clock
@@ -61,7 +70,7 @@ class Uploader:
             self._note,
         )
         self._segmented: dict[str, SegmentedFile] = {}
-        self._segment_sizes: dict[str, list[int]] = {}
+        self._segments: dict[str, list[Segment]] = {}
         self._tensorboard_at: float | None = None
         self._is_started = False
         self._state: dict[str, Any] = {
@@ -75,7 +84,8 @@ class Uploader:
         """Everything that was there when this was called is remote when it returns.
 
         Args:
-            is_final: nobody writes any more: unfinished last lines go up too.
+            is_final: nobody writes any more: unfinished last lines go up too, and what the store has in the
+                end is compared with what was sent.
             is_full: TensorBoard files too, however recent their last upload.
 
         Raises:
@@ -83,12 +93,25 @@ class Uploader:
             StorageError: the store failed; the next pass goes on from there.
         """
         self._start()
+        self._bring_up(is_final, is_full)
+        if is_final and self._forget_what_differs():
+            self._bring_up(is_final, is_full)
+        if is_final or is_full:  # who waits for this pass must hear if the last write came after a takeover
+            self._guard()
+        self._note(
+            synced_at=datetime.now(UTC).isoformat(),
+            pending_bytes=self.pending_bytes(self._scan()),
+            error=None,
+        )
+
+    def _bring_up(self, is_final: bool, is_full: bool) -> None:
         status = self._read_local(STATUS)
-        layout = self._scan()
+        pointers = self._checkpoint_uploader.read_pointers(self._scan())
+        layout = self._scan()  # after: it has every record that a pointer names
         self._note(pending_bytes=self.pending_bytes(layout))
-        self._checkpoint_uploader.upload(layout, self._scan)
+        self._checkpoint_uploader.upload(layout)
         layout = self._scan()
-        self._checkpoint_uploader.upload_pointers(layout)
+        self._checkpoint_uploader.upload_pointers(pointers)
         for entry in layout.appended:
             self._upload_segments(entry.path, is_final)
         for entry in layout.small:
@@ -100,11 +123,25 @@ class Uploader:
         if status is not None:
             self._write_if_changed(STATUS, status)
         self._checkpoint_uploader.delete_pruned(layout)
-        self._note(
-            synced_at=datetime.now(UTC).isoformat(),
-            pending_bytes=self.pending_bytes(self._scan()),
-            error=None,
-        )
+
+    def _forget_what_differs(self) -> bool:
+        """Whether something remote is not what was sent: a request that was held up on the way came after a
+        later one. It is sent again next time."""
+        found = {entry.path: entry.size for entry in storage.list_tree(self._remote)}
+        wrong = {path for path, (_, size) in self._signatures.items() if found.get(path) != size}
+        known = [path for path in _TOLD_BY_CONTENT if path in self._signatures]
+        contents = storage.read_many([storage.join(self._remote, path) for path in known])
+        wrong |= {path for path, data in zip(known, contents, strict=True) if data != self._read_local(path)}
+        for path in wrong:
+            del self._signatures[path]
+        segments = segments_by_file(found)
+        torn = [n for n, f in self._segmented.items() if not f.consists_of(segments.get(n, []))]
+        for name in torn:
+            self._segmented[name].remove()
+        moved = self._checkpoint_uploader.forget_what_differs(self._remote_layout(found).records)
+        if differing := [*sorted(wrong), *torn, *moved]:
+            logger.warning("these were replaced in the store and are sent again: %s", ", ".join(differing))
+        return bool(differing)
 
     def pending_bytes(self, layout: Layout) -> int:
         """How much of what lies in the working folder is not remote yet; small files are not counted."""
@@ -123,12 +160,13 @@ class Uploader:
             shutil.rmtree(os.path.join(self._local, STAGING))
         self._guard()
         sizes = {entry.path: entry.size for entry in storage.list_tree(self._remote)}
-        remote = Layout.of(
-            (storage.Entry(path, size, 0.0) for path, size in sizes.items()), self._checkpoints
-        )
-        self._checkpoint_uploader.start(remote.records)
-        self._segment_sizes = sizes_by_file(sizes)
+        self._checkpoint_uploader.start(self._remote_layout(sizes).records)
+        self._segments = segments_by_file(sizes)
         self._is_started = True
+
+    def _remote_layout(self, sizes: Mapping[str, int]) -> Layout:
+        entries = (storage.Entry(path, size, 0.0) for path, size in sizes.items())
+        return Layout.of(entries, self._checkpoints)
 
     def _scan(self) -> Layout:
         layout = Layout.of(storage.list_tree(self._local), self._checkpoints)
@@ -138,8 +176,10 @@ class Uploader:
     def _upload_segments(self, path: str, is_final: bool) -> None:
         if path not in self._segmented:
             local = os.path.join(self._local, path)
-            sizes = self._segment_sizes.get(path, [])
-            self._segmented[path] = SegmentedFile(local, self._remote, path, sizes, self._guard)
+            known = self._segments.get(path, [])
+            self._segmented[path] = SegmentedFile(
+                local, self._remote, path, known, self._guard, self._generation
+            )
         with contextlib.suppress(FileNotFoundError):
             self._segmented[path].upload(is_final)
 
@@ -155,8 +195,7 @@ class Uploader:
                 data = self._read_local(path)
                 if data is None:
                     return
-                self._guard()
-                storage.write_bytes(storage.join(self._remote, path), data)
+                storage.write_bytes(storage.join(self._remote, path), data, guard=self._guard)
             else:
                 self._put_snapshot(path, stat.st_size)
         except FileNotFoundError:  # a temporary file of the user's, gone already
@@ -168,8 +207,7 @@ class Uploader:
         os.makedirs(os.path.dirname(snapshot), exist_ok=True)
         try:
             shutil.copyfile(os.path.join(self._local, path), snapshot)
-            self._guard()
-            storage.put_file(snapshot, storage.join(self._remote, path))
+            storage.put_file(snapshot, storage.join(self._remote, path), guard=self._guard)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(snapshot)
@@ -177,8 +215,7 @@ class Uploader:
     def _write_if_changed(self, path: str, data: bytes) -> None:
         signature = (hash(data), len(data))
         if self._signatures.get(path) != signature:
-            self._guard()
-            storage.write_bytes(storage.join(self._remote, path), data)
+            storage.write_bytes(storage.join(self._remote, path), data, guard=self._guard)
             self._signatures[path] = signature
 
     def _tensorboard_is_due(self) -> bool:

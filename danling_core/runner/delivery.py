@@ -75,10 +75,11 @@ class Delivery:
             )
 
     def unsynced_seconds(self) -> float:
-        """The time since the store had everything that was there."""
-        synced_at = self._mirror.state().get("synced_at")
-        since = self._began_at if synced_at is None else datetime.fromisoformat(synced_at).timestamp()
-        return max(0.0, self._clock() - max(since, self._began_at))
+        """The time since the store had everything that was there, or was given a checkpoint."""
+        state = self._mirror.state()
+        known = (state.get("synced_at"), (state.get("committed") or {}).get("at"))
+        times = [datetime.fromisoformat(each).timestamp() for each in known if each is not None]
+        return max(0.0, self._clock() - max([self._began_at, *times]))
 
     def scratch_bytes(self) -> int:
         """What the working folder takes on the local disk; payloads under way count once."""

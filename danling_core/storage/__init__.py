@@ -19,7 +19,7 @@ from .operations import (
     write_bytes,
 )
 from .retries import Retry
-from .settings import configure, using
+from .settings import configure, prompt, using
 from .urls import base_name, is_local, join, local_path, parent, scheme
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "list_tree",
     "local_path",
     "parent",
+    "prompt",
     "put_file",
     "read_bytes",
     "read_json",

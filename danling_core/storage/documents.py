@@ -8,7 +8,7 @@ from typing import Any
 from .. import json_safe
 from ..errors import StorageError
 from ..redaction import redact
-from .operations import Options, read_bytes, write_bytes
+from .operations import read_bytes, write_bytes
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:
@@ -16,17 +16,15 @@ def to_json(value: Any, indent: int | None = 2) -> str:
     return json_safe.dumps(value, indent=indent, ensure_ascii=False)
 
 
-def read_json(url: str, storage_options: Options | None = None) -> Any:
+def read_json(url: str) -> Any:
     """The document. Raises `NotFound`, or `StorageError` where the bytes are no JSON."""
-    data = read_bytes(url, storage_options)
+    data = read_bytes(url)
     try:
         return json.loads(data)
     except ValueError as error:
         raise StorageError(f"{redact(url)!r} holds {len(data)} bytes that are not JSON: {error}") from error
 
 
-def write_json(
-    url: str, value: Any, storage_options: Options | None = None, *, is_durable: bool = True
-) -> None:
+def write_json(url: str, value: Any, *, is_durable: bool = True) -> None:
     """Writes `to_json(value)` whole."""
-    write_bytes(url, (to_json(value) + "\n").encode(), storage_options, is_durable=is_durable)
+    write_bytes(url, (to_json(value) + "\n").encode(), is_durable=is_durable)

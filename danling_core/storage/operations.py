@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 from ..errors import NotFound, StorageError
 from . import failures
@@ -17,18 +18,18 @@ from .settings import Settings, current
 from .urls import is_local, local_path
 
 T = TypeVar("T")
-Options = Mapping[str, Any]
+Guard = Callable[[], None]
 _READS_AT_ONCE = 32
 
 
-def read_bytes(url: str, storage_options: Options | None = None) -> bytes:
+def read_bytes(url: str) -> bytes:
     """The whole object. Raises `NotFound` where there is none."""
-    return _attempt("read", url, storage_options, lambda store, path: store.read(path))
+    return _attempt("read", url, lambda store, path: store.read(path))
 
 
-def read_many(urls: Sequence[str], storage_options: Options | None = None) -> list[bytes | None]:
+def read_many(urls: Sequence[str]) -> list[bytes | None]:
     """Many small objects, read in parallel, in the order of `urls`; None for those that are not there."""
-    settings = _settings(storage_options)
+    settings = current()
 
     def read_one(url: str) -> bytes | None:
         try:
@@ -42,21 +43,19 @@ def read_many(urls: Sequence[str], storage_options: Options | None = None) -> li
         return list(pool.map(read_one, urls))
 
 
-def write_bytes(
-    url: str, data: bytes, storage_options: Options | None = None, *, is_durable: bool = True
-) -> None:
+def write_bytes(url: str, data: bytes, *, is_durable: bool = True, guard: Guard | None = None) -> None:
     """Replaces the whole object at once: a reader sees the old bytes or the new ones, never a mixture.
 
     Args:
         url: where to; folders are made as needed, buckets are not.
         data: all of it.
-        storage_options: instead of the configured ones.
         is_durable: on a local disk, wait until it would survive a power cut; stores always do.
+        guard: called before every request to the store; raises if this process may not write any more.
     """
-    _attempt("write", url, storage_options, lambda store, path: store.write(path, data, is_durable))
+    _attempt("write", url, lambda store, path: store.write(path, data, is_durable), guard)
 
 
-def create_exclusive(url: str, data: bytes, storage_options: Options | None = None) -> bool:
+def create_exclusive(url: str, data: bytes) -> bool:
     """Creates the object if there is none, and says whether this call did.
 
     An answer lost on the way is resolved by reading back: `data` must hold something that no other
@@ -75,13 +74,14 @@ def create_exclusive(url: str, data: bytes, storage_options: Options | None = No
         except FileNotFoundError as error:
             raise failures.Passing(f"{path} existed and was gone a moment later") from error
 
-    return _attempt("create", url, storage_options, create)
+    return _attempt("create", url, create)
 
 
-def put_file(local: str, url: str, storage_options: Options | None = None) -> None:
+def put_file(local: str, url: str, *, guard: Guard | None = None) -> None:
     """Streams a local file to the URL, then asks the store afresh for the size.
 
-    The file must not change meanwhile. Raises `NotFound` if it is not there.
+    The file must not change meanwhile. Raises `NotFound` if it is not there. `guard` as in `write_bytes`, but
+    a file in parts is one attempt of many requests, which the client repeats by itself.
     """
     if not os.path.isfile(local):
         raise NotFound(f"cannot put {local!r}: there is no such local file")
@@ -92,10 +92,10 @@ def put_file(local: str, url: str, storage_options: Options | None = None) -> No
         if wanted != found:
             raise failures.Passing(f"{wanted} bytes were sent and the store has {found}")
 
-    _attempt("put", url, storage_options, put)
+    _attempt("put", url, put, guard, is_single=False)
 
 
-def get_file(url: str, local: str, storage_options: Options | None = None) -> None:
+def get_file(url: str, local: str) -> None:
     """Streams the object into a local file, which appears whole or not at all."""
     folder = os.path.dirname(os.path.abspath(local))
     os.makedirs(folder, exist_ok=True)
@@ -110,25 +110,28 @@ def get_file(url: str, local: str, storage_options: Options | None = None) -> No
             raise failures.Passing(f"the store has {wanted} bytes and {found} arrived")
 
     try:
-        _attempt("get", url, storage_options, get)
+        _attempt("get", url, get)
         os.replace(temporary, local)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
 
 
-def size(url: str, storage_options: Options | None = None) -> int:
+def size(url: str) -> int:
     """Bytes of the object, asked afresh. Raises `NotFound`."""
-    return _attempt("ask the size of", url, storage_options, lambda store, path: store.size(path))
+    return _attempt("ask the size of", url, lambda store, path: store.size(path))
 
 
-def exists(url: str, storage_options: Options | None = None) -> bool:
+def exists(url: str) -> bool:
     """Whether there is an object or a folder with something in it."""
-    return _attempt("look for", url, storage_options, lambda store, path: store.exists(path))
+    return _attempt("look for", url, lambda store, path: store.exists(path))
 
 
-def delete(url: str, recursive: bool = False, storage_options: Options | None = None) -> None:
-    """Deletes the object, or with `recursive` everything below. What is not there already is no error."""
+def delete(url: str, recursive: bool = False, *, guard: Guard | None = None) -> None:
+    """Deletes the object, or with `recursive` everything below. What is not there already is no error.
+
+    `guard` as in `write_bytes`.
+    """
 
     def remove(store: Backend, path: str) -> None:
         try:
@@ -137,17 +140,17 @@ def delete(url: str, recursive: bool = False, storage_options: Options | None = 
             if failures.error_code(error) == "NoSuchBucket":
                 raise
 
-    _attempt("delete", url, storage_options, remove)
+    _attempt("delete", url, remove, guard)
 
 
-def list_names(url: str, storage_options: Options | None = None) -> list[str]:
+def list_names(url: str) -> list[str]:
     """Sorted names directly below a folder, folders included; `[]` where there is nothing."""
-    return _attempt("list", url, storage_options, lambda store, path: _unless_missing(store.names, path))
+    return _attempt("list", url, lambda store, path: _unless_missing(store.names, path))
 
 
-def list_tree(url: str, storage_options: Options | None = None) -> list[Entry]:
+def list_tree(url: str) -> list[Entry]:
     """Every file below a folder, by one flat listing, sorted by path; `[]` where there is nothing."""
-    return _attempt("list", url, storage_options, lambda store, path: _unless_missing(store.tree, path))
+    return _attempt("list", url, lambda store, path: _unless_missing(store.tree, path))
 
 
 def reconnect() -> None:
@@ -167,25 +170,41 @@ def _unless_missing(listing: Callable[[str], list[T]], path: str) -> list[T]:
         return []
 
 
-def _attempt(operation: str, url: str, options: Options | None, call: Callable[[Backend, str], T]) -> T:
-    return _attempt_with(_settings(options), operation, url, call)
+def _attempt(
+    operation: str,
+    url: str,
+    call: Callable[[Backend, str], T],
+    guard: Guard | None = None,
+    is_single: bool = True,
+) -> T:
+    settings = current()
+    if guard is not None and is_single:
+        settings = replace(settings, is_single=True)  # else the client repeats what nobody has asked about
+    return _attempt_with(settings, operation, url, call, guard)
 
 
-def _attempt_with(settings: Settings, operation: str, url: str, call: Callable[[Backend, str], T]) -> T:
+def _attempt_with(
+    settings: Settings,
+    operation: str,
+    url: str,
+    call: Callable[[Backend, str], T],
+    guard: Guard | None = None,
+) -> T:
     if not url:
         raise StorageError(f"cannot {operation} an empty URL")
-    store, path, identity = _backend(url, settings.options)
-    return settings.retry.call(operation, url, lambda: call(store, path), identity)
+    store, path, identity = _backend(url, settings)
+
+    def once() -> T:
+        if guard is not None:
+            guard()
+        return call(store, path)
+
+    return settings.retry.call(operation, url, once, identity)
 
 
-def _settings(options: Options | None) -> Settings:
-    settings = current()
-    return settings if options is None else Settings(dict(options), settings.retry)
-
-
-def _backend(url: str, options: Options) -> tuple[Backend, str, str]:
+def _backend(url: str, settings: Settings) -> tuple[Backend, str, str]:
     if is_local(url):
         return LocalBackend(), local_path(url), ""
     from .remote import RemoteBackend, describe_identity
 
-    return RemoteBackend(url, options), url, describe_identity(url, options)
+    return RemoteBackend(url, settings), url, describe_identity(url, settings.options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -13,21 +14,23 @@ from typing import Any
 
 from ..errors import StorageError
 from .backend import Entry
+from .settings import Settings
 from .urls import scheme
 
 PART_BYTES = 8 * 2**20
 PARTS_AT_ONCE = 4
 _EXTRAS = {"s3": ("s3", "s3fs"), "s3a": ("s3", "s3fs"), "gs": ("gcs", "gcsfs"), "gcs": ("gcs", "gcsfs")}
-_file_systems: dict[tuple[int, str, str], Any] = {}
+_S3_WAITS = ("connect_timeout", "read_timeout")
+_file_systems: dict[tuple[int, str, str, bool, float | None], Any] = {}
 _lock = threading.Lock()
 
 
 class RemoteBackend:
     """Implements `Backend` over one fsspec file system; paths are URLs. Never shared with a forked child."""
 
-    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, url: str, settings: Settings) -> None:
         self.scheme = scheme(url)
-        self.fs = _file_system(self.scheme, options)
+        self.fs = _file_system(self.scheme, settings)
 
     def read(self, path: str) -> bytes:
         once = {"max_concurrency": 1} if self._is_s3 else {}  # else s3fs asks for the size first
@@ -135,15 +138,16 @@ def describe_identity(url: str, options: Mapping[str, Any]) -> str:
     return f"asked {endpoint} as {who}"
 
 
-def _file_system(protocol: str, options: Mapping[str, Any]) -> Any:
-    key = (os.getpid(), protocol, json.dumps(dict(options), sort_keys=True, default=str))
+def _file_system(protocol: str, settings: Settings) -> Any:
+    options = json.dumps(dict(settings.options), sort_keys=True, default=str)
+    key = (os.getpid(), protocol, options, settings.is_single, settings.answer_seconds)
     with _lock:
         if key not in _file_systems:
-            _file_systems[key] = _open_file_system(protocol, options)
+            _file_systems[key] = _open_file_system(protocol, settings)
         return _file_systems[key]
 
 
-def _open_file_system(protocol: str, options: Mapping[str, Any]) -> Any:
+def _open_file_system(protocol: str, settings: Settings) -> Any:
     os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # else 60 s per bucket on an emulator
     extra, module = _EXTRAS.get(protocol, ("", ""))
     if module:
@@ -156,21 +160,33 @@ def _open_file_system(protocol: str, options: Mapping[str, Any]) -> Any:
             ) from error
     fsspec = importlib.import_module("fsspec")
     try:
-        return fsspec.filesystem(protocol, **_fsspec_options(extra, options))
+        fs = fsspec.filesystem(protocol, **_fsspec_options(extra, settings))
     except (ImportError, ValueError, TypeError) as error:
         raise StorageError(f"cannot open the store of {protocol!r} URLs: {error}") from error
+    if settings.is_single:
+        _repeat_nothing(extra, fs)
+    return fs
 
 
-def _fsspec_options(extra: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    chosen: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+def _repeat_nothing(extra: str, fs: Any) -> None:
+    """Turns off what the fsspec adapter repeats by itself; `_fsspec_options` does so for its client."""
     if extra == "s3":
-        return chosen | _s3_options(dict(options))
+        fs.retries = 1
+    elif extra == "gcs":  # no option says so: the request without the decorator that repeats it
+        fs._request = functools.partial(type(fs)._request.__wrapped__, fs)
+
+
+def _fsspec_options(extra: str, settings: Settings) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    options = dict(settings.options)
+    if extra == "s3":
+        return chosen | _s3_options(options, settings)
     if extra == "gcs":
-        return chosen | _gcs_options(dict(options))
+        return chosen | _gcs_options(options, settings)
     return {**chosen, **options}
 
 
-def _s3_options(options: dict[str, Any]) -> dict[str, Any]:
+def _s3_options(options: dict[str, Any], settings: Settings) -> dict[str, Any]:
     region = options.pop("region", None) or options.pop("region_name", None)
     options.pop("project", None)
     if region:
@@ -182,12 +198,19 @@ def _s3_options(options: dict[str, Any]) -> dict[str, Any]:
         "retries": {"mode": "standard", "max_attempts": 4},
         **options.get("config_kwargs", {}),
     }
+    if settings.is_single:
+        options["config_kwargs"]["retries"] = {"mode": "standard", "total_max_attempts": 1}
+    if (seconds := settings.answer_seconds) is not None:
+        waits = {name: min(seconds, options["config_kwargs"][name]) for name in _S3_WAITS}
+        options["config_kwargs"].update(waits)
     return options
 
 
-def _gcs_options(options: dict[str, Any]) -> dict[str, Any]:
+def _gcs_options(options: dict[str, Any], settings: Settings) -> dict[str, Any]:
     for name in ("region", "region_name"):
         options.pop(name, None)
+    if settings.answer_seconds is not None:
+        options["requests_timeout"] = settings.answer_seconds
     options.setdefault("project", os.environ.get("GOOGLE_CLOUD_PROJECT") or "danling")
     address = options.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST", "")
     has_credentials = bool(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .retries import Retry
@@ -13,10 +13,19 @@ from .retries import Retry
 
 @dataclass(frozen=True)
 class Settings:
-    """Options for the clients of stores (endpoint_url, region, project: no secrets) and the retry policy."""
+    """How operations reach their store.
+
+    Args:
+        options: for the clients of stores (endpoint_url, region, project: no secrets).
+        retry: how often an operation is tried, and for how long.
+        is_single: an attempt is one request: the client repeats nothing by itself.
+        answer_seconds: how long to wait for an answer; None: as the client has it.
+    """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     retry: Retry = field(default_factory=Retry)
+    is_single: bool = False
+    answer_seconds: float | None = None
 
 
 _process_settings = Settings()
@@ -38,6 +47,16 @@ def configure(storage_options: Mapping[str, Any] | None = None, *, retry: Retry 
 
 
 @contextmanager
+def prompt(answer_seconds: float) -> Iterator[None]:
+    """In this block an attempt is one request, given up after `answer_seconds` without an answer."""
+    token = _block_settings.set(replace(current(), is_single=True, answer_seconds=answer_seconds))
+    try:
+        yield
+    finally:
+        _block_settings.reset(token)
+
+
+@contextmanager
 def using(storage_options: Mapping[str, Any] | None = None, *, retry: Retry | None = None) -> Iterator[None]:
     """Other settings for the operations of this block, in this thread only."""
     token = _block_settings.set(_changed(current(), storage_options, retry))
@@ -48,6 +67,8 @@ def using(storage_options: Mapping[str, Any] | None = None, *, retry: Retry | No
 
 
 def _changed(settings: Settings, options: Mapping[str, Any] | None, retry: Retry | None) -> Settings:
-    return Settings(
-        settings.options if options is None else dict(options), settings.retry if retry is None else retry
+    return replace(
+        settings,
+        options=settings.options if options is None else dict(options),
+        retry=settings.retry if retry is None else retry,
     )
