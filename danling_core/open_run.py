@@ -13,7 +13,8 @@ from . import metadata, storage
 from .errors import ConfigError, NotFound, StorageError
 from .identity import new_timestamp
 from .lease import STALE_AFTER_SECONDS, Lease
-from .mirror.pull import pull, pull_small_files
+from .mirror.layout import STAGING
+from .mirror.pull import pull, pull_checkpoints, pull_small_files
 from .run_folder import RunFolder, Status, find_folders, parent_url
 
 if TYPE_CHECKING:
@@ -96,6 +97,15 @@ def open_run(
     except BaseException:
         lease.release()
         raise
+
+
+def bring_checkpoints(opened: OpenedRun, config: Config) -> None:
+    """The newest and the best checkpoint of a complete remote run, for whoever wants its weights here. Of one
+    that is resumed they are here already."""
+    if opened.complete is not None and opened.remote_url is not None:
+        name = config.checkpoint_dir_name
+        local = os.path.join(opened.work_dir, name)
+        pull_checkpoints(storage.join(opened.remote_url, name), local, os.path.join(opened.work_dir, STAGING))
 
 
 def work_dir(config: Config, folder: RunFolder) -> str:

@@ -26,7 +26,7 @@ from danling_core.mirror.pull import pull
 from danling_core.open_run import open_run
 from danling_core.run_folder import RunFolder, Status, list_runs, read_log, resolve
 from tests.s3_faults import FaultyProxy
-from tests.small_runner import SmallRunner
+from tests.small_runner import SmallRunner, weights
 from tests.small_runner import config as small_config
 from tests.test_control import wait_until
 from tests.whole_runs import Ended, config, fault, launch
@@ -135,6 +135,27 @@ def test_a_run_goes_on_where_its_scratch_is_gone(
     started = [event for event in second.ended.events if event["event"] == "run_started"]
     assert started[-1]["resumed"]["step"] > 13
     second.copy(tmp_path / "elsewhere").must_equal(in_peace)
+
+
+def test_a_complete_run_is_used_from_a_script_on_another_machine(s3_root: str, tmp_path: Path) -> None:
+    def runner(machine: str) -> SmallRunner:
+        return SmallRunner(small_config(s3_root, scratch=str(tmp_path / machine)))
+
+    first = runner("first")
+    results = first.train()
+    wanted = weights(first)
+    before = _contents(list_runs(s3_root)[0][0].url)
+    second = runner("second")
+    assert second.train() == results and weights(second) == wanted
+    third = runner("third")
+    outputs = third.infer("val")
+    assert weights(third) == wanted and len(outputs) == 7
+    assert runner("fourth").evaluate(["val"])["val"] == results[1]["val"]
+    assert _contents(list_runs(s3_root)[0][0].url) == before, "nobody owns it, so nobody writes"
+
+
+def _contents(url: str) -> dict[str, int]:
+    return {entry.path: entry.size for entry in storage.list_tree(url)}
 
 
 def test_another_name_of_the_checkpoints_folder_is_found_elsewhere(

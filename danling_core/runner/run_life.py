@@ -186,8 +186,8 @@ class RunLife(Reporting):
             )
 
     def _start_delivery(self, context: RunContext) -> Any:
-        """What brings the local folder to its store; None where the run is local."""
-        if self._is_local:
+        """What brings the local folder to its store; None where the run is local, or complete and nobody's."""
+        if self._is_local or context.generation == 0:
             return None
         from danling_core.mirror.process import MirrorProcess
         from danling_core.runner.delivery import Delivery
@@ -216,7 +216,7 @@ class RunLife(Reporting):
 
     def _claim_run(self) -> RunContext:
         """Find or create the run's folder when the runner works without a driver. Collective."""
-        from danling_core.open_run import open_run
+        from danling_core.open_run import bring_checkpoints, open_run
 
         claimed = None
         if self.is_main_process:
@@ -224,6 +224,7 @@ class RunLife(Reporting):
             if opened.lease is not None:
                 self._closing.callback(opened.lease.release)
                 self._closing.enter_context(opened.lease.beating())
+            bring_checkpoints(opened, self.config)
             claimed = RunContext(opened.work_dir, opened.folder.url, opened.generation)
         return self._broadcast(claimed)
 
