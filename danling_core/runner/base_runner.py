@@ -25,6 +25,7 @@ from danling_core.runner.methods import History, Splits, Values
 from danling_core.runner.resolve import resolve
 from danling_core.runner.run_life import RunLife
 from danling_core.runner.serialization import Serialization
+from danling_core.suggest import nearest
 
 
 class BaseRunner(RunLife, Serialization):
@@ -104,19 +105,27 @@ class BaseRunner(RunLife, Serialization):
     def train(self, train_splits: Splits | None = None, evaluate_splits: Splits | None = None) -> History:
         train_splits = self._known_splits(train_splits, self._default_train_splits())
         evaluate_splits = self._known_splits(evaluate_splits, self._default_evaluate_splits(train_splits))
+        self._check_split_names()
         with self._at_work():
             if self._is_complete():
                 self._set_up(train_splits, evaluate_splits)
                 return self.results
             self._results.resolve_split(list(dict.fromkeys([*train_splits, *evaluate_splits])))
             self._set_up(train_splits, evaluate_splits)
-            while not self._progress.finished and not self._results.should_stop(self.config.patience):
+            while not self._is_trained:
                 self._segment(train_splits, evaluate_splits)
             if self._files is not None:
                 self._files.saver.drain()
             if self._owns_run:
                 self.finish()
         return self.results
+
+    @property
+    def _is_trained(self) -> bool:
+        """Whether training is over, the last evaluation included."""
+        if self._done_splits:  # a segment that a stop has cut short
+            return False
+        return self._progress.finished or self._results.should_stop(self.config.patience)
 
     def _segment(self, train_splits: Sequence[str], evaluate_splits: Sequence[str]) -> None:
         """One epoch, or in step mode one stretch between evaluations: train, evaluate, report, save."""
@@ -171,6 +180,7 @@ class BaseRunner(RunLife, Serialization):
 
     def run(self, stages: Sequence[str] | None = None) -> Status | None:
         stages = self.config.stages if stages is None else stages
+        self._check_split_names()
         owns, self._owns_run = self._owns_run, False
         try:
             with self._at_work():
@@ -179,20 +189,23 @@ class BaseRunner(RunLife, Serialization):
                 if "train" in stages:
                     self.train()
                 evaluation = self._evaluate_best() if "evaluate" in stages else None
-                return self.finish(evaluation)
+                return self.finish(evaluation, self._still_to_do(stages))
         finally:
             self._owns_run = owns
+
+    def _still_to_do(self, stages: Sequence[str]) -> str | None:
+        """What a complete run has and this one lacks after these stages, if anything."""
+        if not self._is_trained:
+            return "training is not over"
+        return None if "evaluate" in stages else "stage evaluate is still to do"
 
     def _evaluate_best(self) -> dict[str, Any] | None:
         """The evaluate stage: the best checkpoint on the test split, or on the score split where there is
         none."""
-        splits = self.config.evaluate_splits or [
-            s for s in self.datasets | self.dataloaders if s.startswith("test")
-        ]
-        splits = list(splits) or [s for s in [self.score_split] if s is not None]
-        self._known_splits(splits, splits)
         started = time.monotonic()
         self._set_up(())
+        tests = [split for split in self.datasets | self.dataloaders if split.startswith("test")]
+        splits = self.config.evaluate_splits or tests or [s for s in [self.score_split] if s is not None]
         loaded, index = self._load_best()
         self.emit("evaluate_began", splits=splits, checkpoint=loaded)
         result = self._broadcast({split: self.evaluate_epoch(split) for split in splits})
@@ -209,6 +222,19 @@ class BaseRunner(RunLife, Serialization):
     def _default_evaluate_splits(self, train_splits: Sequence[str]) -> list[str]:
         splits = self.datasets | self.dataloaders
         return [s for s in splits if s not in train_splits and not s.startswith(("test", "infer"))]
+
+    def _check_split_names(self) -> None:
+        """Raises ConfigError where the config names a split that the runner does not have."""
+        known = list(self.datasets | self.dataloaders)
+        for place, names in (
+            ("evaluate_splits", self.config.evaluate_splits or ()),
+            ("dataloader", self.config.dataloader.__pydantic_extra__ or ()),
+        ):
+            for name in names:
+                if name not in known:
+                    near = nearest(name, known)
+                    hint = f": did you mean {near!r}?" if near else ""
+                    raise ConfigError(f"{place} names split {name!r}, and the runner has {known}{hint}")
 
     def _known_splits(self, wanted: Splits | None, default: Sequence[str]) -> list[str]:
         known = list(self.datasets | self.dataloaders)

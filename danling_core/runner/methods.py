@@ -75,6 +75,10 @@ class RunnerMethods(ABC):
     def run(self, stages: Sequence[str] | None = None) -> Any:
         """All stages of the run, then the completion record: what a worker calls. Collective.
 
+        Args:
+            stages: of "train" and "evaluate"; default: the config's. The run is complete once training is over
+                and evaluated; until then its status stays as it was, or `interrupted`, and it can be resumed.
+
         Returns:
             the `Status` on rank 0, None elsewhere.
 
@@ -83,8 +87,13 @@ class RunnerMethods(ABC):
         """
 
     @abstractmethod
-    def finish(self, evaluation: Values | None = None) -> Any:
-        """Write the completion record, last of all. Rank 0 writes; others return None."""
+    def finish(self, evaluation: Values | None = None, still_to_do: str | None = None) -> Any:
+        """Write the completion record, last of all. Rank 0 writes; others return None.
+
+        Args:
+            evaluation: what the evaluate stage came to.
+            still_to_do: why the run is not complete, though all that was asked for is done.
+        """
 
     @abstractmethod
     def close(self) -> None:

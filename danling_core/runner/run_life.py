@@ -25,6 +25,9 @@ class RunLife(Reporting):
     _is_open: bool
     _owns_run: bool
     _closing: contextlib.ExitStack
+    _status_before: Status | None = None
+    _steps_at_start: int
+    """Completed before this opening, what it resumed included."""
 
     @abstractmethod
     def _broadcast(self, value: Any) -> Any:
@@ -33,7 +36,9 @@ class RunLife(Reporting):
     def _leave_together(self) -> None:
         """The end of good work: wait for the other ranks, so that none leaves one of them alone. Collective."""
 
-    def finish(self, evaluation: dict[str, Any] | None = None) -> Status | None:
+    def finish(
+        self, evaluation: dict[str, Any] | None = None, still_to_do: str | None = None
+    ) -> Status | None:
         files, status = self._files, None
         if files is not None:
             files.saver.drain()
@@ -44,13 +49,23 @@ class RunLife(Reporting):
                 f"{reason}: the store does not have everything yet; a resume delivers the rest"
             )
         if files is not None:
-            status = files.write_status(
-                **self._status_fields(), status="complete", evaluation=evaluation, error=None
+            ending = (
+                {"status": "complete", "error": None} if still_to_do is None else self._ending(still_to_do)
             )
+            status = files.write_status(**self._status_fields(), **ending, evaluation=evaluation)
         self._wait_delivered()
         if status is not None:
             self.emit("completed", status=status.model_dump(mode="json"))
         return status
+
+    def _ending(self, still_to_do: str | None = None) -> dict[str, Any]:
+        """The status of a run that did what it was asked for and is not complete: as it was before, if it ended
+        then and trained no further."""
+        before = self._status_before
+        has_trained = self.steps > self._steps_at_start
+        if before is not None and not has_trained and before.status in ("interrupted", "failed"):
+            return {"status": before.status, "error": before.error}
+        return {"status": "interrupted", "error": still_to_do}
 
     def _tell_complete(self) -> Status | None:
         """The status of a run that is complete already; a launcher is told once more, since the rank that wrote
@@ -101,7 +116,7 @@ class RunLife(Reporting):
             self._open_run()
             yield
             if self._files is not None and self._files.status.status == "running":  # evaluated only
-                self._files.write_status(status="interrupted")
+                self._files.write_status(**self._ending())
             self._close_files()
             self._end_delivery_together()
             self._leave_together()
@@ -165,6 +180,7 @@ class RunLife(Reporting):
     def _open_run(self) -> None:
         if self._context is None:
             self._context = self._claim_run()
+        self._steps_at_start = self.steps
         self.init_logging()
         context = self._context
         previous = RunFolder(context.work_dir).read_status() if self.is_main_process else None
@@ -180,6 +196,7 @@ class RunLife(Reporting):
             writers=[log for log in [self._log] if log is not None],
             delivery=self._start_delivery(context),
         )
+        self._status_before = previous
         if not self._files.status.is_complete:
             self._files.write_status(
                 status="running", attempt=context.attempt, world_size=self.world_size, error=None

@@ -144,6 +144,7 @@ class TorchSetUp(TorchData):
         if self._files is not None and not self._resumed_bitwise:  # stays so: a status is built on the last
             self._files.write_status(bitwise=False)
         self._timings.begin(self.steps)
+        self._steps_at_start = self.steps
         self.init_tensorboard()
         self._is_announced = True
         if self._files is None or self._files.status.is_complete:
