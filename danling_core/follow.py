@@ -1,4 +1,4 @@
-"""Follow a local file of JSON lines while another process appends to it."""
+"""Read a local file while another process appends to it: JSON lines as they come, or the last words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from danling_core.errors import StorageError
@@ -50,8 +51,7 @@ def follow(
             seen = state
         if is_last:
             return
-        if state is None or state == seen:  # a file that is gone may come back
-            sleep(poll_seconds)
+        sleep(poll_seconds)  # a file that is gone may come back
 
 
 def end_of_lines(path: str | os.PathLike[str], block_bytes: int = 65536) -> int:
@@ -69,6 +69,15 @@ def end_of_lines(path: str | os.PathLike[str], block_bytes: int = 65536) -> int:
     except FileNotFoundError:
         return 0
     return 0
+
+
+def last_lines(path: str, from_offset: int = 0, count: int = 12) -> str:
+    """The last lines of a text file, of what follows the offset; empty if there is no file."""
+    try:
+        text = Path(path).read_bytes()[from_offset:].decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(text.rstrip().splitlines()[-count:])
 
 
 def _state(path: str | os.PathLike[str]) -> tuple[int, int] | None:

@@ -17,15 +17,14 @@ from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 from danling_core.errors import ConfigError, LaunchError
-from danling_core.follow import end_of_lines, follow
+from danling_core.follow import end_of_lines, follow, last_lines
 from danling_core.launcher.messages import Outcome, Prepared, RunRequest
-from danling_core.launcher.prepare import tail
 from danling_core.python_path import python_path
 
 __all__ = ["Launcher", "Outcome", "Prepared", "RunHandle", "RunRequest"]
 
 _Reply = dict[str, Any]
-_PREPARE_TIMEOUT_SECONDS = 60.0
+_PREPARE_SECONDS, _PREPARE_SECONDS_EACH = 60.0, 1.0
 
 
 class RunHandle:
@@ -103,14 +102,19 @@ class Launcher:
         self,
         configs: Sequence[dict[str, Any]],
         cwd: str | None = None,
-        timeout_seconds: float = _PREPARE_TIMEOUT_SECONDS,
+        timeout_seconds: float | None = None,
     ) -> list[Prepared]:
         """Import the runners of `configs` in a process of their own, and return what they are, in order.
+
+        Args:
+            timeout_seconds: for all of them together; None: a minute, and a second for each.
 
         Raises:
             ConfigError: for the first config that cannot be run, with what the user needs to mend it.
             LaunchError: the launcher died.
         """
+        if timeout_seconds is None:
+            timeout_seconds = _PREPARE_SECONDS + _PREPARE_SECONDS_EACH * len(configs)
         message = {"op": "prepare", "configs": list(configs), "timeout_seconds": timeout_seconds}
         reply = self._open().send({**message, **self._here(cwd)})[1].result()
         return [Prepared.from_dict(fields) for fields in _checked(reply)["prepared"]]
@@ -241,7 +245,7 @@ class _Connection:
             if code < 0
             else f"exited with code {code}"
         )
-        lines = tail(self.stderr_path)
+        lines = last_lines(self.stderr_path)
         return f"the launcher process {how}; run again to resume" + (
             f". Its last words:\n{lines}" if lines else ""
         )

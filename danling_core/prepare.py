@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -48,8 +49,14 @@ def pin(config: Config) -> tuple[Config, type[TorchRunner], str | None]:
     """The full config with its experiment id stated, the runner's class, and the class's file."""
     resolved, cls = load_runner(config)
     source = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    experiment_id = resolved.experiment_id or experiment_id_of(source, stores(resolved))
+    experiment_id = resolved.experiment_id or _experiment_id(source, tuple(stores(resolved)))
     return resolved.model_copy(update={"experiment_id": experiment_id}), cls, source
+
+
+@functools.cache
+def _experiment_id(source: str | None, exclude: tuple[str, ...]) -> str:
+    """As it was at the first question: of a sweep's configs each would have git read the whole tree again."""
+    return experiment_id_of(source, exclude)
 
 
 def load_runner(config: Config) -> tuple[Config, type[TorchRunner]]:

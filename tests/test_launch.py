@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -313,8 +314,24 @@ def test_a_runner_that_cannot_be_imported_is_a_config_error(
 
 
 def test_an_import_without_end_is_given_up(launcher: Launcher, tmp_path: Path, module: Any) -> None:
-    with pytest.raises(ConfigError, match="no end after 0.3 s"):
+    with pytest.raises(ConfigError, match="no end after 0.3 s for 1 config.*git"):
         launcher.prepare([module("import time\ntime.sleep(1000)")], cwd=str(tmp_path), timeout_seconds=0.3)
+
+
+def test_git_is_asked_once_for_all_configs_of_a_preparation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked"
+    (tmp_path / "git").write_text(f'#!/bin/sh\necho "$*" >> {asked}\nexec {shutil.which("git")} "$@"\n')
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    config = {"runner": "tests.toy_runner:ToyRunner", "epoch_end": 1, "project_root": str(tmp_path / "runs")}
+    with Launcher() as launcher:
+        [alone] = launcher.prepare([config], cwd=ROOT)
+        for_one = asked.read_text()
+        sweep = launcher.prepare([{**config, "seed": seed} for seed in range(3)], cwd=ROOT)
+    assert for_one and asked.read_text() == for_one * 2
+    assert {prepared.experiment_id for prepared in sweep} == {alone.experiment_id}
 
 
 def test_a_config_error_comes_back_as_it_is(launcher: Launcher) -> None:

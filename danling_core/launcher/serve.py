@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from danling_core.errors import ConfigError, LaunchError
 from danling_core.launcher.messages import RunRequest
-from danling_core.launcher.prepare import Preparation
+from danling_core.launcher.preparation import Preparation
 
 if TYPE_CHECKING:
     from danling_core.launcher.run import SupervisedRun

@@ -6,10 +6,10 @@ import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any
 
 from danling_core.errors import ConfigError
+from danling_core.follow import last_lines
 from danling_core.launcher import child
 from danling_core.launcher.verdict import signal_name
 from danling_core.lifeline import kill_tree, start_time
@@ -31,6 +31,7 @@ class Preparation:
             "launcher_pid": os.getpid(),
             "launcher_started": start_time(os.getpid()),
         }
+        self._count = len(configs)
         self._runners = ", ".join(dict.fromkeys(repr(config.get("runner")) for config in configs))
         self._pid: int | None = None
         self._started: int | None = None
@@ -81,10 +82,13 @@ class Preparation:
     ) -> str:
         what = f"cannot import runner {self._runners}: "
         if is_timed_out:
-            return f"{what}no end after {timeout_seconds:g} s; move long work from the module into the runner"
+            return (
+                f"{what}no end after {timeout_seconds:g} s for {self._count} config(s); move long work from the module "
+                "into the runner, or, if git is slow in that repository, state experiment_id"
+            )
         code = exit_code or 0
         how = signal_name(-code) if code < 0 else f"exit code {code}"
-        lines = tail(stderr_path, printed)
+        lines = last_lines(stderr_path, printed)
         return f"{what}the importing process died by {how}" + (f":\n{lines}" if lines else "")
 
 
@@ -93,12 +97,3 @@ def _unpack(answers: Sequence[Mapping[str, Any]]) -> list[Any]:
         if "error" in answer:
             raise ConfigError(answer["error"])
     return [answer["prepared"] for answer in answers]
-
-
-def tail(path: str, from_offset: int = 0, lines: int = 12) -> str:
-    """The last lines of a text file, of what follows the offset; empty if there is no file."""
-    try:
-        text = Path(path).read_bytes()[from_offset:].decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-    return "\n".join(text.rstrip().splitlines()[-lines:])
