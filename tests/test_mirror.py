@@ -16,7 +16,7 @@ import pytest
 
 from danling_core import storage
 from danling_core.checkpoints import CheckpointStore, Record
-from danling_core.errors import Fenced, NotFound, StorageError, StoreUnavailable
+from danling_core.errors import CheckpointError, Fenced, NotFound, StorageError, StoreUnavailable
 from danling_core.lease import Lease, check_generation
 from danling_core.mirror.process import MirrorProcess
 from danling_core.mirror.pull import pull
@@ -393,6 +393,19 @@ def test_a_damaged_remote_checkpoint_is_passed_over(local: Path, remote: str, tm
     pull(RunFolder(remote), os.fspath(other))
     newest, bad = CheckpointStore(os.fspath(other / "checkpoints")).newest_good()
     assert newest is not None and newest.step == 1 and bad == []
+
+
+def test_a_run_whose_remote_checkpoints_are_all_damaged_is_not_begun_anew(
+    local: Path, remote: str, tmp_path: Path
+) -> None:
+    commit(local, 1, "latest")
+    uploader(local, remote).run_pass()
+    storage.write_bytes(storage.join(remote, "checkpoints/data/0000000001-1.0/state.pt"), b"WEIGHTS")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"every checkpoint in memory://.* is damaged(.|\n)*changed bits"
+    ):
+        pull(RunFolder(remote), os.fspath(tmp_path / "other"))
 
 
 def test_a_working_folder_that_is_ahead_is_kept(local: Path, remote: str) -> None:

@@ -25,6 +25,15 @@ class BadCheckpoint(NamedTuple):
     reason: str
 
 
+def all_damaged(url: str, bad: Sequence[BadCheckpoint]) -> CheckpointError:
+    """What a resume says where no checkpoint is left to go back to."""
+    reasons = "".join(f"\n  {each.name}: {each.reason}" for each in bad)
+    return CheckpointError(
+        f"every checkpoint in {url} is damaged, and a new start would throw away what was trained: put a good "
+        f"copy back, or begin anew with --fresh, which leaves this folder as it is.{reasons}"
+    )
+
+
 class Ledger:
     """`records/<name>.json`, one per checkpoint, and `<pointer>.json`, each naming one of them.
 

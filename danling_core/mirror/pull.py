@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from .. import storage
+from ..checkpoints.ledger import BadCheckpoint, all_damaged
 from ..checkpoints.record import Record
 from ..checkpoints.store import CheckpointStore
 from ..errors import CheckpointError, NotFound
@@ -74,15 +75,20 @@ def pull_checkpoints(url: str, local: str, scratch: str) -> None:
         url: the remote checkpoint store.
         local: the folder of the local one. What it has already stays.
         scratch: a folder on the same disk, for downloads under way.
+
+    Raises:
+        CheckpointError: there are checkpoints, and every one is damaged.
     """
     os.makedirs(scratch, exist_ok=True)
     source, target = CheckpointStore(url, scratch=scratch), CheckpointStore(local)
     records, bad = source.survey()
-    newest = _first_good(source, target, records)
+    newest = _first_good(source, target, records, bad)
+    if newest is None and bad:
+        raise all_damaged(url, bad)
     pointed = source.pointers()
     if "best" in pointed and pointed["best"] != newest:
         _fetch_payload(source, target, pointed["best"])
-    unusable = {each.name for each in bad} | _newer_than(newest, records)
+    unusable = {each.name for each in bad}
     names = [f"records/{record.name}.json" for record in records if record.name not in unusable]
     names += [f"{name}.json" for name, record in pointed.items() if record.name not in unusable]
     _fetch_all(
@@ -90,25 +96,24 @@ def pull_checkpoints(url: str, local: str, scratch: str) -> None:
     )
 
 
-def _first_good(source: CheckpointStore, target: CheckpointStore, records: Iterable[Record]) -> Record | None:
+def _first_good(
+    source: CheckpointStore, target: CheckpointStore, records: Iterable[Record], bad: list[BadCheckpoint]
+) -> Record | None:
+    """The newest whose payload is in the local store then; those that are passed over go into `bad`."""
     for record in records:
-        if _fetch_payload(source, target, record):
+        reason = _fetch_payload(source, target, record)
+        if reason is None:
             return record
+        bad.append(BadCheckpoint(record.name, reason))
     return None
 
 
-def _newer_than(record: Record | None, records: Sequence[Record]) -> set[str]:
-    """Names of the checkpoints whose payload turned out bad: those passed over on the way to `record`."""
-    names = [each.name for each in records]
-    return set(names[: names.index(record.name)] if record else names)
-
-
-def _fetch_payload(source: CheckpointStore, target: CheckpointStore, record: Record) -> bool:
-    """Whether the payload is in the local store now, verified."""
+def _fetch_payload(source: CheckpointStore, target: CheckpointStore, record: Record) -> str | None:
+    """Brings the verified payload into the local store; returns why it could not."""
     folder = os.path.join(storage.local_path(target.url), "data", record.name)
     try:
         target.verify(record)
-        return True
+        return None
     except CheckpointError:
         shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -118,8 +123,8 @@ def _fetch_payload(source: CheckpointStore, target: CheckpointStore, record: Rec
         source.release(record)
     except CheckpointError as error:
         logger.warning("passing over a remote checkpoint: %s", error)
-        return False
-    return True
+        return str(error)
+    return None
 
 
 def _continues(folder: RunFolder, work_dir: str) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from danling_core import distributed, seeding
 from danling_core.checkpoints.codec import load_state
+from danling_core.checkpoints.ledger import all_damaged
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import CheckpointCorrupt, CheckpointError, DanLingError
 from danling_core.runner.loop import flush_losses
@@ -145,11 +146,7 @@ def _newest_good(runner: TorchSetUp, files: RunFiles) -> Record | None:
         )
     if record is not None or not bad:
         return record
-    reasons = "".join(f"\n  {each.name}: {each.reason}" for each in bad)
-    raise CheckpointError(
-        f"every checkpoint in {store.url} is damaged, and a new start would throw away what was trained: put a good "
-        f"copy back, or begin anew with --fresh, which leaves this folder as it is.{reasons}"
-    )
+    raise all_damaged(store.url, bad)
 
 
 def apply(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
