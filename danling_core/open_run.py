@@ -76,10 +76,11 @@ def open_run(
 
     Raises:
         RunBusy: another living process owns the run.
-        ConfigError: `fresh` together with `dir`, where a run is already.
+        ConfigError: a `checkpoint_dir` for a remote run; `fresh` together with `dir`, where a run is already.
         StorageError: the store refuses or is away.
     """
     storage.configure(config.storage_options)
+    _check_places(config)
     if not fresh and (done := newest_complete(config, identity)):
         return done
     lease = Lease.acquire(
@@ -128,6 +129,16 @@ def work_dir(config: Config, folder: RunFolder) -> str:
 def _scratch_name(url: str) -> str:
     digest = hashlib.sha256(url.encode()).hexdigest()[:12]
     return f"{storage.base_name(storage.parent(url))}-{storage.base_name(url)}-{digest}"
+
+
+def _check_places(config: Config) -> None:
+    place = config.project_root if config.dir is None else config.dir
+    if config.checkpoint_dir is not None and not storage.is_local(place):
+        raise ConfigError(
+            f"checkpoint_dir {config.checkpoint_dir!r} cannot be given for a run at {place}: its checkpoints are "
+            "brought into its folder there, under one lease; leave it out, or name the folder by "
+            "checkpoint_dir_name"
+        )
 
 
 def _lease_parent_url(config: Config, identity: Identity) -> str:

@@ -13,8 +13,7 @@ from .checkpoints.record import Record
 from .checkpoints.store import CheckpointStore
 from .errors import DanLingError
 from .lease import Lease, is_held
-from .run_folder import RunFolder, list_runs
-from .transfer import checkpoints_name
+from .run_folder import RunFolder, find_checkpoints, list_runs
 
 _RUNS_AT_ONCE = 16
 
@@ -71,7 +70,7 @@ def carry_out(doomed: Doomed) -> int:
     lease = Lease.acquire(doomed.folder.lease_parent_url, "danling prune")
     try:
         with lease.beating():
-            url = _checkpoints_url(doomed.folder)
+            url = find_checkpoints(doomed.folder)
             pointers = CheckpointStore(url).pointers()
             for record in doomed.records:
                 lease.check()
@@ -86,7 +85,7 @@ def carry_out(doomed: Doomed) -> int:
 
 def _plan_one(folder: RunFolder, keep_best: bool, keep_last: int) -> Doomed:
     try:
-        store = CheckpointStore(_checkpoints_url(folder))
+        store = CheckpointStore(find_checkpoints(folder))
         records = store.records()
         pinned = retention.pinned(store.pointers(), ("best",) if keep_best else ())
         doomed = retention.doomed(records, max(keep_last, 1), pinned)
@@ -102,10 +101,6 @@ def _plan_one(folder: RunFolder, keep_best: bool, keep_last: int) -> Doomed:
         return Doomed(folder, tuple(doomed), len(kept))
     except DanLingError as error:
         return Doomed(folder, reason=str(error))
-
-
-def _checkpoints_url(folder: RunFolder) -> str:
-    return storage.join(folder.url, checkpoints_name(folder))
 
 
 def _incomplete(url: str, kept: Sequence[Record]) -> str | None:

@@ -18,8 +18,8 @@ from danling_core.errors import CheckpointError, ConfigError, NotFound
 from danling_core.json_safe import from_json_safe
 from danling_core.launch import Launcher, RunHandle, RunRequest
 from danling_core.results import Results
-from danling_core.run_folder import RunFolder, Status
-from danling_core.verify import checkpoints_url, same
+from danling_core.run_folder import RunFolder, Status, checkpoints_url
+from danling_core.verify import same
 
 _HINT = (
     "with save_interval=1 every epoch's checkpoint is kept (it is no part of a run's identity: resumes take "

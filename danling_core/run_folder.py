@@ -6,13 +6,16 @@ import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from . import run_cache, storage
 from .errors import ConfigError, NotFound, StorageError
 from .segments import segments_by_file, segments_url
+
+if TYPE_CHECKING:
+    from .config import Config
 
 logger = logging.getLogger("danling")
 
@@ -154,6 +157,24 @@ class RunFolder:
     def write_status(self, status: Status, *, is_durable: bool = True) -> None:
         """Replaces the status whole. Only the run's owner calls this (rank 0, or the launcher after it)."""
         storage.write_json(self.status_url, status.model_dump(mode="python"), is_durable=is_durable)
+
+
+def checkpoints_url(folder: RunFolder, config: Config | None) -> str:
+    """Where a run with this config keeps its checkpoints."""
+    if config is None:
+        return folder.checkpoints_url
+    return config.checkpoint_dir or storage.join(folder.url, config.checkpoint_dir_name)
+
+
+def find_checkpoints(folder: RunFolder) -> str:
+    """Where the run in a folder keeps its checkpoints, by the config that lies there."""
+    from .config import Config
+
+    try:
+        config = Config.from_yamls(storage.read_bytes(folder.config_url).decode())
+    except NotFound:
+        config = None
+    return checkpoints_url(folder, config)
 
 
 def list_runs(root_url: str) -> list[tuple[RunFolder, Status | None]]:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 from . import storage
 from .checkpoints.store import CheckpointStore
-from .config import Config
 from .errors import ConfigError, NotFound, RunBusy, StorageError
 from .lease import Lease, current_owner, is_held
 from .mirror.layout import Layout
 from .mirror.segments import SegmentedFile
-from .run_folder import CHECKPOINTS, CONFIG, EVENTS, RunFolder, read_log
+from .run_folder import EVENTS, RunFolder, find_checkpoints, read_log
 from .segments import is_segment, segments_by_file
 
 _AT_ONCE = 8
@@ -86,7 +85,7 @@ class _Copy:
         self._lease = lease
         self._scratch = scratch
         self._progress = progress
-        self._checkpoints = checkpoints_name(source)
+        self._checkpoints = _checkpoints_name(source)
         self._sizes = _sizes(source)
         self._there = _sizes(target)
         self._log_sizes = _log_sizes(self._sizes)
@@ -210,10 +209,12 @@ def _log_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
     return {name: sum(part.size for part in parts) for name, parts in segments_by_file(sizes).items()}
 
 
-def checkpoints_name(folder: RunFolder) -> str:
-    """What the run's config calls its checkpoints' folder."""
-    try:
-        text = storage.read_bytes(storage.join(folder.url, CONFIG)).decode()
-    except NotFound:
-        return CHECKPOINTS
-    return Config.from_yamls(text).checkpoint_dir_name
+def _checkpoints_name(folder: RunFolder) -> str:
+    """What the run calls its checkpoints' folder."""
+    url = find_checkpoints(folder)
+    if storage.parent(url) != folder.url:
+        raise ConfigError(
+            f"{folder.url} keeps its checkpoints at {url} (checkpoint_dir), which would not be copied with it: "
+            "copy both by hand"
+        )
+    return storage.base_name(url)

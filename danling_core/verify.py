@@ -14,7 +14,7 @@ from danling_core.config import Config
 from danling_core.errors import CheckpointError, DanLingError, NotFound
 from danling_core.json_safe import from_json_safe
 from danling_core.results import Results
-from danling_core.run_folder import EVENTS, RunFolder, Status, read_log
+from danling_core.run_folder import EVENTS, RunFolder, Status, checkpoints_url, read_log
 
 Value = TypeVar("Value")
 TERMINAL = {"complete": "completed", "failed": "failed", "interrupted": "interrupted"}
@@ -84,13 +84,6 @@ def verify(run_url: str) -> VerifyReport:
     if status is not None and status.is_complete:
         _verify_completion(report, folder, status, newest, results)
     return report
-
-
-def checkpoints_url(folder: RunFolder, config: Config | None) -> str:
-    """Where a run with this config keeps its checkpoints."""
-    if config is None:
-        return folder.checkpoints_url
-    return config.checkpoint_dir or storage.join(folder.url, config.checkpoint_dir_name)
 
 
 def _read(report: VerifyReport, url: str, parse: Callable[[bytes], Value]) -> Value | None:

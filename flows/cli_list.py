@@ -12,8 +12,7 @@ from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import NotFound
 from danling_core.formatting import format_duration, format_result
 from danling_core.lease import is_held
-from danling_core.run_folder import RunFolder, Status, list_runs, resolve
-from danling_core.transfer import checkpoints_name
+from danling_core.run_folder import RunFolder, Status, find_checkpoints, list_runs, resolve
 from flows.cli_table import print_table
 
 
@@ -86,7 +85,7 @@ def _is_wanted(row: dict[str, Any], arguments: argparse.Namespace) -> bool:
 
 def _newest_checkpoint(folder: RunFolder) -> Record | None:
     """The last one that is committed there: a run that is trained elsewhere may be ahead of its store."""
-    store = CheckpointStore(storage.join(folder.url, checkpoints_name(folder)))
+    store = CheckpointStore(find_checkpoints(folder))
     return next(iter(store.records()), None)
 
 

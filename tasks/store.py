@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from danling_core.run_folder import RunFolder
+from danling_core.run_folder import RunFolder, find_checkpoints
 from danling_core.storage import exists
 
 RESULTS = ("config", "metadata", "events", "results", "latest", "best", "evaluation", "status")
@@ -25,5 +25,5 @@ def store(
     missing = [addresses[name] for name in required if not exists(addresses[name])]
     if missing:
         return Failed(message=f"missing in the run folder: {', '.join(missing)}")
-    addresses["checkpoints"], addresses["tensorboard"] = folder.checkpoints_url, folder.tensorboard_url
+    addresses["checkpoints"], addresses["tensorboard"] = find_checkpoints(folder), folder.tensorboard_url
     return Completed(message=folder_url, data={"folder": folder_url, "files": addresses})

@@ -169,3 +169,12 @@ def test_the_lease_is_where_the_folder_says(tmp_path: Path) -> None:
     opened = open_run(config, identity)
     with pytest.raises(RunBusy):
         Lease.acquire(opened.folder.lease_parent_url, "second")
+
+
+def test_a_place_for_checkpoints_outside_a_remote_run_is_refused(tmp_path: Path) -> None:
+    config, identity = make(
+        f"memory://open/{uuid.uuid4().hex}", tmp_path, checkpoint_dir=str(tmp_path / "fast")
+    )
+    with pytest.raises(ConfigError, match="leave it out, or name the folder by checkpoint_dir_name"):
+        open_run(config, identity)
+    assert storage.list_tree(config.project_root) == []

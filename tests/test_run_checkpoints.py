@@ -13,11 +13,35 @@ import torch
 
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import CheckpointError, ConfigError
+from danling_core.prune import plan
+from danling_core.run_folder import RunFolder, find_checkpoints
+from danling_core.transfer import copy_run
+from danling_core.verify import verify
+from tests.s3_faults import FaultyProxy
 from tests.small_runner import SmallRunner, config, events, weights
 
 
 def store_of(runner: Any) -> CheckpointStore:
     return CheckpointStore(runner.checkpoint_dir)
+
+
+# elsewhere
+def test_checkpoints_of_a_local_run_may_be_kept_in_a_store(
+    s3_root: str, s3_proxy: FaultyProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = f"{s3_root}/checkpoints"
+    runner = SmallRunner(config(tmp_path, checkpoint_dir=place, keep_last=1, epoch_end=3))
+    runner.train()
+    assert not [path for method, path in s3_proxy.requests if method == "GET" and "state.pt" in path]
+    assert find_checkpoints(RunFolder(runner.dir)) == place
+    assert (
+        verify(runner.dir).is_good and verify(runner.dir).checkpoints == len(store_of(runner).records()) > 0
+    )
+    with pytest.raises(ConfigError, match="would not be copied"):
+        copy_run(RunFolder(runner.dir), str(tmp_path / "there"))
+    again = SmallRunner.from_checkpoint(runner.dir)
+    assert weights(again) == weights(runner)
+    assert [each.reason for each in plan(str(tmp_path), keep_best=False)] in ([], [None])
 
 
 def damage(store: CheckpointStore, name: str) -> str:

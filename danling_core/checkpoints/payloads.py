@@ -50,9 +50,12 @@ class Payloads:
         self._verified[record.name] = self._signatures(record)
 
     def verify_once(self, record: Record) -> None:
-        """`verify`, unless it passed before and the files have not been touched since."""
+        """`verify`, unless it passed before, or was put here, and the files have not been touched since.
+
+        A store cannot tell that, and there nobody touches the payload of another: to ask again would download it.
+        """
         known = self._verified.get(record.name)
-        if known is None or None in known or known != self._signatures(record):
+        if known is None or known != self._signatures(record):
             self.verify(record)
 
     def is_good(self, record: Record) -> bool:

@@ -10,13 +10,11 @@ from danling_core import storage
 from danling_core.checkpoints.codec import load_state
 from danling_core.checkpoints.record import is_simple_name
 from danling_core.checkpoints.store import CheckpointStore
-from danling_core.config import Config
-from danling_core.errors import CheckpointError, NotFound
-from danling_core.run_folder import RunFolder
+from danling_core.errors import CheckpointError
+from danling_core.run_folder import RunFolder, find_checkpoints
 from danling_core.runner import checkpointing
 from danling_core.runner.methods import File
 from danling_core.runner.serialization import load_tensors
-from danling_core.verify import checkpoints_url
 
 if TYPE_CHECKING:
     from danling_core.runner.torch_runner import TorchRunner
@@ -86,7 +84,7 @@ def read(checkpoint: File | Mapping[str, Any], name: str = "latest") -> Mapping[
         if not isinstance(state, Mapping):
             raise CheckpointError(f"{url} holds a {type(state).__name__}, not a state dict")
         return state
-    for folder in (_checkpoints_of(url), url):  # a run's own latest.json is no pointer
+    for folder in (find_checkpoints(RunFolder(url)), url):  # a run's own latest.json is no pointer
         store = CheckpointStore(folder)
         record = store.pointed(name) or store.newest_good()[0]
         if record is not None:
@@ -97,12 +95,3 @@ def read(checkpoint: File | Mapping[str, Any], name: str = "latest") -> Mapping[
     if record is None:
         raise CheckpointError(f"there is no committed checkpoint at {url}")
     return load_state(store, record, map_location="cpu")
-
-
-def _checkpoints_of(url: str) -> str:
-    """Where the run in a folder keeps its checkpoints."""
-    folder = RunFolder(url)
-    try:
-        return checkpoints_url(folder, Config.from_yamls(storage.read_bytes(folder.config_url).decode()))
-    except NotFound:
-        return checkpoints_url(folder, None)
