@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from pathlib import Path
 
 # Credentials and endpoints of the user's own stores and Prefect must not leak into a test.
 FOREIGN = ("AWS_", "GOOGLE_", "GCLOUD_", "GCSFS_", "PREFECT_", "FSSPEC_")
@@ -26,6 +25,9 @@ os.environ.update(
     GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",
 )
 
-pytest_plugins = ["tests.rank_fixtures", "tests.store_fixtures"]
-if (Path(__file__).parent / "prefect_fixtures.py").exists():
-    pytest_plugins.append("tests.prefect_fixtures")
+pytest_plugins = [
+    "tests.prefect_fixtures",
+    "tests.rank_fixtures",
+    "tests.run_fixtures",
+    "tests.store_fixtures",
+]

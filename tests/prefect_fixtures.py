@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -87,9 +86,3 @@ def toy_config(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         }
 
     return make
-
-
-@pytest.fixture(scope="session")
-def danling_command() -> list[str]:
-    """The command `danling`, as this interpreter runs it from the project's root."""
-    return [sys.executable, "-m", "flows.cli"]

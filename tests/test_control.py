@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,7 @@ from danling_core.launcher.child import describe, is_lost_peer
 from danling_core.launcher.verdict import GroupEnd, RankEnd, judge
 from danling_core.launcher.watch import Hang, Watch
 from danling_core.lifeline import is_alive, kill_tree, start_time
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.01)
+from tests.processes import wait_until
 
 
 @pytest.fixture

@@ -14,12 +14,6 @@ from danling_core.launch import Launcher
 from tests.whole_runs import config, fault, launch
 
 
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher]:
-    with Launcher() as launcher:
-        yield launcher
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, 1 MB large."""

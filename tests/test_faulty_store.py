@@ -27,26 +27,14 @@ from danling_core.lifeline import start_time
 from danling_core.mirror.pull import pull
 from danling_core.open_run import open_run
 from danling_core.run_folder import RunFolder, list_runs, read_log
+from tests.processes import tree, wait_until
 from tests.s3_faults import FAULTS, FaultyProxy
-from tests.test_control import wait_until
-from tests.test_storm import tree
 from tests.whole_runs import ROOT, Ended, config, launch
 
 # So that an answer that never comes is noticed within a second, and not within a minute.
 HASTY = {"config_kwargs": {"read_timeout": 1, "connect_timeout": 1, "retries": {"max_attempts": 1}}}
 
 SLOW: dict[str, Any] = {"save_interval_steps": None, "log_interval": 1000, "params": {"step_seconds": 0.2}}
-
-
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher]:
-    with Launcher() as launcher:
-        yield launcher
-
-
-@pytest.fixture(scope="module")
-def in_peace(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    return launch(launcher, config(tmp_path_factory.mktemp("in_peace")))
 
 
 def train(launcher: Launcher, root: str, scratch: Path, **fields: Any) -> tuple[RunFolder, Ended]:

@@ -18,9 +18,8 @@ from danling_core.lifeline import start_time
 from danling_core.mirror.process import MirrorProcess
 from danling_core.mirror.pull import pull
 from danling_core.run_folder import RunFolder, read_log
+from tests.processes import tree, wait_until
 from tests.s3_faults import FaultyProxy
-from tests.test_control import wait_until
-from tests.test_storm import tree
 from tests.whole_runs import ROOT, config
 
 

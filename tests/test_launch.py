@@ -19,7 +19,7 @@ from danling_core.errors import ConfigError, LaunchError, RunFailed, RunInterrup
 from danling_core.launch import Launcher, Outcome, RunHandle, RunRequest
 from danling_core.lifeline import children_of, is_alive, start_time
 from danling_core.run_folder import RunFolder
-from tests.test_control import wait_until
+from tests.processes import wait_until
 
 END = signal.SIGUSR2  # as the fork server has it, which is no module to import here
 ENTRYPOINTS: dict[str, Any] = {

@@ -25,8 +25,8 @@ from danling_core.lease import (
     is_held,
     lease_url,
 )
+from tests.processes import wait_until
 from tests.s3_faults import FaultyProxy
-from tests.test_control import wait_until
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -80,9 +80,8 @@ def test_a_living_owner_is_named_at_once(parent: str) -> None:
 
 def test_the_second_waits_for_the_first_to_finish(parent: str) -> None:
     first = Lease.acquire(parent, "first")
-    clock = Clock(lambda now: first.release() if now > 1005 else None)
-    clock.now = time.time()
-    start = clock.now
+    clock = Clock()
+    clock.now = start = time.time()
     clock.on_sleep = lambda now: first.release() if now > start + 5 else None
     assert clock.acquire(parent, wait_seconds=60).generation == 2
     assert 5 < clock.now - start < 8
@@ -184,8 +183,7 @@ def test_beats_go_on_in_the_background_and_fencing_is_told_once(parent: str) -> 
         fenced.set()
 
     with lease.beating(interval=0.01, on_fenced=on_fenced):
-        while (owner := current_owner(parent)) is None or owner.beat < 3:
-            pass
+        wait_until(lambda: beats(parent) >= 3, "3 beats")
         elsewhere(parent, 2)
         assert fenced.wait(30)
     assert len(told) == 1 and lease.is_fenced
@@ -202,9 +200,13 @@ def test_a_beat_that_the_store_refuses_is_repeated(parent: str, monkeypatch: pyt
 
     monkeypatch.setattr(storage, "write_bytes", faulty)
     with lease.beating(interval=0.01):
-        while (owner := current_owner(parent)) is None or owner.beat < 2:
-            pass
+        wait_until(lambda: beats(parent) >= 2, "2 beats")
     assert not failures
+
+
+def beats(parent: str) -> int:
+    owner = current_owner(parent)
+    return -1 if owner is None else owner.beat
 
 
 def test_of_two_owners_of_one_generation_the_first_to_look_is_fenced(parent: str) -> None:
@@ -233,7 +235,7 @@ def test_a_connection_that_dies_silently_costs_one_beat_and_not_the_lease(
     s3_proxy.intercept = never_answer_one
     with lease.beating(interval=0.1):
         wait_until(lambda: is_silent.is_set(), "a beat without an answer", 30)
-        wait_until(lambda: (owner := current_owner(parent)) is not None and owner.beat > 1, "a beat", 30)
+        wait_until(lambda: beats(parent) > 1, "a beat", 30)
         is_over.set()
 
 

@@ -26,6 +26,7 @@ from danling_core.mirror.uploader import Uploader
 from danling_core.run_folder import RunFolder, read_log
 from danling_core.segments import segments_by_file
 from tests.gcs_server import GCSServer
+from tests.processes import wait_until
 
 
 @pytest.fixture
@@ -550,8 +551,7 @@ def test_a_new_mirror_ends_the_one_that_still_delivers(local: Path, gcs_server: 
     gcs_server.fault = lambda method, path: 503
     old = MirrorProcess(os.fspath(local), "gs://danling/a/b")
     lock = local / ".mirror.lock"
-    while not (lock.exists() and lock.read_text().startswith(f"{old.pid} ")):
-        threading.Event().wait(0.02)
+    wait_until(lambda: lock.exists() and lock.read_text().startswith(f"{old.pid} "), "the mirror's lock")
     gcs_server.fault = lambda method, path: None
     with MirrorProcess(os.fspath(local), "gs://danling/a/b") as new:
         assert new.request_sync() and new.wait_synced(timeout_seconds=60)

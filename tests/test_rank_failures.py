@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from danling_core.launch import Launcher
-from tests.test_control import wait_until
+from tests.processes import wait_until
 from tests.test_launch import descendants
 from tests.whole_runs import config, fault, launch
-
-
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher]:
-    with Launcher() as launcher:
-        yield launcher
 
 
 def test_a_frozen_rank_is_found_by_its_silence_and_the_run_goes_on(

@@ -15,8 +15,7 @@ from danling_core.lifeline import start_time
 from danling_core.mirror.pull import pull
 from danling_core.run_folder import RunFolder, list_runs
 from tests.prefect_fixtures import PrefectServer
-from tests.test_control import wait_until
-from tests.test_storm import tree
+from tests.processes import tree, wait_until
 from tests.whole_runs import EXPERIMENT_ID, ROOT, Ended
 
 EPOCHS = 16

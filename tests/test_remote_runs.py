@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,10 @@ from danling_core.lease import Lease
 from danling_core.mirror.pull import pull
 from danling_core.open_run import open_run
 from danling_core.run_folder import RunFolder, Status, list_runs, read_log, resolve
+from tests.processes import wait_until
 from tests.s3_faults import FaultyProxy
 from tests.small_runner import SmallRunner, weights
 from tests.small_runner import config as small_config
-from tests.test_control import wait_until
 from tests.whole_runs import Ended, config, fault, launch
 
 WHOLE_FILES = {
@@ -44,18 +43,6 @@ WHOLE_FILES = {
     "checkpoints/latest.json",
     "checkpoints/best.json",
 }
-
-
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher]:
-    with Launcher() as launcher:
-        yield launcher
-
-
-@pytest.fixture(scope="module")
-def in_peace(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """The same run on the local disk, undisturbed."""
-    return launch(launcher, config(tmp_path_factory.mktemp("in_peace")))
 
 
 @pytest.fixture(params=["s3", "rclone", "gcs"])

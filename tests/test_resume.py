@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from danling_core.launch import Launcher
+from tests.damage import empty, flip, truncate
 from tests.whole_runs import ROOT, Ended, config, fault, launch
-
-
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher]:
-    with Launcher() as launcher:
-        yield launcher
-
-
-@pytest.fixture(scope="module")
-def in_peace(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ended]:
-    """The uninterrupted run of a config, made once."""
-    ended: dict[str, Ended] = {}
-
-    def get(**fields: Any) -> Ended:
-        key = json.dumps(fields, sort_keys=True)
-        if key not in ended:
-            ended[key] = launch(launcher, config(tmp_path_factory.mktemp("in_peace"), **fields))
-            outcome = ended[key].outcome
-            assert outcome is not None and (outcome.status, outcome.restarts) == ("complete", 0)
-        return ended[key]
-
-    return get
-
 
 COSINE = {"name": "cosine", "warmup_steps": 3}
 PLAIN: dict[str, Any] = {"nproc_per_node": 1}
@@ -98,7 +75,7 @@ KILLED: dict[str, tuple[dict[str, Any], int, int]] = {
 
 @pytest.mark.parametrize("case", KILLED)
 def test_a_killed_rank_costs_nothing(
-    launcher: Launcher, in_peace: Callable[..., Ended], tmp_path: Path, case: str
+    launcher: Launcher, in_peace_with: Callable[..., Ended], tmp_path: Path, case: str
 ) -> None:
     fields, step, rank = KILLED[case]
     with fault("SIGKILL", step, rank=rank):
@@ -106,7 +83,7 @@ def test_a_killed_rank_costs_nothing(
     assert ended.outcome is not None and (ended.outcome.status, ended.outcome.restarts) == ("complete", 1)
     resumed = [event["resumed"] for event in ended.events if event["event"] == "run_started"]
     assert resumed[0] is None and resumed[1]["step"] == step // 3 * 3
-    ended.must_equal(in_peace(**fields))
+    ended.must_equal(in_peace_with(**fields))
     assert ended.status.bitwise
 
 
@@ -119,7 +96,9 @@ STOPPED = {
 }
 
 
-def test_torchrun_ends_with_the_bits_of_the_launcher(in_peace: Callable[..., Ended], tmp_path: Path) -> None:
+def test_torchrun_ends_with_the_bits_of_the_launcher(
+    in_peace_with: Callable[..., Ended], tmp_path: Path
+) -> None:
     wanted = config(tmp_path / "root", threads_per_rank=2)
     file = tmp_path / "run.json"
     file.write_text(wanted.jsons())
@@ -134,12 +113,12 @@ def test_torchrun_ends_with_the_bits_of_the_launcher(in_peace: Callable[..., End
     )
     assert done.returncode == 0, done.stderr
     [status] = (tmp_path / "root").glob("*/*/status.json")
-    Ended(status.parent, None).must_equal(in_peace(threads_per_rank=2))
+    Ended(status.parent, None).must_equal(in_peace_with(threads_per_rank=2))
 
 
 @pytest.mark.parametrize("where", STOPPED)
 def test_a_run_stopped_by_sigterm_goes_on_where_it_was(
-    launcher: Launcher, in_peace: Callable[..., Ended], tmp_path: Path, where: str
+    launcher: Launcher, in_peace_with: Callable[..., Ended], tmp_path: Path, where: str
 ) -> None:
     fields: dict[str, Any] = {"params": {"batch_norm": True}, "ema_decay": 0.9}
     place, step = STOPPED[where]
@@ -151,12 +130,12 @@ def test_a_run_stopped_by_sigterm_goes_on_where_it_was(
     ended = launch(launcher, wanted)
     assert ended.outcome is not None and (ended.outcome.status, ended.outcome.restarts) == ("complete", 0)
     assert ended.path == stopped.path
-    ended.must_equal(in_peace(**fields))
+    ended.must_equal(in_peace_with(**fields))
     assert launch(launcher, wanted).outcome is None, "it is complete"
 
 
 def test_a_run_whose_time_is_over_goes_on_next_time(
-    launcher: Launcher, in_peace: Callable[..., Ended], tmp_path: Path
+    launcher: Launcher, in_peace_with: Callable[..., Ended], tmp_path: Path
 ) -> None:
     fields: dict[str, Any] = {"params": {"step_seconds": 0.1}}
     stopped = launch(launcher, config(tmp_path, max_seconds=0.7, **fields))
@@ -164,7 +143,7 @@ def test_a_run_whose_time_is_over_goes_on_next_time(
     assert "max_seconds is over" in (stopped.outcome.error or "")
     ended = launch(launcher, config(tmp_path, **fields))
     assert ended.path == stopped.path
-    ended.must_equal(in_peace(**fields))
+    ended.must_equal(in_peace_with(**fields))
 
 
 def test_another_world_size_goes_on_and_is_no_longer_bitwise(launcher: Launcher, tmp_path: Path) -> None:
@@ -179,23 +158,9 @@ def test_another_world_size_goes_on_and_is_no_longer_bitwise(launcher: Launcher,
     assert "2 rank(s)" in ended.log
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
 @pytest.mark.parametrize("damage", [truncate, flip, empty])
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
-    launcher: Launcher, in_peace: Callable[..., Ended], tmp_path: Path, damage: Callable[[Path], None]
+    launcher: Launcher, in_peace_with: Callable[..., Ended], tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     fields: dict[str, Any] = PLAIN | {"dataloader": {"batch_size": 8}}
     stopped = stop(launcher, tmp_path, **fields)
@@ -207,7 +172,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
     assert ended.events[-1]["event"] == "completed"
     resumed = [event["resumed"] for event in ended.events if event["event"] == "run_started"][-1]
     assert resumed["record"] == before.name
-    ended.must_equal(in_peace(**fields))
+    ended.must_equal(in_peace_with(**fields))
 
 
 def test_a_run_with_nothing_but_damaged_checkpoints_does_not_start_anew(

@@ -19,11 +19,11 @@ import pytest
 
 from danling_core.config import Config
 from danling_core.launch import Launcher
-from danling_core.lifeline import children_of, start_time
+from danling_core.lifeline import start_time
 from danling_core.run_folder import RunFolder
+from tests.processes import tree
 from tests.whole_runs import ROOT, Ended, config, launch
 
-KINDS = ("driver", "launcher", "fork server", "rank", "loader worker")
 LIKELY = {"driver": 2, "launcher": 2, "fork server": 1, "rank": 6}
 
 
@@ -125,13 +125,6 @@ def _modified(path: Path) -> float:
         return 0.0
 
 
-def tree(pid: int, depth: int = 0) -> Iterator[tuple[str, int]]:
-    """The processes of a driver, by what they are."""
-    yield KINDS[min(depth, len(KINDS) - 1)], pid
-    for child in children_of(pid):
-        yield from tree(child, depth + 1)
-
-
 @contextmanager
 def reader(root: Path) -> Iterator[dict[str, Any]]:
     """Somebody who reads all checkpoints all the time; what was seen is there after the block."""
@@ -156,12 +149,6 @@ def stormy(root: Path, **fields: Any) -> Config:
     )
 
 
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher]:
-    with Launcher() as launcher:
-        yield launcher
-
-
 def weather(
     launcher: Launcher, root: Path, kills: int, seed: int, **fields: Any
 ) -> tuple[Storm, dict[str, Any]]:
@@ -179,12 +166,6 @@ def weather(
     return storm, seen
 
 
-@pytest.mark.timeout(300)
-def test_a_short_storm(launcher: Launcher, tmp_path: Path) -> None:
-    storm, _ = weather(launcher, tmp_path, kills=5, seed=4, epoch_end=6)
-    assert sum(storm.killed.values()) == 5
-
-
 WORLDS: dict[int, dict[str, Any]] = {
     1: {"dataloader": {"batch_size": 8}, "accum_steps": 2},
     2: {"dataloader": {"batch_size": 4, "num_workers": 1}},
@@ -193,30 +174,33 @@ WORLDS: dict[int, dict[str, Any]] = {
 }
 
 
+@pytest.mark.timeout(300)
+def test_a_short_storm(launcher: Launcher, tmp_path: Path) -> None:
+    rage(launcher, tmp_path, kills=5, seed=4, epoch_end=6)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("world_size", WORLDS)
 def test_a_long_storm(launcher: Launcher, tmp_path: Path, world_size: int) -> None:
     """14 kills in each of the four worlds."""
+    fields = {"epoch_end": 20, "save_interval_steps": 2, **WORLDS[world_size]}
+    rage(launcher, tmp_path, 14, 100 * world_size, nproc_per_node=world_size, **fields)
+
+
+def rage(launcher: Launcher, folder: Path, kills: int, seed: int, **fields: Any) -> None:
+    """So many kills, over as many runs as that takes: a run may be complete before they are all struck."""
     killed: Counter[str] = Counter()
-    while_saving = looks = round_number = 0
-    while sum(killed.values()) < 14:
-        round_number += 1
-        root = tmp_path / str(round_number)
+    while_saving = looks = 0
+    for round_number in range(kills):
+        left = kills - sum(killed.values())
+        if left == 0:
+            break
+        root = folder / str(round_number)
         root.mkdir()
-        storm, seen = weather(
-            launcher,
-            root,
-            kills=14 - sum(killed.values()),
-            seed=100 * world_size + round_number,
-            nproc_per_node=world_size,
-            epoch_end=20,
-            save_interval_steps=2,
-            **WORLDS[world_size],
-        )
+        storm, seen = weather(launcher, root, left, seed + round_number, **fields)
         killed += storm.killed
         while_saving += storm.while_saving
         looks += seen["whole"]
-    print(
-        f"{world_size} rank(s): {dict(killed)}, {while_saving} while saving, {looks} checkpoints read whole"
-    )
+    assert sum(killed.values()) == kills
+    print(f"{dict(killed)}, {while_saving} while saving, {looks} checkpoints read whole")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,13 +18,8 @@ from danling_core.launch import Launcher
 from danling_core.reproduce import differences, reproduce
 from danling_core.verify import verify
 from flows import cli_verify
+from tests.damage import flip
 from tests.whole_runs import EXPERIMENT_ID, ROOT, config, fault, launch
-
-
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher]:
-    with Launcher() as launcher:
-        yield launcher
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +51,6 @@ def test_a_good_run_has_no_findings(run: Path) -> None:
 
 def newest(run: Path) -> Path:
     return max((run / "checkpoints" / "data").glob("*/state.pt"))
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 def change_result(run: Path) -> None:

@@ -1,0 +1,25 @@
+"""Waiting for what another process or thread does, and finding the processes of a driver."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from danling_core.lifeline import children_of
+
+KINDS = ("driver", "launcher", "fork server", "rank", "loader worker")
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Returns as soon as the condition holds; fails, naming `what` was waited for, where it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+def tree(pid: int, depth: int = 0) -> Iterator[tuple[str, int]]:
+    """The processes of a driver, by what they are."""
+    yield KINDS[min(depth, len(KINDS) - 1)], pid
+    for child in children_of(pid):
+        yield from tree(child, depth + 1)
