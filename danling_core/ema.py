@@ -49,4 +49,8 @@ class EMA(nn.Module):
 
 
 def _averaged(model: nn.Module) -> list[torch.Tensor]:
-    return [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    return [
+        parameter
+        for parameter in model.parameters()
+        if parameter.is_floating_point() or parameter.is_complex()
+    ]

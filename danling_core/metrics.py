@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from danling_core import metric_states
 from danling_core.errors import ConfigError
 from danling_core.meters import Accuracy, MeanMeter
 
-__all__ = ["Accuracy", "Additive", "MeanMeter", "Metric", "MetricGroup", "reduce_metrics"]
+__all__ = ["Accuracy", "Additive", "MeanMeter", "Metric", "MetricGroup"]
 
 
 @runtime_checkable
@@ -105,56 +106,25 @@ class MetricGroup(dict[str, Any]):
         load_joined_state(self.additive(), state)
 
     def state_dict(self) -> dict[str, Any]:
-        """{name: state} for a checkpoint inside an epoch, of this rank.
+        """{name: state} for a checkpoint inside an epoch, of this rank, on the CPU.
 
         Raises:
-            ConfigError: for a metric that has neither `state` nor `state_dict`.
+            ConfigError: for a metric that cannot be saved.
         """
-        return {name: _saved(metric, name) for name, metric in self.items()}
+        state: dict[str, Any] = metric_states.saved(self)
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; the names must be the same."""
-        if set(state) != set(self):
-            raise ConfigError(
-                f"the checkpoint has the metrics {sorted(state)}, but this run has {sorted(self)}"
-            )
-        for name, metric in self.items():
-            if isinstance(metric, Additive) and not isinstance(metric, MetricGroup):
-                metric.load_state(state[name])
-            else:
-                metric.load_state_dict(state[name])
+        metric_states.restore(self, state)
 
 
-def reduce_metrics(
-    metrics: Iterable[Additive],
-    all_reduce: Callable[[Tensor], Tensor | None],
-    device: torch.device | str | None = None,
-) -> None:
-    """Sum the states of all `metrics` over the ranks, in one collective; each then holds the whole sum.
-
-    Collective: every rank calls it with the same metrics in the same order, at the end of a pass; `reset`
-        before
-    counting on. Groups and single meters mix: `reduce_metrics([loss, group], all_reduce, device)`.
-
-    Args:
-        metrics: what to reduce; what reduces itself is not among their states.
-        all_reduce: sums a 1-D float64 tensor over the ranks, in place or into what it returns.
-        device: where the collective works: a rank that counted nothing holds its states on the CPU.
-    """
-    metrics = list(metrics)
-    state = joined_state(metrics, device)
-    if state.numel():
-        reduced = all_reduce(state)
-        load_joined_state(metrics, state if reduced is None else reduced)
-
-
-def joined_state(metrics: Iterable[Additive], device: torch.device | str | None = None) -> Tensor:
-    """The states of `metrics` as one vector, on `device`, or on that of the first that is not on the CPU."""
+def joined_state(metrics: Iterable[Additive]) -> Tensor:
+    """The states of `metrics` as one vector, on the device of the first that is not on the CPU."""
     states = [metric.state() for metric in metrics]
     if not states:
-        return torch.zeros(0, dtype=torch.float64, device=device)
-    if device is None:
-        device = next((state.device for state in states if state.device.type != "cpu"), states[0].device)
+        return torch.zeros(0, dtype=torch.float64)
+    device = next((state.device for state in states if state.device.type != "cpu"), states[0].device)
     return torch.cat([state.to(device) for state in states])
 
 
@@ -186,15 +156,3 @@ def _as_floats(value: Any, name: str) -> Any:
         raise ConfigError(
             f"metric {name!r} must compute one number (or a mapping of them), got {value!r}"
         ) from error
-
-
-def _saved(metric: Any, name: str) -> Any:
-    if isinstance(metric, Additive) and not isinstance(metric, MetricGroup):
-        return metric.state()
-    if hasattr(metric, "persistent"):
-        metric.persistent(True)
-    if not hasattr(metric, "state_dict"):
-        raise ConfigError(
-            f"metric {name!r} cannot be saved inside an epoch: give {type(metric).__name__} a state_dict"
-        )
-    return dict(metric.state_dict())

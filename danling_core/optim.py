@@ -47,6 +47,13 @@ def optimizer_class(name: str, arguments: Mapping[str, Any]) -> type[torch.optim
     """The optimizer class called `name`, its arguments checked."""
     cls = find_class(torch.optim, torch.optim.Optimizer, name, "optim")
     check_arguments(cls, arguments, "optim")
+    step: Any = vars(cls).get("step", torch.optim.Optimizer.step)
+    closure = inspect.signature(step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"optim.name is {name!r}, which evaluates the loss several times a step by a closure, and the runner calls "
+            "step() without one: choose another, or use it in a train_step of your own"
+        )
     return cls
 
 
@@ -64,7 +71,7 @@ def build_optimizer(
             check_arguments(cls, {key: group[key] for key in group if key != "params"}, "optim.groups")
     if has_fused and not {"fused", "foreach", "differentiable"} & set(arguments):
         # a dtype or device may have no fused kernel; an argument that is wrong fails again below
-        with contextlib.suppress(RuntimeError, ValueError):
+        with contextlib.suppress(RuntimeError, ValueError, TypeError):
             return cls(parameters, fused=True, **arguments)
     try:
         return cls(parameters, **arguments)

@@ -89,3 +89,15 @@ def test_there_is_none_unless_asked_for(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path))
     runner.train()
     assert runner.ema is None and runner.state_dict()["ema"] is None
+
+
+def test_complex_weights_are_averaged_too() -> None:
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    ema = EMA(model, decay=0.5)
+    with torch.no_grad():
+        model.weight.mul_(3j)
+    ema.update(model)
+    assert ema.module.weight.tolist() == [0.5 + 1.5j] * 3
+    ema.update(model, torch.tensor(1.0))
+    assert ema.module.weight.tolist() == [0.25 + 2.25j] * 3

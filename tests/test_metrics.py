@@ -7,26 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from danling_core.errors import ConfigError
-from danling_core.metrics import Accuracy, Additive, MeanMeter, Metric, MetricGroup, reduce_metrics
+from danling_core.metrics import (
+    Accuracy,
+    Additive,
+    MeanMeter,
+    Metric,
+    MetricGroup,
+    joined_state,
+    load_joined_state,
+)
 
 DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
 ]
-
-
-def sum_over(states: list[Tensor]) -> Any:
-    """An all-reduce that is called by one rank after another, and counts its calls."""
-
-    def all_reduce(state: Tensor) -> None:
-        all_reduce.calls += 1  # type: ignore[attr-defined]
-        state.copy_(torch.stack(states).sum(0))
-
-    all_reduce.calls = 0  # type: ignore[attr-defined]
-    return all_reduce
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -127,11 +123,9 @@ def test_all_metrics_of_a_split_are_reduced_by_one_collective_to_the_exact_value
             loss.update(torch.nn.functional.cross_entropy(pred[part], target[part]), len(target[part]))
             group.update(pred[part], target[part])
         ranks.append((loss, group))
-    states = [torch.cat([loss.state(), group.state()]) for loss, group in ranks]
+    total = torch.stack([joined_state(pair) for pair in ranks]).sum(0)
     for loss, group in ranks:
-        all_reduce = sum_over(states)
-        reduce_metrics([loss, group], all_reduce)
-        assert all_reduce.calls == 1
+        load_joined_state([loss, group], total)
         assert loss.compute() == pytest.approx(torch.nn.functional.cross_entropy(pred, target).item())
         assert group.compute()["accuracy"] == pytest.approx((pred.argmax(1) == target).double().mean().item())
 
@@ -203,7 +197,7 @@ def test_updates_never_wait_for_the_gpu() -> None:
         for weight in (64, torch.tensor(64, device="cuda")):
             meter.update(pred.mean(), weight)
             group.update(pred, target)
-        reduce_metrics([meter, group], lambda state: state)
+        load_joined_state([meter, group], joined_state([meter, group]))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert math.isfinite(meter.compute())

@@ -219,3 +219,13 @@ def test_scale_lr_returns_the_rate_in_a_runners_init(two_ranks: Ranks, tmp_path:
 def test_scale_lr_needs_one_of_factor_and_base(arguments: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exactly one"):
         SmallRunner(config(tmp_path)).scale_lr(0.1, **arguments)
+
+
+def test_an_argument_of_the_wrong_type_is_named() -> None:
+    with pytest.raises(ConfigError, match="adamw refuses its arguments"):
+        build_optimizer("adamw", [torch.nn.Parameter(torch.zeros(2))], lr=0.1, betas=3)
+
+
+def test_an_optimizer_that_wants_a_closure_is_refused_before_training() -> None:
+    with pytest.raises(ConfigError, match="'lbfgs'.*closure"):
+        build_optimizer("lbfgs", [torch.nn.Parameter(torch.zeros(2))])

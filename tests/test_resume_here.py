@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from danling_core.errors import RunInterrupted
+from danling_core.checkpoints.store import CheckpointStore
+from danling_core.errors import ConfigError, NonFiniteLossError, RunInterrupted
+from tests.ranks import RankFailed, Ranks
 from tests.small_runner import SmallRunner, config, weights
 
 DROPOUT: dict[str, Any] = {"params": {"width": 8, "dropout": 0.5}}
@@ -93,3 +95,75 @@ def test_an_average_that_begins_later_starts_from_the_checkpoints_weights(tmp_pa
     assert [v.tolist() for v in later.ema.module.state_dict().values()] == [
         v.tolist() for v in trained.model.state_dict().values()
     ]
+
+
+class Tempered(Stopped):
+    """A criterion with a state: a buffer that moves at every step, and a weight that is trained."""
+
+    class Criterion(torch.nn.Module):
+        def __init__(self, is_trained: bool) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()), requires_grad=is_trained)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            if torch.is_grad_enabled():
+                self.seen += 0.01
+            return torch.nn.functional.cross_entropy(pred * self.scale * (1 + self.seen), target)
+
+    is_trained = True
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        self.criterion = self.Criterion(self.is_trained)
+        self.optimizer.add_param_group({"params": [self.criterion.scale]})
+
+
+class Fixed(Tempered):
+    is_trained = False
+
+
+def test_the_state_of_a_criterion_survives_a_resume(tmp_path: Path) -> None:
+    peace, again = in_peace(tmp_path, Tempered), resumed(tmp_path, ("train", 5), Tempered)
+    assert again.criterion.scale.item() == peace.criterion.scale.item() != 1.0
+    assert again.criterion.seen.item() == peace.criterion.seen.item()
+    assert weights(again) == weights(peace) and again.results == peace.results
+
+
+def trained_with_criterion(root: str, runner_class: type[Tempered]) -> Any:
+    runner = runner_class(config(root))
+    runner.train()
+    return runner.criterion.seen.item()
+
+
+def test_a_criterion_that_trains_is_refused_on_several_ranks(two_ranks: Ranks, tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match="Criterion has parameters to train.*a part of the model"):
+        two_ranks.run(trained_with_criterion, str(tmp_path), Tempered)
+    assert len(two_ranks.run(trained_with_criterion, str(tmp_path), Fixed)) == 2
+
+
+class Cliff(Stopped):
+    """The loss is finite in the last step of an epoch, and its gradient is not."""
+
+    def train_step(self, data: Any) -> Any:
+        pred = self.model(data[0])
+        loss = self.criterion(pred, data[1])
+        if self.steps == 7:
+            loss = loss + (pred.sum() * 0).sqrt()
+        self.advance(loss)
+        return pred, loss
+
+
+def test_weights_that_are_not_finite_never_become_the_newest_checkpoint(tmp_path: Path) -> None:
+    runner = Cliff(config(tmp_path, epoch_end=3))
+    with pytest.raises(NonFiniteLossError, match="a weight is not finite after step 8.*a gradient was not"):
+        runner.train()
+    newest = CheckpointStore(runner.checkpoint_dir).pointed("latest")
+    assert newest is not None and newest.step == 4
+
+
+def test_a_criterion_that_does_not_return_the_mean_is_told_so(tmp_path: Path) -> None:
+    runner = Stopped(config(tmp_path))
+    runner.criterion = torch.nn.CrossEntropyLoss(reduction="none")
+    with pytest.raises(ConfigError, match=r"shape \(5,\), wanted one number.*reduction='mean'"):
+        runner.train()

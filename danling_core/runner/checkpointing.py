@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from danling_core import distributed, seeding
+import torch
+from torch import nn
+
+from danling_core import distributed, metric_states, seeding
 from danling_core.checkpoints.codec import load_state
 from danling_core.checkpoints.ledger import all_damaged
 from danling_core.checkpoints.store import CheckpointStore
-from danling_core.errors import CheckpointCorrupt, CheckpointError, DanLingError
+from danling_core.errors import CheckpointCorrupt, CheckpointError, DanLingError, NonFiniteLossError
 from danling_core.runner.loop import flush_losses
 
 if TYPE_CHECKING:
@@ -28,6 +32,7 @@ def shared_state(runner: TorchRunner) -> dict[str, Any]:
         "version": VERSION,
         "model": runner.unwrap(runner.model).state_dict(),
         "ema": runner.ema.module.state_dict() if runner.ema is not None else None,
+        "criterion": _state_of(runner.criterion),
         "optimizer": runner.optimizer.state_dict() if runner.optimizer is not None else None,
         "scheduler": runner.scheduler.state_dict() if runner.scheduler is not None else None,
         "scaler": runner._precision.scaler.state_dict() if runner._precision.scaler is not None else None,
@@ -42,6 +47,10 @@ def shared_state(runner: TorchRunner) -> dict[str, Any]:
     }
 
 
+def _state_of(criterion: Any) -> dict[str, Any] | None:
+    return criterion.state_dict() if isinstance(criterion, nn.Module) else None
+
+
 def rank_state(runner: TorchRunner) -> dict[str, Any]:
     """State that differs between ranks. The generators are as they were before an evaluation that is going
     on."""
@@ -51,12 +60,14 @@ def rank_state(runner: TorchRunner) -> dict[str, Any]:
         state["split"] = {
             "name": runner.split,
             "meter": runner.meters.state_dict(),
-            "metrics": metrics.state_dict() if metrics is not None else None,
+            "metrics": metric_states.saved(metrics) if metrics is not None else None,
             "iters_at_split": runner._iters_at_split,
             "steps_at_split": runner._steps_at_split,
         }
     if runner.distributed and not runner.config.broadcast_buffers:
         state["buffers"] = {n: b.cpu().clone() for n, b in runner.unwrap(runner.model).named_buffers()}
+    if runner.distributed and isinstance(runner.criterion, nn.Module):  # DDP does not know it
+        state["criterion"] = {n: b.cpu().clone() for n, b in runner.criterion.named_buffers()}
     return state
 
 
@@ -66,6 +77,8 @@ def save(
     """See `TorchRunner.save_checkpoint`; a `required` save is never given up for a newer one. Collective."""
     if runner.meters is not None:  # nothing was trained yet
         flush_losses(runner)
+    if runner.config.non_finite == "raise":
+        _refuse_non_finite(runner)
     ranks = distributed.gather_objects(rank_state(runner))
     files = runner._files
     if files is None:
@@ -88,6 +101,22 @@ def save(
         names=names,
         required=required or len(names) > 1 or runner._progress.finished,
     )
+
+
+def _refuse_non_finite(runner: TorchRunner) -> None:
+    """A finite loss may have a gradient that is not: weights are looked at before they become the newest.
+
+    Raises:
+        NonFiniteLossError: alike on all ranks, which hold the same weights.
+    """
+    weights = [p.detach() for p in runner.unwrap(runner.model).parameters() if p.requires_grad and p.numel()]
+    norms = torch._foreach_norm([torch.view_as_real(w) if w.is_complex() else w for w in weights], math.inf)
+    if norms and not torch.stack([norm.double() for norm in norms]).isfinite().all():
+        raise NonFiniteLossError(
+            f"a weight is not finite after step {runner.steps}, though no loss was: a gradient was not. Nothing is "
+            "saved, and a resume begins with the checkpoint before; lower the learning rate, clip gradients, or set "
+            "non_finite=skip"
+        )
 
 
 def _info(runner: TorchRunner) -> dict[str, Any]:
@@ -159,6 +188,8 @@ def apply(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
 def apply_shared(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
     """Take over what `shared_state` gave."""
     _apply_weights(runner, state)
+    if isinstance(runner.criterion, nn.Module) and state.get("criterion"):
+        runner.criterion.load_state_dict(state["criterion"])
     if runner.optimizer is not None and state["optimizer"] is not None:
         runner.optimizer.load_state_dict(state["optimizer"])
     if runner.scheduler is not None and state["scheduler"] is not None:
@@ -197,9 +228,8 @@ def _apply_rank(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
     if len(ranks) == runner.world_size:
         mine = ranks[runner.rank]
         runner._split_state = mine.get("split")
-        for name, buffer in runner.unwrap(runner.model).named_buffers():
-            if name in mine.get("buffers", {}):
-                buffer.copy_(mine["buffers"][name])
+        _apply_buffers(runner.unwrap(runner.model), mine.get("buffers", {}))
+        _apply_buffers(runner.criterion, mine.get("criterion", {}))
         seeding.restore_rng(mine["rng"])
         return
     runner._resumed_bitwise = False
@@ -208,16 +238,27 @@ def _apply_rank(runner: TorchSetUp, state: Mapping[str, Any]) -> None:
         len(ranks),
         runner.world_size,
     )
-    runner._split_state = _merged_split([rank["split"] for rank in ranks if rank.get("split")], runner.rank)
+    runner._split_state = _merged_split(runner, [rank["split"] for rank in ranks if rank.get("split")])
     runner.set_seed(runner.seed + 1_000_003 * (runner.steps + 1))
 
 
-def _merged_split(states: list[dict[str, Any]], rank: int) -> dict[str, Any] | None:
+def _apply_buffers(module: Any, saved: Mapping[str, Any]) -> None:
+    """This rank's own, where ranks keep their own."""
+    for name, buffer in module.named_buffers() if saved else ():
+        if name in saved:
+            buffer.copy_(saved[name])
+
+
+def _merged_split(runner: TorchSetUp, states: list[dict[str, Any]]) -> dict[str, Any] | None:
     """What all former ranks had counted, on rank 0; nothing on the others."""
     if not states:
         return None
+    is_first, counted = runner.rank == 0, None
+    metrics = runner.metrics if runner.train_metrics is None else runner.train_metrics
+    if metrics is not None and all(state["metrics"] is not None for state in states):
+        counted = metric_states.merged(metrics, [state["metrics"] for state in states], is_first=is_first)
     meters = [state["meter"] for state in states]
-    share = 1 if rank == 0 else 0
+    share = 1 if is_first else 0
     return {
         "name": states[0]["name"],
         "iters_at_split": states[0]["iters_at_split"],
@@ -227,7 +268,7 @@ def _merged_split(states: list[dict[str, Any]], rank: int) -> dict[str, Any] | N
             "count": share * sum(meter["count"] for meter in meters),
             "iters": meters[0]["iters"],
         },
-        "metrics": None,
+        "metrics": counted,
     }
 
 
@@ -239,8 +280,8 @@ def restore_split(runner: TorchRunner, state: Mapping[str, Any]) -> None:
     runner._iters_at_split = state["iters_at_split"]
     runner._steps_at_split = state.get("steps_at_split", 0)
     metrics = runner._metrics_in_use()
-    if metrics is not None and state["metrics"] is not None:
-        metrics.load_state_dict(state["metrics"])
+    if metrics is not None:
+        metric_states.restore(metrics, state["metrics"], runner.device)
 
 
 def save_interrupted(runner: TorchRunner) -> None:

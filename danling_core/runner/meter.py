@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from danling_core.errors import NonFiniteLossError
+from danling_core.errors import ConfigError, NonFiniteLossError
 
 _PENDING = 128
 
@@ -34,7 +34,16 @@ class LossMeter:
         self._counts: list[int] = []
 
     def add(self, loss: torch.Tensor, count: int) -> None:
-        """Take the mean loss of `count` samples: a scalar. On a CPU it is read at once, which waits for nothing."""
+        """Take the mean loss of `count` samples: a scalar. On a CPU it is read at once, which waits for nothing.
+
+        Raises:
+            ConfigError: it is not one number.
+        """
+        if loss.numel() != 1:
+            raise ConfigError(
+                f"the loss has shape {tuple(loss.shape)}, wanted one number: the criterion must return the mean "
+                "over the batch (reduction='mean')"
+            )
         if loss.is_cpu:
             self._take(loss.item(), count)
             return

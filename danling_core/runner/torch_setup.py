@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from danling_core import distributed, seeding
+from danling_core import distributed, metric_states, seeding
 from danling_core.control import collective_timeout
 from danling_core.ema import EMA
 from danling_core.errors import ConfigError
@@ -98,6 +98,7 @@ class TorchSetUp(TorchData):
             raise ConfigError(f"{type(self).__name__} sets no model: assign self.model in __init__")
         if not self._is_placed:
             self._place()
+        self._check_metrics(is_trained=bool(train_splits))
         if train_splits and not self._is_trainable:
             self._make_trainable(train_splits)
         for split in evaluate_splits:
@@ -119,12 +120,38 @@ class TorchSetUp(TorchData):
                 part.to(self.device)
         self._is_placed = True
 
+    def _check_metrics(self, is_trained: bool) -> None:
+        for name in ("metrics", "train_metrics", "evaluate_metrics"):
+            metric = getattr(self, name)
+            if metric is None:
+                continue
+            if self.distributed:
+                metric_states.check_reducible(metric, name)
+            if (
+                is_trained
+                and name != "evaluate_metrics"
+                and (name == "train_metrics" or self.train_metrics is None)
+            ):
+                metric_states.saved(metric, name)  # refuses what a stop inside an epoch could not save
+
+    def _check_criterion(self) -> None:
+        criterion = self.criterion
+        if not isinstance(criterion, torch.nn.Module) or isinstance(criterion, DistributedDataParallel):
+            return
+        if any(parameter.requires_grad for parameter in criterion.parameters()):
+            raise ConfigError(
+                f"the criterion {type(criterion).__name__} has parameters to train, whose gradients nobody reduces "
+                "over the ranks: make it a part of the model, and have the model's forward use it"
+            )
+
     def _make_trainable(self, train_splits: Sequence[str]) -> None:
         if self.config.steps_per_epoch is not None and len(train_splits) > 1:
             raise ConfigError(f"steps_per_epoch goes with one split to train on, found {list(train_splits)}")
         self._train_splits = tuple(train_splits)
         for split in train_splits:
             self._stream(split)
+        if self.distributed:
+            self._check_criterion()
         self._build_optimisation()
         self._wrap_model()
         if self.world_size > 2 and not self.config.find_unused_parameters:
