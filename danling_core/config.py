@@ -74,7 +74,9 @@ class Config(Model):
     )
     project_root: Url = _aside("experiments", "where runs are stored: a folder or any fsspec URL")
     dir: Url | None = _aside(None, "this run's folder, in place of {project_root}/{name}-{id}/{timestamp}")
-    log_path: Url | None = _aside(None, "the text log, in place of {dir}/run.log")
+    log_path: Url | None = _aside(
+        None, "the text log, in place of {dir}/run.log; one on a store gets there when the run ends"
+    )
     checkpoint_dir: Url | None = _aside(None, "the checkpoints, in place of {dir}/{checkpoint_dir_name}")
     checkpoint_dir_name: Name = _aside(
         "checkpoints", "the name of the checkpoints' folder in the run's folder"
@@ -121,7 +123,7 @@ class Config(Model):
         None, description="better is less or more; null: as is known"
     )
 
-    log: bool = _aside(True, "write run.log")
+    log: bool = _aside(True, "keep a text log; false: what launched ranks print is dropped")
     log_interval: Count = _aside(50, "iters between progress reports")
     tensorboard: bool = _aside(False, "write TensorBoard files")
     loggers: tuple[Literal["wandb", "mlflow"], ...] = _aside(

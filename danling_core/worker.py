@@ -24,6 +24,7 @@ from danling_core.identity import check_code, identify
 from danling_core.prepare import load_runner, pin, prepare
 from danling_core.run_folder import Status
 from danling_core.runner.torch_runner import TorchRunner
+from danling_core.runner.writing import text_log_path
 
 __all__ = ["execute", "main", "prepare", "run_rank"]
 
@@ -36,7 +37,7 @@ def run_rank(request: Mapping[str, Any], control_path: str, restart: int) -> Non
     How it ended is in the event log and the status: an interruption ends normally, an exception is for the
     launcher, which tells the driver.
     """
-    _take_output(request["work_dir"])
+    _take_output(request["work_dir"], request["config"])
     context = RunContext(
         work_dir=request["work_dir"],
         url=request.get("remote_url") or request["work_dir"],
@@ -50,13 +51,15 @@ def run_rank(request: Mapping[str, Any], control_path: str, restart: int) -> Non
         execute(Config.load(request["config"]), context, request["stages"], request["threads_per_rank"])
 
 
-def _take_output(work_dir: str) -> None:
+def _take_output(work_dir: str, config: Mapping[str, Any]) -> None:
     """Send what this rank prints to a file, so that it needs no pipe that somebody may stop reading."""
     rank = distributed.rank()
-    path = os.path.join(work_dir, "run.log")
-    if rank:
-        os.makedirs(os.path.join(work_dir, "logs"), exist_ok=True)
+    path = text_log_path(config["log_path"], work_dir)
+    if not config["log"]:
+        path = os.devnull
+    elif rank:
         path = os.path.join(work_dir, "logs", f"rank-{rank}.log")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -258,6 +258,8 @@ class TorchSetUp(TorchData):
 
     def close(self) -> None:
         super().close()
+        if self.is_main_process:
+            writing.store_text_log(self)
         self._evaluate_loaders.clear()
         self._is_announced, self._inside_split, self._resume_is_due = False, False, True
         self._rng_before_evaluation = None

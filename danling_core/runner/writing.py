@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from danling_core import storage
+from danling_core.errors import DanLingError
+from danling_core.run_folder import LOG
 from danling_core.writers import ProgressBar, TensorBoardWriter, TextLog
 from danling_core.writers.services import Service, open_service
 
@@ -17,7 +20,7 @@ def open_text_log(runner: TorchSetUp) -> TextLog:
     context = runner._context
     path = None
     if runner.log and runner.is_main_process and context is not None and not context.is_launched:
-        path = runner.config.log_path or os.path.join(context.work_dir, "run.log")
+        path = text_log_path(runner.config.log_path, context.work_dir)
     by_epoch = runner._progress.unit == "epoch"
     return TextLog(
         path,
@@ -25,6 +28,24 @@ def open_text_log(runner: TorchSetUp) -> TextLog:
         total=runner.config.epoch_end if by_epoch else runner.config.step_end,
         label="epoch" if by_epoch else "step",
     ).open()
+
+
+def text_log_path(log_path: str | None, work_dir: str) -> str:
+    """The local file of the text log: what the config says, unless that is on a store, or the run's own."""
+    if log_path is None or not storage.is_local(log_path):
+        return os.path.join(work_dir, LOG)
+    return storage.local_path(log_path)
+
+
+def store_text_log(runner: TorchSetUp) -> None:
+    """Bring the text log to the store that `log_path` names. Rank 0, at the end; what fails is only told."""
+    config, context = runner.config, runner._context
+    if context is None or not config.log or config.log_path is None or storage.is_local(config.log_path):
+        return
+    try:
+        storage.put_file(text_log_path(config.log_path, context.work_dir), config.log_path)
+    except DanLingError as error:
+        runner.logger.error("the text log is only here, in %s: %s", context.work_dir, error)
 
 
 def make_writers(runner: TorchSetUp) -> list[Any]:
