@@ -224,6 +224,7 @@ class Config(Model):
             return cls.from_dict(apply(renamed(source), renamed_overrides(overrides)))
         values = documents.read_mapping(source)
         try:
+            check_kind(values, "run")
             return cls.from_dict(apply(renamed(values), renamed_overrides(overrides)))
         except ConfigError as error:
             raise labelled(str(source), error) from None
@@ -290,11 +291,30 @@ class Config(Model):
             raise error if str(error).startswith(str(file)) else labelled(str(file), error) from None
 
 
+def check_kind(values: Mapping[str, Any], wanted: Literal["run", "experiment", "group"]) -> None:
+    """ConfigError where a file holds, by its keys, one of the other two kinds: it names the command for it."""
+    by_key = {
+        "group": ("experiments",),
+        "experiment": ("config",),
+        "run": (*_ENDS, "runner", "params", "optim", "dataloader"),
+    }
+    kind = next((kind for kind, keys in by_key.items() if any(key in values for key in keys)), wanted)
+    if kind != wanted:
+        hint = ", or `danling experiment FILE --sweep optim.lr=1e-3,3e-3`" if kind == "run" else ""
+        raise ConfigError(
+            f"wanted the file of {_an(wanted)}; this is the file of {_an(kind)}: `danling {kind} FILE`{hint}"
+        )
+
+
+def _an(kind: str) -> str:
+    return f"an {kind}" if kind[0] == "e" else f"a {kind}"
+
+
 def renamed_overrides(overrides: Overrides) -> Overrides:
     """Overrides with older field names replaced by today's."""
     if isinstance(overrides, (str, Mapping)):
         return renamed(overrides) if isinstance(overrides, Mapping) else overrides
-    return [_renamed_text(text) for text in overrides]
+    return [_renamed_text(text) if isinstance(text, str) else text for text in overrides]
 
 
 def _renamed_text(text: str) -> str:

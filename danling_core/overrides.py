@@ -78,6 +78,18 @@ def grid(sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(axes, combination, strict=True)) for combination in product(*axes.values())]
 
 
+def parse_sweep(words: Sequence[str]) -> dict[str, list[Any]]:
+    """`["params.lr=1e-3,3e-3", "seed=0,1"]` as a grid's `{"params.lr": [0.001, 0.003], "seed": [0, 1]}`."""
+    sweep: dict[str, list[Any]] = {}
+    for word in words:
+        key, equals, values = word.partition("=")
+        path, listed = parse_override(f"{key}{equals}[{values}]" if equals else key)
+        if ".".join(path) in sweep:
+            raise ConfigError(f"--sweep: {key!r} is given twice; list its values as {key}=1,2,3")
+        sweep[".".join(path)] = listed
+    return sweep
+
+
 def expand(experiment: Swept) -> list[dict[str, Any]]:
     """The dotted overrides of each run; one empty dict where the experiment neither sweeps nor lists runs."""
     if experiment.sweep is not None and experiment.runs is not None:
@@ -108,6 +120,12 @@ def _pairs(overrides: Overrides) -> list[tuple[tuple[str, ...], Any]]:
         raise ConfigError("overrides: wanted a list of 'key=value' or a mapping, found text")
     if isinstance(overrides, Mapping):
         return [(split_key(str(key)), value) for key, value in overrides.items()]
+    for text in overrides:
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"overrides: in a list wanted 'key=value', found a {type(text).__name__}; or write a mapping, "
+                "as {params.lr: 0.01}"
+            )
     return [parse_override(text) for text in overrides]
 
 

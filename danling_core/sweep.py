@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from danling_core.config import Config, renamed, renamed_overrides
+from danling_core.config import Config, check_kind, renamed, renamed_overrides
 from danling_core.documents import as_mapping, canonical_json, plain, read_mapping
 from danling_core.errors import ConfigError
 from danling_core.field_types import Count, Name, Values
-from danling_core.overrides import Overrides, apply, expand, run_names
+from danling_core.overrides import Overrides, apply, expand, parse_sweep, run_names
 from danling_core.validation import Model, labelled
 
 
@@ -31,7 +31,11 @@ def _plain(value: Any) -> Any:
 
 def _as_overrides(value: Any) -> Any:
     """Overrides as a mapping: `["seed=1"]` and `{seed: 1}` are the same."""
-    return apply({}, value) if isinstance(value, (list, tuple)) else plain(value)
+    if not isinstance(value, (list, tuple, Mapping)):
+        raise ConfigError(
+            f"overrides: wanted a mapping or a list of 'key=value', found a {type(value).__name__}"
+        )
+    return plain(value) if isinstance(value, Mapping) else apply({}, value)
 
 
 PlainValues = Annotated[Values, BeforeValidator(_plain)]
@@ -57,14 +61,20 @@ class ExperimentSpec(Model):
         return self
 
     @classmethod
-    def load(cls, file: str | Path, overrides: Overrides = ()) -> Self:
+    def load(cls, file: str | Path, overrides: Overrides = (), sweep: Sequence[str] = ()) -> Self:
         """The experiment in a YAML or JSON file, checked to the last run.
 
         A `config` that is a path is relative to the file, and is read here: the result needs no file.
-        `overrides` change what all runs share.
+
+        Args:
+            overrides: change what all runs share.
+            sweep: `["optim.lr=1e-3,3e-3", ...]`, combined; the file is then that of a run, or of an experiment in
+                which nothing varies.
         """
         try:
-            spec = cls(**_inlined(read_mapping(file), str(file), overrides))
+            values = _swept(read_mapping(file), sweep)
+            check_kind(values, "experiment")
+            spec = cls(**_inlined(values, str(file), overrides))
             spec.configs()
         except ConfigError as error:
             raise _once(str(file), error) from None
@@ -107,6 +117,7 @@ class GroupSpec(Model):
         """The group in a YAML or JSON file, checked to the last run; see `ExperimentSpec.load`."""
         try:
             values = read_mapping(file)
+            check_kind(values, "group")
             experiments = values.get("experiments")
             if isinstance(experiments, list):
                 values["experiments"] = [
@@ -134,6 +145,20 @@ class GroupSpec(Model):
         configs = [config for plan in plans for config in plan.configs]
         _refuse_repeats(configs, [config.run_name for config in configs])
         return plans
+
+
+def _swept(values: Values, sweep: Sequence[str]) -> Values:
+    """The values of an experiment that sweeps a run, or an experiment in which nothing varies."""
+    if not sweep:
+        return values
+    if "sweep" in values or "runs" in values:
+        raise ConfigError(
+            "the file has a sweep or runs of its own: leave out --sweep, or give the run's file"
+        )
+    if "config" not in values:
+        check_kind(values, "run")
+        values = {"config": values}
+    return {**values, "sweep": parse_sweep(sweep)}
 
 
 def _inlined(values: Values, file: str, overrides: Overrides) -> Values:

@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 2 bad input, 75 interrupted and resumable; a failure raises, and torchrun ends the other ranks.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     faulthandler.enable()
     sys.path.insert(0, os.getcwd())
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from danling_core.config import Config
 from danling_core.documents import dump_yaml
 from danling_core.errors import ConfigError
 from danling_core.sweep import ExperimentSpec, GroupSpec
@@ -117,15 +118,21 @@ def test_an_experiment_without_variation_is_one_run() -> None:
         ({"config": 3}, "config: wanted a mapping of keys, found 3"),
         ({"config": MLP, "concurrency": 0}, "concurrency: wanted a number >= 1, found 0"),
         ({}, "config: is missing"),
+        ({"config": MLP, "overrides": [{"params.lr": 0.01}]}, "wanted 'key=value', found a dict"),
+        ({"config": MLP, "overrides": "seed=1"}, "overrides: wanted a mapping or a list of 'key=value'"),
+        ({"config": MLP, "overrides": 3}, "overrides: wanted a mapping or a list of 'key=value'"),
+        (MLP, "this is the file of a run: `danling run FILE`"),
+        (GROUP, "this is the file of a group: `danling group FILE`"),
     ],
 )
 def test_a_bad_experiment_is_refused_in_one_message(
     folder: Path, values: dict[str, Any], message: str
 ) -> None:
     file = write(folder, values)
-    with pytest.raises(ConfigError) as caught:
-        ExperimentSpec.load(file)
-    assert message in str(caught.value) and str(caught.value).count(str(file)) == 1
+    for overrides in ([], ["patience=3"]):
+        with pytest.raises(ConfigError) as caught:
+            ExperimentSpec.load(file, overrides)
+        assert message in str(caught.value) and str(caught.value).count(str(file)) == 1
 
 
 def test_a_bad_experiment_of_a_group_is_named(folder: Path) -> None:
@@ -144,3 +151,30 @@ def test_a_bad_experiment_of_a_group_is_named(folder: Path) -> None:
 def test_runs_that_the_user_names_apart_may_repeat_a_config() -> None:
     spec = ExperimentSpec(config=MLP, runs=[{"run_name": "first"}, {"run_name": "second"}])
     assert [config.run_name for config in spec.configs()] == ["first", "second"]
+
+
+def test_a_file_of_another_kind_is_named_with_its_command(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="file of a group: `danling group FILE`"):
+        Config.load(write(folder, GROUP))
+    with pytest.raises(ConfigError, match="file of an experiment: `danling experiment FILE`"):
+        GroupSpec.load(write(folder, {"config": MLP, "sweep": {"seed": [0, 1]}}))
+    with pytest.raises(ConfigError, match="file of an experiment: `danling experiment FILE`"):
+        Config.load(write(folder, {"config": "mlp.yaml"}))
+
+
+def test_a_run_is_swept_by_words(folder: Path) -> None:
+    file = write(folder, {**MLP, "run_name": "base"})
+    words = ["optim.lr=1e-3,3e-3", "optim.name=sgd,adamw", "params.sizes=[1,2],[3]"]
+    configs = ExperimentSpec.load(file, ["seed=4"], sweep=words).configs()
+    assert len(configs) == 8 and {config.seed for config in configs} == {4}
+    assert configs[0].run_name.startswith("base-lr=0.001-name=sgd-sizes=")
+    tried = [
+        (config.optim and (config.optim.lr, config.optim.name), config.params["sizes"]) for config in configs
+    ]
+    assert tried[0] == ((1e-3, "sgd"), [1, 2]) and tried[-1] == ((3e-3, "adamw"), [3])
+    spec = write(folder, {"config": "mlp.yaml"})
+    assert [c.seed for c in ExperimentSpec.load(spec, sweep=["seed=0,1"]).configs()] == [0, 1]
+    with pytest.raises(ConfigError, match="--sweep: 'seed' is given twice"):
+        ExperimentSpec.load(spec, sweep=["seed=0,1", "seed=2"])
+    with pytest.raises(ConfigError, match="has a sweep or runs of its own"):
+        ExperimentSpec.load(write(folder, {"config": MLP, "runs": [{"seed": 1}]}), sweep=["seed=0,1"])
