@@ -284,11 +284,7 @@ class Config(Model):
     @classmethod
     def from_json(cls, file: str | Path) -> Self:
         """A config from a JSON file or URL."""
-        text = documents.read_text(str(file))
-        try:
-            return cls.from_dict(documents.as_mapping(documents.parse_json(text, str(file)), str(file)))
-        except ConfigError as error:
-            raise error if str(error).startswith(str(file)) else labelled(str(file), error) from None
+        return cls.load(file)
 
 
 def check_kind(values: Mapping[str, Any], wanted: Literal["run", "experiment", "group"]) -> None:

@@ -43,10 +43,6 @@ class OpenedRun:
     is_new: bool
 
     @property
-    def new(self) -> bool:
-        return self.is_new
-
-    @property
     def remote_url(self) -> str | None:
         """Where the mirror has to bring `work_dir`; None for a local run."""
         return None if storage.is_local(self.folder.url) else self.folder.url

@@ -243,22 +243,29 @@ def find_folders(root_url: str, name: str, id: str) -> list[RunFolder]:
 def resolve(root_url: str, text: str) -> RunFolder:
     """The run that a user means: path or URL of its folder, `{name}-{id}`, an id, its beginning, or a name.
 
+    Several runs have one name when its code or config changed: the newest of them is meant, and the log names the
+    others.
+
     Raises:
         NotFound: no run is called so; the message lists what there is.
-        ConfigError: several runs are called so.
+        ConfigError: the beginning of an id is that of several.
     """
     if _looks_like_location(text) and (folder := _at_location(text)):
         return folder
     names = [name for name in storage.list_names(root_url) if _NAME_AND_ID.fullmatch(name)]
     matches = [name for name in names if _is_called(name, text)]
-    if len(matches) > 1:
+    if len(matches) > 1 and not all(_NAME_AND_ID.fullmatch(name)["name"] == text for name in matches):  # type: ignore[index]
         raise ConfigError(f"{text!r} may be any of {', '.join(matches[:8])}: give more of its id")
     if not matches:
         known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         raise NotFound(f"no run {text!r} under {root_url}; there is {known or 'none at all'}")
-    folders = _timestamped(storage.join(root_url, matches[0]))
+    folders = [folder for name in matches for folder in _timestamped(storage.join(root_url, name))[:1]]
     if not folders:
-        raise NotFound(f"{matches[0]} under {root_url} holds no run")
+        raise NotFound(f"{', '.join(matches)} under {root_url} holds no run")
+    folders.sort(key=lambda folder: folder.timestamp, reverse=True)
+    if len(folders) > 1:
+        others = ", ".join(storage.base_name(storage.parent(folder.url)) for folder in folders[1:9])
+        logger.warning("%r is the newest of %d runs of that name; the others: %s", text, len(folders), others)
     return folders[0]
 
 

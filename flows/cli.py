@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 
 from danling_core.errors import ConfigError, DanLingError, NotFound
-from flows import cli_storage, cli_verify
-
-DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
-
-_EXIT_CODES = """\
-exit codes:
-  0    done (a run that is complete already counts as done)
-  1    a run failed; its rank's traceback is the last thing on stderr
-  2    bad input: one message, nothing created
-  75   stopped by SIGTERM or by its time limit; the same command resumes it
-  130  stopped by Ctrl-C; the same command resumes it (a second Ctrl-C kills at once)
-"""
+from flows import cli_storage, cli_verify, exit_codes
+from flows.cli_parsers import add_command, add_endpoint, add_run
 
 _OVERRIDES = """\
 Overrides are dotted: params.lr=0.01, dataloader.batch_size=64, scheduler=null. Values are read as YAML.
+`danling keys` lists every key of a config, with its default; so does docs/reference.md.
 """
 
 _EXAMPLES = {
@@ -46,6 +39,7 @@ examples:
 examples:
   danling experiment examples/digits/experiment.yaml
   danling experiment examples/digits/experiment.yaml epoch_end=5
+  danling experiment examples/digits/run.yaml epoch_end=5 --sweep params.lr=1e-3,3e-3 seed=0,1
 """,
     "group": """\
 examples:
@@ -67,23 +61,59 @@ examples:
 }
 
 
+_KEYS = """\
+examples:
+  danling keys
+  danling keys checkpoint
+"""
+_STATUSES = ("running", "complete", "failed", "interrupted", "unknown")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(argv)
     arguments.words = list(sys.argv[1:] if argv is None else argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
-        return command(arguments)
+        with _endpoint(arguments):
+            return command(arguments)
     except (ConfigError, NotFound) as error:
-        return _complain(error, BAD_INPUT)
+        return _complain(error, exit_codes.BAD_INPUT)
     except DanLingError as error:
-        return _complain(error, FAILED)
+        return _complain(error, exit_codes.FAILED)
     except KeyboardInterrupt:
         print("danling: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return exit_codes.INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
-        return DONE
+        return exit_codes.DONE
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; overrides may stand anywhere behind the file, options between them too."""
+    parser = _parser()
+    arguments, left = parser.parse_known_args(argv)
+    if left and not (hasattr(arguments, "overrides") and all(_is_override(word) for word in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        arguments.overrides += left
+    return arguments
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
+
+
+@contextlib.contextmanager
+def _endpoint(arguments: argparse.Namespace) -> Iterator[None]:
+    """Reach stores at `--endpoint-url`, where the command has it and it is given."""
+    if getattr(arguments, "endpoint_url", None) is None:
+        yield
+        return
+    from danling_core import storage
+
+    with storage.using({"endpoint_url": arguments.endpoint_url}):
+        yield
 
 
 def _complain(error: Exception, code: int) -> int:
@@ -95,105 +125,72 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="danling",
         description="PyTorch experiments as Prefect flows.",
-        epilog=f"{_EXAMPLES['danling']}\n{_EXIT_CODES}",
+        epilog=f"{_EXAMPLES['danling']}\n{exit_codes.MEANINGS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"danling {_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    run = _train_parser(commands, "run", "CONFIG.yaml", "train and evaluate one run, or resume it", _run)
-    run.add_argument("--fresh", action="store_true", help="begin a new run folder, whatever is there")
-    _train_parser(commands, "experiment", "FILE", "train the runs of an experiment", _experiment)
-    _train_parser(commands, "group", "FILE", "train several experiments, ending in a leaderboard", _group)
+    _train_parser(commands, "run", "CONFIG.yaml", "train and evaluate one run, or resume it")
+    experiment = _train_parser(commands, "experiment", "FILE", "train the runs of an experiment")
+    experiment.add_argument(
+        "--sweep",
+        nargs="+",
+        default=[],
+        metavar="key=value,value",
+        help="train every combination of these values; FILE is then a run's CONFIG.yaml",
+    )
+    _train_parser(commands, "group", "FILE", "train several experiments, ending in a leaderboard")
     _runs_parser(commands)
     _show_parser(commands)
+    keys = add_command(commands, "keys", "list the keys of a config, with defaults and meanings", _KEYS)
+    keys.add_argument("text", nargs="?", default="", help="only those in which this occurs")
+    keys.set_defaults(command=_later("cli_keys", "keys"))
     cli_storage.add_parsers(commands)
     cli_verify.add_parsers(commands)
     return parser
 
 
-def _command(commands: argparse._SubParsersAction, name: str, help_text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=help_text,
-        description=f"{help_text[0].upper()}{help_text[1:]}.",
-        epilog=_EXAMPLES[name],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    return parser
-
-
 def _train_parser(
-    commands: argparse._SubParsersAction,
-    name: str,
-    file: str,
-    help_text: str,
-    command: Callable[[argparse.Namespace], int],
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, file: str, help_text: str
 ) -> argparse.ArgumentParser:
-    parser = _command(commands, name, help_text)
-    parser.epilog = f"{_OVERRIDES}\n{_EXAMPLES[name]}\n{_EXIT_CODES}"
+    epilog = f"{_OVERRIDES}\n{_EXAMPLES[name]}\n{exit_codes.MEANINGS}"
+    parser = add_command(commands, name, help_text, epilog)
     parser.add_argument("file", metavar=file, help="a YAML or JSON file, local or at a URL")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="dotted changes of every run's config"
+        "overrides", nargs="*", default=[], metavar="key=value", help="dotted changes of every run's config"
     )
+    parser.add_argument("--fresh", action="store_true", help="begin new run folders, whatever is there")
     parser.add_argument("--verbose", action="store_true", help="show Prefect's log lines too")
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=_later("cli_train", name))
     return parser
 
 
-def _runs_parser(commands: argparse._SubParsersAction) -> None:
-    parser = _command(commands, "runs", "list the runs under a project root")
+def _runs_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands, "runs", "list the runs under a project root, newest first", _EXAMPLES["runs"]
+    )
     parser.add_argument("root", metavar="ROOT", nargs="?", default="experiments", help="default: %(default)s")
     parser.add_argument(
         "--group", help="only runs trained for this group (one that was complete before keeps its own)"
     )
-    parser.add_argument(
-        "--status", choices=("running", "complete", "failed", "interrupted"), help="only these"
-    )
+    parser.add_argument("--status", choices=_STATUSES, help="only these")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(command=_runs)
+    add_endpoint(parser)
+    parser.set_defaults(command=_later("cli_list", "runs"))
 
 
-def _show_parser(commands: argparse._SubParsersAction) -> None:
-    parser = _command(commands, "show", "show one run: how it went, its results, its files")
-    parser.add_argument("run", metavar="RUN", help="name, id, the beginning of an id, or a folder")
-    parser.add_argument(
-        "--root", default="experiments", help="project root to look under; default: %(default)s"
+def _show_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands, "show", "show one run: how it went, its results, its files", _EXAMPLES["show"]
     )
+    add_run(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(command=_show)
+    parser.set_defaults(command=_later("cli_list", "show"))
 
 
-# Each command imports what it needs: `danling runs` must not wait for Prefect, nor `--help` for anything.
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    from flows import cli_train
-
-    return cli_train.run(arguments)
-
-
-def _experiment(arguments: argparse.Namespace) -> int:
-    from flows import cli_train
-
-    return cli_train.experiment(arguments)
-
-
-def _group(arguments: argparse.Namespace) -> int:
-    from flows import cli_train
-
-    return cli_train.group(arguments)
-
-
-def _runs(arguments: argparse.Namespace) -> int:
-    from flows import cli_list
-
-    return cli_list.runs(arguments)
-
-
-def _show(arguments: argparse.Namespace) -> int:
-    from flows import cli_list
-
-    return cli_list.show(arguments)
+def _later(module: str, name: str) -> Callable[[argparse.Namespace], int]:
+    """A command that imports what it needs when it is called: `danling runs` must not wait for Prefect."""
+    return lambda arguments: getattr(importlib.import_module(f"flows.{module}"), name)(arguments)
 
 
 def _version() -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from datetime import UTC, datetime
 from typing import Any
 
-from danling_core import storage
+from danling_core import documents, storage
 from danling_core.checkpoints.record import Record
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import NotFound
@@ -20,10 +21,11 @@ def runs(arguments: argparse.Namespace) -> int:
     """Print a table (or JSON) of the runs under a root; their number is no error, even 0."""
     rows = [_row(folder, status) for folder, status in list_runs(arguments.root)]
     rows = [row for row in rows if _is_wanted(row, arguments)]
+    rows.sort(key=lambda row: row["timestamp"], reverse=True)
     if arguments.json:
         print(storage.to_json(rows))
     elif rows:
-        print_table(rows)
+        print_table(rows, hide=("seconds", "timestamp"))
     else:
         print(f"no runs under {arguments.root}")
     return 0
@@ -45,16 +47,33 @@ def show(arguments: argparse.Namespace) -> int:
         print(line)
     print(f"\nfiles\n  {'  '.join(sorted(storage.list_names(folder.url)))}")
     ranks = 1 if status is None else status.world_size
-    print(f"\nby hand\n  torchrun --nproc-per-node {ranks} -m danling_core.worker {folder.config_url}")
+    words = [folder.config_url, *_moved(folder)]
+    print(f"\nby hand\n  torchrun --nproc-per-node {ranks} -m danling_core.worker {shlex.join(words)}")
     return 0
+
+
+def _moved(folder: RunFolder) -> list[str]:
+    """What to say to the worker of a run that lies elsewhere than its config says: a copy, so as to resume that."""
+    root = storage.parent(storage.parent(folder.url))
+    config = documents.parse_yaml(documents.read_text(folder.config_url))
+    stated = config.get("project_root") if isinstance(config, dict) and not config.get("dir") else None
+    if stated is None or _place(stated) == _place(root):
+        return []
+    return [f"project_root={root}"]
+
+
+def _place(url: str) -> str:
+    return storage.local_path(url) if storage.is_local(url) else url.rstrip("/")
 
 
 def _row(folder: RunFolder, status: Status | None) -> dict[str, Any]:
     if status is None:
-        return {"name": _name_of(folder), "id": None, "status": "unknown", "folder": folder.url}
+        name, stamp = _name_of(folder), folder.timestamp
+        return {"name": name, "id": None, **_when(stamp), "status": "unknown", "folder": folder.url}
     return {
         "name": status.name,
         "id": status.id,
+        **_when(status.timestamp),
         "group": status.group,
         "status": _status(folder, status),
         "score": status.best_score,
@@ -64,6 +83,12 @@ def _row(folder: RunFolder, status: Status | None) -> dict[str, Any]:
         "seconds": round(status.seconds, 3),
         "folder": folder.url,
     }
+
+
+def _when(timestamp: str) -> dict[str, str]:
+    """When a run was created, for people (UTC, to the minute) and for sorting."""
+    day, _, time = timestamp.partition("-")
+    return {"date": f"{day[:4]}-{day[4:6]}-{day[6:]} {time[:2]}:{time[2:4]}", "timestamp": timestamp}
 
 
 def _status(folder: RunFolder, status: Status) -> str:
@@ -91,7 +116,9 @@ def _newest_checkpoint(folder: RunFolder) -> Record | None:
 
 def _head(folder: RunFolder, status: Status | None, newest: Record | None) -> list[str]:
     row = {
-        name: value for name, value in _row(folder, status).items() if value is not None and name != "seconds"
+        name: value
+        for name, value in _row(folder, status).items()
+        if value is not None and name not in ("seconds", "timestamp")
     }
     if status is not None and status.error:
         row["error"] = status.error

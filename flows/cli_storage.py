@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from flows.cli_parsers import add_command, add_endpoint, add_run
+
 if TYPE_CHECKING:
     from danling_core.run_folder import RunFolder
     from danling_core.transfer import Progress
@@ -31,39 +33,29 @@ examples:
   danling prune s3://bucket/experiments --keep-best --yes   delete it
   danling prune experiments --keep-last 2                   best checkpoints may go, too
 
-The newest checkpoint of every run stays, and runs that are being trained are left alone.
+The newest checkpoint of every run stays, and runs that are being trained are left alone. The epoch-N checkpoints
+that save_interval keeps go like all others: with them goes what `danling reproduce RUN --epoch N` begins from.
 """
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the three commands, each with its function as `command`."""
-    pull = _parser(commands, "pull", "copy a run from a store to a local folder", _PULL)
-    pull.add_argument("run", metavar="RUN", help="name, id, the beginning of an id, or a folder")
+    pull = add_command(commands, "pull", "copy a run from a store to a local folder", _PULL)
+    add_run(pull)
     pull.add_argument("to", metavar="DIR", help="local project root to put it under")
-    pull.add_argument("--root", default="experiments", help="project root of RUN; default: %(default)s")
     pull.set_defaults(command=run_pull)
-    push = _parser(commands, "push", "copy a local run, or all under a root, to a store", _PUSH)
+    push = add_command(commands, "push", "copy a local run, or all under a root, to a store", _PUSH)
     push.add_argument("folder", metavar="DIR", help="a run's folder, or a project root")
     push.add_argument("to", metavar="URL", help="project root to put it under: s3://bucket/experiments")
+    add_endpoint(push)
     push.set_defaults(command=run_push)
-    prune = _parser(commands, "prune", "delete checkpoints that are not needed", _PRUNE)
+    prune = add_command(commands, "prune", "delete checkpoints that are not needed, epoch-N too", _PRUNE)
     prune.add_argument("root", metavar="ROOT", help="project root, local or remote")
     prune.add_argument("--keep-best", action="store_true", help="keep each run's best checkpoint")
     prune.add_argument("--keep-last", type=int, metavar="K", help="keep the newest K of each run; default: 1")
     prune.add_argument("--yes", action="store_true", help="delete; without it nothing is")
+    add_endpoint(prune)
     prune.set_defaults(command=run_prune)
-
-
-def _parser(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help_text: str, epilog: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=help_text,
-        description=f"{help_text[0].upper()}{help_text[1:]}.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def run_pull(arguments: argparse.Namespace) -> int:

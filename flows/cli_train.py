@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -15,14 +16,14 @@ from danling_core.sweep import ExperimentSpec, GroupSpec
 from flows.cli_session import Ending, Session
 from flows.cli_table import print_table
 from flows.console import GroupConsole, RunConsole
+from flows.exit_codes import BAD_INPUT, DONE, FAILED, INTERRUPTED, RESUMABLE
 from flows.leaderboard import leaderboard
 from flows.outcome import RunOutcome, summarise
-
-DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train one run."""
+    _refuse_lists(arguments.overrides)
     config = Config.load(arguments.file, arguments.overrides)
     console = RunConsole(config)
     session = Session([config], 1, console, arguments.verbose, arguments.fresh)
@@ -35,12 +36,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def experiment(arguments: argparse.Namespace) -> int:
     """Train the runs of one experiment."""
-    spec = ExperimentSpec.load(arguments.file, arguments.overrides)
+    spec = ExperimentSpec.load(arguments.file, arguments.overrides, arguments.sweep)
     configs = spec.configs()
     console = GroupConsole(configs)
-    session = Session(configs, spec.concurrency, console, arguments.verbose)
+    session = Session(configs, spec.concurrency, console, arguments.verbose, arguments.fresh)
     with console.showing():
-        ending = session.call(lambda configs: _Flows().experiment(spec, return_state=True))
+        ending = session.call(lambda configs: _Flows().experiment(spec, arguments.fresh, return_state=True))
     _print_leaderboard(ending.outcomes, f"Leaderboard of {configs[0].experiment_name}")
     return _conclude(ending, len(configs), _again(arguments))
 
@@ -50,11 +51,22 @@ def group(arguments: argparse.Namespace) -> int:
     spec = GroupSpec.load(arguments.file, arguments.overrides)
     configs = [config for plan in spec.configs() for config in plan.configs]
     console = GroupConsole(configs)
-    session = Session(configs, spec.concurrency, console, arguments.verbose)
+    session = Session(configs, spec.concurrency, console, arguments.verbose, arguments.fresh)
     with console.showing():
-        ending = session.call(lambda configs: _Flows().group(spec, return_state=True))
+        ending = session.call(lambda configs: _Flows().group(spec, arguments.fresh, return_state=True))
     _print_leaderboard(ending.outcomes, f"Leaderboard of {spec.group}")
     return _conclude(ending, len(configs), _again(arguments))
+
+
+def _refuse_lists(overrides: Sequence[str]) -> None:
+    """ConfigError for `params.lr=1e-3,3e-3`: one run takes one value, and this would be a text."""
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if re.fullmatch(r"[-+.\de]+(,[-+.\de]+)+", value.strip()):
+            raise ConfigError(
+                f"override {key!r}: {value!r} is several values, and a run takes one; to train each: "
+                f"danling experiment FILE --sweep {word} (as a list it is written {key}=[{value}])"
+            )
 
 
 class _Flows:
@@ -116,7 +128,8 @@ def _report_failure(failure: BaseException) -> int:
 
 
 def _again(arguments: argparse.Namespace) -> str:
-    return shlex.join(["danling", *arguments.words])
+    """The command that resumes: `--fresh` would begin anew once more."""
+    return shlex.join(["danling", *(word for word in arguments.words if word != "--fresh")])
 
 
 def _say(message: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from flows.cli_parsers import add_command, add_run
+
 _VERIFY = """\
 examples:
   danling verify digits-cnn-baseline
@@ -16,36 +18,25 @@ examples:
   danling reproduce digits-cnn-baseline --epoch 3
   danling reproduce digits-cnn-baseline --epoch 3 --from-start
 
-Run it from the folder that the run was started in, so that its runner is found, and with the same code.
+It begins with the checkpoint before epoch N: with save_interval: 1 every epoch keeps one. Without it, --from-start
+trains the epochs before it, too. Run it from the folder that the run was started in, so that its runner is found,
+and with the same code.
 exit codes: 0 identical, 1 something differs, 2 it cannot be replayed
 """
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add both commands, each with its function as `command`."""
-    verify = _parser(commands, "verify", "check every committed file of a run", _VERIFY)
+    verify = add_command(commands, "verify", "check every committed file of a run", _VERIFY)
+    add_run(verify)
     verify.set_defaults(command=run_verify)
-    reproduce = _parser(commands, "reproduce", "train one epoch again and compare it bit for bit", _REPRODUCE)
+    reproduce = add_command(
+        commands, "reproduce", "train one epoch again and compare it bit for bit", _REPRODUCE
+    )
+    add_run(reproduce)
     reproduce.add_argument("--epoch", type=int, required=True, metavar="N", help="the first epoch is 0")
     reproduce.add_argument("--from-start", action="store_true", help="do not begin with a checkpoint")
     reproduce.set_defaults(command=run_reproduce)
-
-
-def _parser(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help_text: str, epilog: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=help_text,
-        description=f"{help_text[0].upper()}{help_text[1:]}.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", metavar="RUN", help="name, id, the beginning of an id, or a folder")
-    parser.add_argument(
-        "--root", default="experiments", help="project root to look under; default: %(default)s"
-    )
-    return parser
 
 
 def run_verify(arguments: argparse.Namespace) -> int:

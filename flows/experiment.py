@@ -31,13 +31,14 @@ def _flow_run_name() -> str:
 
 
 @flow(name="experiment", flow_run_name=_flow_run_name, persist_result=False)
-def experiment(spec: ExperimentSpec) -> State[list[dict[str, Any]]]:
+def experiment(spec: ExperimentSpec, fresh: bool = False) -> State[list[dict[str, Any]]]:
     """Train the runs of one experiment, `concurrency` at a time; ends in a leaderboard.
 
     Every run is validated before the first one starts. A run that fails does not stop the others.
 
     Args:
         spec: a config, and what varies in it.
+        fresh: begin new run folders, whatever is there.
     """
     with launcher_pool(spec.concurrency) as pool, reporting() as reporter, heeding_cancel(pool.interrupt):
         artifacts = FlowArtifacts(reporter)
@@ -45,7 +46,7 @@ def experiment(spec: ExperimentSpec) -> State[list[dict[str, Any]]]:
         tags = tags_of(configs[0])
         artifacts.tag(tags)
         with nested(tags):
-            outcomes = run_all(configs, pool)
+            outcomes = run_all(configs, pool, fresh)
         rows = leaderboard(outcomes)
         title = f"Experiment {configs[0].experiment_name}"
         artifacts.markdown(f"leaderboard-{configs[0].experiment_name}", markdown(rows, title), title)
@@ -57,38 +58,38 @@ def prepared_configs(spec: ExperimentSpec, pool: LauncherPool) -> list[Config]:
     return [pinned(prepared) for prepared in pool.prepare(spec.configs())]
 
 
-def run_all(configs: list[Config], pool: LauncherPool) -> list[RunOutcome]:
+def run_all(configs: list[Config], pool: LauncherPool, fresh: bool) -> list[RunOutcome]:
     """Call the flow of each run, as many at a time as there are slots; how they ended, in order."""
     outcomes: list[RunOutcome | None] = [None] * len(configs)
 
     def call(index: int) -> None:
-        outcomes[index] = _run_one(configs[index], pool)
+        outcomes[index] = _run_one(configs[index], pool, fresh)
 
     call_all([lambda index=index: call(index) for index in range(len(configs))], pool.slots, pool)  # type: ignore[misc]
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _run_one(config: Config, pool: LauncherPool) -> RunOutcome:
+def _run_one(config: Config, pool: LauncherPool, fresh: bool) -> RunOutcome:
     """Call the run's flow once there is a slot for it; its outcome, whatever Prefect could be told."""
     message = None
     with pool.remembering() as ended:
         try:
             with pool.slot():
-                message = run(config, return_state=True).message
+                message = run(config, fresh=fresh, return_state=True).message
         except RunInterrupted as error:
             return pool.record(_not_started(config, "interrupted", str(error)))
         except Exception as error:
             logger.warning("Prefect lost sight of %s: %s: %s", config.run_name, type(error).__name__, error)
             if not ended:
-                return _run_unseen(config, pool)
+                return _run_unseen(config, pool, fresh)
     return ended[-1] if ended else pool.record(_not_started(config, "failed", message))
 
 
-def _run_unseen(config: Config, pool: LauncherPool) -> RunOutcome:
+def _run_unseen(config: Config, pool: LauncherPool, fresh: bool) -> RunOutcome:
     """Train a run for which Prefect could make no flow run: training does not depend on who watches."""
     try:
         with pool.slot(), reporting() as reporter:
-            return pool.record(execute(config, pool, FlowArtifacts(reporter)))
+            return pool.record(execute(config, pool, FlowArtifacts(reporter), fresh))
     except RunInterrupted as error:
         return pool.record(_not_started(config, "interrupted", str(error)))
 

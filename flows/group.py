@@ -24,13 +24,14 @@ logger = logging.getLogger("danling.flows")
 
 
 @flow(name="group", flow_run_name="{spec.group}", persist_result=False)
-def group(spec: GroupSpec) -> State[list[dict[str, Any]]]:
+def group(spec: GroupSpec, fresh: bool = False) -> State[list[dict[str, Any]]]:
     """Train several experiments, `concurrency` runs at a time over all of them; ends in a leaderboard.
 
     Every run of every experiment is validated before the first one starts.
 
     Args:
         spec: the experiments.
+        fresh: begin new run folders, whatever is there.
     """
     with launcher_pool(spec.concurrency) as pool, reporting() as reporter, heeding_cancel(pool.interrupt):
         artifacts = FlowArtifacts(reporter)
@@ -39,21 +40,21 @@ def group(spec: GroupSpec) -> State[list[dict[str, Any]]]:
         tags = [tag for tag in tags_of(configs[0]) if not tag.startswith("experiment:")]
         artifacts.tag(tags)
         with nested(tags):
-            outcomes = _call_experiments(spec, pool)
+            outcomes = _call_experiments(spec, pool, fresh)
         rows = leaderboard(outcomes)
         artifacts.markdown(f"leaderboard-{spec.group}", markdown(rows, f"Group {spec.group}"), "Leaderboard")
         artifacts.table(f"leaderboard-table-{spec.group}", rows, f"Leaderboard of the group {spec.group}")
     return conclude_all(rows, outcomes)
 
 
-def _call_experiments(spec: GroupSpec, pool: LauncherPool) -> list[RunOutcome]:
+def _call_experiments(spec: GroupSpec, pool: LauncherPool, fresh: bool) -> list[RunOutcome]:
     """As many experiments are open as there are slots: none is idle while there is work."""
     ended: list[list[RunOutcome]] = [[] for _ in spec.experiments]
 
     def call(index: int) -> None:
         with pool.remembering() as outcomes:
             try:
-                _call_experiment(_in_group(spec.experiments[index], spec.group), pool, outcomes)
+                _call_experiment(_in_group(spec.experiments[index], spec.group), pool, fresh, outcomes)
             finally:
                 ended[index] = outcomes
 
@@ -61,15 +62,17 @@ def _call_experiments(spec: GroupSpec, pool: LauncherPool) -> list[RunOutcome]:
     return [outcome for outcomes in ended for outcome in outcomes]
 
 
-def _call_experiment(spec: ExperimentSpec, pool: LauncherPool, outcomes: list[RunOutcome]) -> None:
+def _call_experiment(
+    spec: ExperimentSpec, pool: LauncherPool, fresh: bool, outcomes: list[RunOutcome]
+) -> None:
     """Call the experiment's flow; where Prefect can make none, train its runs all the same."""
     try:
-        experiment(spec, return_state=True)
+        experiment(spec, fresh, return_state=True)
     except Exception as error:
         name = spec.configs()[0].experiment_name
         logger.warning("Prefect lost sight of %s: %s: %s", name, type(error).__name__, error)
         if not outcomes:
-            run_all(prepared_configs(spec, pool), pool)
+            run_all(prepared_configs(spec, pool), pool, fresh)
 
 
 def _in_group(spec: ExperimentSpec, name: str) -> ExperimentSpec:

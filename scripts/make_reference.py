@@ -15,7 +15,17 @@ SOURCES = {
     "Attributes and properties": ("danling_core/runner/base.py", "RunnerBase"),
     "Methods": ("danling_core/runner/methods.py", "RunnerMethods"),
     "Config": ("danling_core/config.py", "Config"),
+    "Config: dataloader": ("danling_core/sections.py", "DataLoaderConfig"),
+    "Config: one split of dataloader": ("danling_core/sections.py", "SplitOptions"),
+    "Config: optim": ("danling_core/sections.py", "OptimConfig"),
+    "Config: scheduler": ("danling_core/sections.py", "SchedulerConfig"),
+    "Experiment files": ("danling_core/sweep.py", "ExperimentSpec"),
+    "Group files": ("danling_core/sweep.py", "GroupSpec"),
+    "MetricGroup": ("danling_core/metrics.py", "MetricGroup"),
+    "Accuracy": ("danling_core/meters.py", "Accuracy"),
 }
+_WITH_FIELDS = ("Config", "Options", "Spec")
+_KNOWN = ("Attributes and properties", "Methods")  # their docstrings are for those who write them
 _SECTION = re.compile(r"^    # (.+?) -{5,}$")
 _HEAD = """# Reference
 
@@ -39,15 +49,25 @@ def page() -> str:
     for title, (path, name) in SOURCES.items():
         text = (ROOT / path).read_text()
         parts.append(f"\n## {title}\n")
+        if title not in _KNOWN:
+            parts.append(f"{_doc(text, name)}\n")
         parts += _tables(text, entries(text, name))
     return "\n".join(parts) + "\n"
+
+
+def _doc(text: str, class_name: str) -> str:
+    """How the class is made, and what it says of itself."""
+    (found,) = [n for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and n.name == class_name]
+    made = next((m for m in found.body if isinstance(m, ast.FunctionDef) and m.name == "__init__"), None)
+    call = "" if made is None else f"`{_signature(made).replace('__init__', class_name)}`: "
+    return call + _first(ast.get_docstring(found) or "")
 
 
 def entries(text: str, class_name: str) -> list[Entry]:
     """What the class of this name in the source declares, in its order."""
     tree = ast.parse(text)
     (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name]
-    return list(_fields(found) if class_name == "Config" else _members(found))
+    return list(_fields(found) if class_name.endswith(_WITH_FIELDS) else _members(found))
 
 
 def _members(node: ast.ClassDef) -> Iterator[Entry]:
@@ -71,7 +91,8 @@ def _fields(node: ast.ClassDef) -> Iterator[Entry]:
         assert isinstance(item.target, ast.Name)
         name, call = item.target.id, item.value
         stated = [k.value for k in call.keywords if k.arg == "description"] or call.args[1:2]
-        shown = f"{name}: {ast.unparse(item.annotation)} = {ast.unparse(call.args[0])}"
+        default = f" = {ast.unparse(call.args[0])}" if call.args else ""
+        shown = f"{name}: {ast.unparse(item.annotation)}{default}"
         yield Entry(item.lineno, name, shown, str(ast.literal_eval(stated[0])))
 
 

@@ -45,6 +45,8 @@ BAD_CONFIGS: list[tuple[dict[str, Any], list[str], list[str]]] = [
     ({}, ["params.widht=3"], ["widht", "width"]),
     ({}, ["sed=3"], ["sed", "seed"]),
     ({}, ["seed"], ["seed"]),
+    ({}, ["--fresh", "sed=3"], ["sed", "seed"]),
+    ({}, ["params.lr=1e-3,3e-3"], ["--sweep params.lr=1e-3,3e-3", "[1e-3,3e-3]"]),
     ({"params": {"width": "wide"}}, [], ["width", "wide"]),
     ({"runner": "tests.no_such_module:Runner"}, [], ["tests.no_such_module"]),
     ({"runner": "tests.toy_runner:NoSuchRunner"}, [], ["NoSuchRunner"]),
@@ -93,7 +95,9 @@ def test_a_sweep_over_an_unknown_parameter_is_bad_input(
     assert os.listdir(tmp_path) == ["file.yaml"]
 
 
-@pytest.mark.parametrize("words", [["fly"], ["run"], ["show", "--root"], []])
+@pytest.mark.parametrize(
+    "words", [["fly"], ["run"], ["show", "--root"], [], ["run", "x.yaml", "--quick"], ["show", "a", "seed=1"]]
+)
 def test_a_wrong_command_line_is_bad_input(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)
@@ -106,6 +110,59 @@ def test_help_has_examples(words: list[str], capsys: pytest.CaptureFixture[str])
         main(words)
     assert caught.value.code == 0
     assert "examples:" in capsys.readouterr().out
+
+
+def test_keys_lists_what_a_config_may_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys"]) == 0
+    printed = capsys.readouterr().out
+    for key in ("epoch_end = null", "dataloader.batch_size = 32", "optim.name = (required)"):
+        assert f"\n{key}\n    " in printed
+    assert main(["keys", "no such thing"]) == 2
+
+
+def test_a_run_is_swept_from_the_command_line_resumed_and_begun_anew(
+    prefect_server: PrefectServer,
+    toy_config: Make,
+    write: Callable[[Any], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, file = toy_config()["project_root"], write(toy_config())
+    words = ["experiment", file, "--sweep", "params.lr=0.1,0.2", "seed=0,1", "--verbose", "epoch_end=1"]
+    assert main(words) == 0
+    assert "[4/4]" in capsys.readouterr().out
+    assert main([*words, "--fresh"]) == 0
+    assert "complete already" not in capsys.readouterr().out
+    assert main(["runs", root, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 8 and len({row["id"] for row in rows}) == 4
+    stamps = [row["timestamp"] for row in rows]
+    assert stamps == sorted(stamps, reverse=True)
+    assert rows[0]["date"][:10].replace("-", "") == stamps[0][:8]
+
+
+def test_a_copy_is_resumed_by_hand_where_it_lies(
+    prefect_server: PrefectServer,
+    toy_config: Make,
+    write: Callable[[Any], str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = toy_config()
+    assert main(["run", write(config)]) == 0
+    [(folder, status)] = list_runs(config["project_root"])
+    assert status is not None
+    copies = str(tmp_path / "copies")
+    assert main(["pull", folder.url, copies]) == 0
+    capsys.readouterr()
+    assert main(["show", folder.url]) == 0
+    assert "project_root=" not in capsys.readouterr().out
+    assert main(["show", status.id, "--root", copies]) == 0
+    by_hand = capsys.readouterr().out.splitlines()[-1]
+    assert by_hand.endswith(f"/config.yaml project_root={copies}")
+    done = subprocess.run(
+        [sys.executable, "-m", *by_hand.split()[4:]], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and f"{copies}/" in done.stderr and "is complete" in done.stderr
 
 
 def test_a_metric_that_no_split_reports_fails_at_the_first_result_and_names_the_known_ones(

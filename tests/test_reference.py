@@ -9,6 +9,7 @@ import pytest
 
 from danling_core.config import Config
 from danling_core.runner.base import RunnerBase
+from danling_core.sections import OptimConfig, SplitOptions
 from scripts.make_reference import PAGE, SOURCES, entries, page
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,8 @@ def test_the_reference_lists_every_public_name_with_its_meaning() -> None:
     public = {name for name in dir(RunnerBase) if not name.startswith("_")}
     assert public <= set(found["Attributes and properties"]) | set(found["Methods"])
     assert set(found["Config"]) == set(Config.model_fields)
+    assert set(found["Config: optim"]) == set(OptimConfig.model_fields)
+    assert set(found["Config: one split of dataloader"]) == set(SplitOptions.model_fields)
     assert all(meaning for table in found.values() for meaning in table.values())
 
 

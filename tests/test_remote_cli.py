@@ -96,3 +96,30 @@ def test_no_secret_is_in_any_output_of_a_run(
         assert any(b"no answer from" in data for name, data in told.items() if name.startswith("server: "))
     for secret in (CANARY, KEY_ID):
         assert [name for name, data in told.items() if secret.encode() in data] == []
+
+
+def test_commands_reach_a_store_by_an_endpoint_that_only_the_command_line_names(
+    toy_config: Make,
+    prefect_server: PrefectServer,
+    s3_root: str,
+    moto_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(toy_config(project_root=str(tmp_path / "here"), epoch_end=1)))
+    assert main(["run", str(file)]) == 0
+    [(folder, status)] = list_runs(str(tmp_path / "here"))
+    assert status is not None
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    there = ["--endpoint-url", moto_url]
+    capsys.readouterr()
+    assert main(["push", folder.url, s3_root, *there]) == 0
+    assert main(["runs", s3_root, *there]) == 0
+    assert status.name in capsys.readouterr().out
+    assert main(["show", status.id, "--root", s3_root, *there]) == 0
+    assert main(["verify", status.id, "--root", s3_root, *there]) == 0
+    assert main(["pull", status.id, str(tmp_path / "back"), "--root", s3_root, *there]) == 0
+    assert main(["prune", s3_root, "--keep-best", *there]) == 0
+    assert storage.exists(str(tmp_path / "back"))

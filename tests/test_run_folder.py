@@ -139,6 +139,16 @@ def test_a_run_is_resolved_by_what_people_type(root: str, text: str) -> None:
     assert resolve(root, text) == newest
 
 
+def test_of_several_runs_of_one_name_the_newest_is_meant_and_the_others_are_named(
+    root: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(root, "digits-cnn", ID, FIRST)
+    newest = make(root, "digits-cnn", OTHER, SECOND)
+    with caplog.at_level("WARNING", "danling"):
+        assert resolve(root, "digits-cnn") == newest
+    assert f"the others: digits-cnn-{ID}" in caplog.text
+
+
 def test_a_run_is_resolved_by_its_place(root: str) -> None:
     first, newest = make(root, "a", ID, FIRST), make(root, "a", ID, SECOND)
     assert resolve("elsewhere", first.url) == first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from danling_core.errors import RunFailed, RunInterrupted
@@ -69,15 +69,11 @@ class Prepared:
     world_size: int = 1
     device: str = "cpu"
     gpus: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Prepared:
-        """From what `worker.prepare` returned; fields unknown here land in `extra`."""
-        known = {
-            name: fields[name] for name in cls.__dataclass_fields__ if name in fields and name != "extra"
-        }
-        return cls(**known, extra={name: value for name, value in fields.items() if name not in known})
+        """From what `worker.prepare` returned."""
+        return cls(**{name: fields[name] for name in cls.__dataclass_fields__ if name in fields})
 
 
 @dataclass(frozen=True)

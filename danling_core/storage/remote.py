@@ -118,7 +118,10 @@ def describe_identity(url: str, options: Mapping[str, Any]) -> str:
     endpoint = options.get("endpoint_url")
     if _EXTRAS.get(scheme(url), ("",))[0] == "s3":
         endpoint = (
-            endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+            endpoint
+            or os.environ.get("AWS_ENDPOINT_URL_S3")
+            or os.environ.get("AWS_ENDPOINT_URL")
+            or "AWS (no AWS_ENDPOINT_URL is set)"
         )
         key = os.environ.get("AWS_ACCESS_KEY_ID", "")
         profile = options.get("profile") or os.environ.get("AWS_PROFILE")

@@ -1,0 +1,42 @@
+"""`danling keys`: every key of a config, with its default and meaning."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from danling_core.config import Config, DataLoaderConfig, OptimConfig, SchedulerConfig
+from flows.exit_codes import BAD_INPUT, DONE
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "dataloader": DataLoaderConfig,
+    "optim": OptimConfig,
+    "scheduler": SchedulerConfig,
+}
+
+
+def keys(arguments: argparse.Namespace) -> int:
+    """Print the keys in which `arguments.text` occurs; 2 where there is none."""
+    lines = [line for line in _lines() if arguments.text.lower() in line.lower()]
+    print("\n".join(lines) or f"no key or meaning has {arguments.text!r} in it: `danling keys` lists all")
+    return DONE if lines else BAD_INPUT
+
+
+def _lines() -> Iterator[str]:
+    for name, field in Config.model_fields.items():
+        section = _SECTIONS.get(name)
+        if section is None:
+            yield _line(name, field.default, field.description)
+            continue
+        for key, inner in section.model_fields.items():
+            yield _line(f"{name}.{key}", inner.default, inner.description)
+    yield _line("dataloader.SPLIT.KEY", None, "the same for one split: dataloader.val.batch_size")
+    yield _line("optim.KEY, scheduler.KEY", None, "any other argument of the class that `name` names")
+
+
+def _line(key: str, default: object, meaning: str | None) -> str:
+    shown = "(required)" if default is PydanticUndefined else "null" if default is None else repr(default)
+    return f"{key} = {shown}\n    {meaning}"
