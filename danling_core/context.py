@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from danling_core.control import Control
+    from danling_core.rank_failures import RankFailures
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class RunContext:
         generation: of the lease that covers this run.
         restart: how many times the group was started again under this lease.
         control: block shared by this node's ranks, or None.
+        nodes: how many nodes the ranks are on.
+        failures: where ranks under torchrun tell each other what they failed of, or None.
         is_launched: a launcher of ours started the ranks. It sends what they print to the run's log, and tells
             which of them failed first; under torchrun the runner does both.
         source_file: where the runner is defined, if its code must still be what the config's `experiment_id`
@@ -33,6 +36,8 @@ class RunContext:
     generation: int = 1
     restart: int = 0
     control: Control | None = None
+    nodes: int = 1
+    failures: RankFailures | None = None
     is_launched: bool = False
     source_file: str | None = None
 

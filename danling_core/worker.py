@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,13 +21,25 @@ from danling_core.control import Control
 from danling_core.errors import ConfigError, DanLingError, RunInterrupted
 from danling_core.identity import check_code, identify
 from danling_core.prepare import load_runner, pin, prepare
+from danling_core.rank_failures import RankFailures
 from danling_core.run_folder import Status
+from danling_core.runner.stopping import share
 from danling_core.runner.torch_runner import TorchRunner
 from danling_core.runner.writing import text_log_path
+from danling_core.writers import TextLog
 
 __all__ = ["execute", "main", "prepare", "run_rank"]
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 75
+
+_EPILOG = """\
+example: torchrun --nproc-per-node 2 -m danling_core.worker run.yaml seed=1 optim.lr=1e-3
+
+SIGTERM, Ctrl-C and max_seconds save the run, and its ranks exit with 75: the same command resumes it. torchrun
+knows no such ending: it prints a banner of a failure and exits with 1 itself, kills ranks that are still saving
+30 s after a signal, and with --max-restarts it starts a run again that stopped of its own accord. What happened is
+in the last line of the run's log. A second Ctrl-C does not wait for the save.
+"""
 
 
 def run_rank(request: Mapping[str, Any], control_path: str, restart: int) -> None:
@@ -79,10 +90,11 @@ def execute(config: Config, context: RunContext, stages: Sequence[str], threads:
     """
     torch.set_num_threads(threads)
     storage.configure(config.storage_options)
-    cls, control = load_runner(config)[1], context.control
-    if context.source_file is not None and distributed.rank() == 0:
-        check_code(config, context.source_file)
-    with _stop_on_sigterm(control), use(context):
+    control = context.control
+    with _recording_failures(config, context), _stopping_on_signals(context), use(context):
+        cls = load_runner(config)[1]
+        if context.source_file is not None and distributed.rank() == 0:
+            check_code(config, context.source_file)
         runner = cls(config)
         try:
             status = runner.run(stages)
@@ -93,6 +105,40 @@ def execute(config: Config, context: RunContext, stages: Sequence[str], threads:
         return status
 
 
+@contextlib.contextmanager
+def _recording_failures(config: Config, context: RunContext) -> Iterator[None]:
+    """Under torchrun, leave a failure in the run's folder that no runner could: it was not built, or not at work."""
+    try:
+        yield
+    except RunInterrupted:
+        raise
+    except (Exception, SystemExit) as error:
+        if context.failures is not None and not context.failures.is_settled:
+            failure = context.failures.settle(error, None)
+            if distributed.rank() == 0:
+                _record(config, context, failure)
+        raise
+
+
+def _record(config: Config, context: RunContext, failure: Mapping[str, Any]) -> None:
+    from danling_core.launcher.ending import record
+    from danling_core.launcher.messages import Outcome, RunRequest
+
+    fields = {name: failure[name] for name in ("error", "traceback", "rank", "step")}
+    with TextLog(text_log_path(config.log_path, context.work_dir) if config.log else None) as log:
+        log.on_event({"event": "failed", **fields})
+    request = RunRequest(
+        config=config.dict(),
+        work_dir=context.work_dir,
+        remote_url=None if storage.is_local(context.url) else context.url,
+        generation=context.generation,
+        nproc=distributed.world_size(),
+    )
+    recorded = record(request, context.attempt, Outcome("failed", **fields), dict(os.environ))
+    if recorded.error != failure["error"]:
+        _tell(str(recorded.error))
+
+
 def _leave(runner: TorchRunner, control: Control | None) -> None:
     """Leave the other ranks, all at the same point; said first, since gloo may abort or lock up there."""
     if control is not None:
@@ -101,16 +147,25 @@ def _leave(runner: TorchRunner, control: Control | None) -> None:
 
 
 @contextlib.contextmanager
-def _stop_on_sigterm(control: Control | None) -> Iterator[None]:
-    """SIGTERM asks all ranks of this node to save and stop; the handler is put back after."""
+def _stopping_on_signals(context: RunContext) -> Iterator[None]:
+    """SIGTERM, and under torchrun the first Ctrl-C, ask all ranks to save and stop; handlers are put back after."""
+    control = context.control
     if control is None:
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: control.request_stop())
+
+    def ask(number: int, frame: object) -> None:
+        control.request_stop()
+        if number == signal.SIGINT:  # a second one ends this rank at once
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    numbers = [signal.SIGTERM] if context.is_launched else [signal.SIGTERM, signal.SIGINT]
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,8 +222,11 @@ def _open_together(
     answer = distributed.broadcast_object(answer)
     if not isinstance(answer, dict):
         return answer
-    control_path = answer.pop("control_path")
-    return RunContext(**answer, control=None if control_path is None else Control.open(control_path))
+    shared = share()
+    if shared.is_owner:
+        stack.callback(shutil.rmtree, shared.folder, ignore_errors=True)
+    failures = RankFailures(shared.folder, distributed.rank())
+    return RunContext(**answer, control=shared.control, nodes=shared.nodes, failures=failures)
 
 
 def _open(config: Config, source: str | None, fresh: bool, stack: contextlib.ExitStack) -> Any:
@@ -177,13 +235,6 @@ def _open(config: Config, source: str | None, fresh: bool, stack: contextlib.Exi
     opened = open_run(config, identify(config, source), fresh=fresh, source_file=source)
     if opened.lease is None:
         return opened.folder.url
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    control_path = None
-    if local_world == distributed.world_size():  # shared memory reaches no other node
-        folder = tempfile.mkdtemp(prefix="danling-")
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        control_path = os.path.join(folder, "control")
-        Control.create(control_path, local_world).close()
     stack.callback(opened.lease.release)
     stack.enter_context(opened.lease.beating())
     return {
@@ -191,7 +242,6 @@ def _open(config: Config, source: str | None, fresh: bool, stack: contextlib.Exi
         "url": opened.folder.url,
         "generation": opened.generation,
         "restart": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
-        "control_path": control_path,
     }
 
 
@@ -199,7 +249,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torchrun --nproc-per-node N -m danling_core.worker",
         description="Train one run under torchrun, without Prefect, to the same bits as `danling run`.",
-        epilog="example: torchrun --nproc-per-node 2 -m danling_core.worker run.yaml seed=1 optim.lr=1e-3",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "config", help="YAML or JSON file of the run; the config.yaml of a run's folder will do"

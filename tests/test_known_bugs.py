@@ -82,7 +82,7 @@ class Stops(SmallRunner):
 
     def train_step(self, data: Any) -> Any:
         if self.stops and self.steps == 6 and not self._resumed:
-            self._stopping._block.stop_requested = True  # type: ignore[misc]
+            self._stopping._control.request_stop()
         return super().train_step(data)
 
 

@@ -26,6 +26,7 @@ class ToyParams(dl.Params):
     kill_at_step: int | None = None
     sigterm_at_step: int | None = None
     nan_at_step: int | None = None
+    fails_in_constructor: bool = False
 
 
 class ToyRunner(dl.TorchRunner):
@@ -48,6 +49,8 @@ class ToyRunner(dl.TorchRunner):
         if self.config.optim is None:
             self.optimizer = torch.optim.SGD(self.model.parameters(), lr=self.params.lr, momentum=0.9)
         self.metrics = MetricGroup(accuracy=Accuracy())
+        if self.params.fails_in_constructor and self.rank == self.params.fail_rank:
+            raise ValueError("the toy fails in its constructor")
 
     def train_step(self, data: object) -> tuple[object, torch.Tensor]:
         params = self.params

@@ -11,6 +11,7 @@ from typing import Any
 from danling_core import storage
 from danling_core.context import RunContext
 from danling_core.errors import DanLingError, RunInterrupted
+from danling_core.rank_failures import failure_of
 from danling_core.redaction import redact
 from danling_core.run_folder import RunFolder, Status
 from danling_core.runner.files import RunFiles
@@ -147,12 +148,19 @@ class RunLife(Reporting):
             self._end_with("interrupted", reason=str(error), step=self.steps)
         elif isinstance(error, KeyboardInterrupt):
             self._end_with("interrupted", reason="keyboard interrupt", step=self.steps)
-        elif (
-            self._context is None or not self._context.is_launched
-        ):  # else the launcher knows who failed first
-            self._end_with(
-                "failed", error=f"{type(error).__name__}: {error}", rank=self.rank, step=self.steps
-            )
+        elif not (self.is_main_process and self._files is None):  # else nothing is open that could take it
+            self._tell_failure(error)
+
+    def _tell_failure(self, error: BaseException) -> None:
+        """Record which rank failed first, and of what; under our own launcher that one finds out."""
+        context = self._context
+        if context is not None and context.is_launched:
+            return
+        if context is None or context.failures is None:
+            failure = failure_of(error, self.rank, self.steps)
+        else:
+            failure = context.failures.settle(error, self.steps)
+        self._end_with("failed", **{name: failure[name] for name in ("error", "traceback", "rank", "step")})
 
     def _end_with(self, kind: str, **fields: Any) -> None:
         if self._files is None or self._files.status.is_complete:

@@ -3,81 +3,98 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import tempfile
 import time
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from danling_core import distributed
 from danling_core.control import Control
 from danling_core.errors import RunInterrupted
 
-
-class StopBlock(Protocol):
-    """Shared memory of one node's ranks (see control.py)."""
-
-    @property
-    def stop_requested(self) -> bool:
-        """Whether somebody asked."""
-
-    @property
-    def stop_at_step(self) -> int | None:
-        """The step before which all stop, once rank 0 has chosen one."""
-
-    @stop_at_step.setter
-    def stop_at_step(self, step: int) -> None: ...
+_MEETING_STEPS = 16
 
 
-class LocalBlock:
-    """The same for a runner without a launcher: nothing is shared, since there is one rank."""
+@dataclass(frozen=True)
+class Shared:
+    """What the ranks of one node have in common.
 
-    def __init__(self) -> None:
-        self.stop_requested = False
-        self.stop_at_step: int | None = None
+    Args:
+        control: their block of shared memory.
+        folder: local and private, with the block's file; for the one rank whose `is_owner` is true to remove.
+        nodes: how many nodes the ranks are on. Shared memory reaches no other node.
+    """
+
+    control: Control
+    folder: str
+    is_owner: bool
+    nodes: int = 1
 
 
-def shared_block(local_rank: int | None) -> StopBlock:
+def share(node: str | None = None) -> Shared:
     """A block for ranks that no launcher gave one. Collective.
 
     Args:
-        local_rank: None for a single rank.
+        node: names the machine and, where torchrun started several groups of ranks there, the group.
     """
-    if local_rank is None:
-        return LocalBlock()
-    path = os.path.join(tempfile.mkdtemp(prefix="danling-"), "control") if local_rank == 0 else ""
-    if path:
-        Control.create(path, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))).close()
-    paths = distributed.all_gather_objects((socket.gethostname(), path))
-    mine = next(path for host, path in paths if host == socket.gethostname() and path)
-    block = Control.open(mine)
+    node = f"{socket.gethostname()}/{os.environ.get('GROUP_RANK', '0')}" if node is None else node
+    nodes = distributed.all_gather_objects(node)
+    first = nodes.index(node)
+    folder = None
+    if is_owner := first == min(distributed.rank(), len(nodes) - 1):
+        folder = tempfile.mkdtemp(prefix="danling-")
+        Control.create(os.path.join(folder, "control"), nodes.count(node)).close()
+    folder = distributed.all_gather_objects(folder)[first]
+    control = Control.open(os.path.join(folder, "control"))
     distributed.all_gather_objects(None)  # all have it open
-    if path:
-        shutil.rmtree(os.path.dirname(path))
-    return block
+    return Shared(control, folder, is_owner, len(set(nodes)))
 
 
 class Stopping:
     """The agreement to stop.
 
-    Rank 0 looks for a request when it begins step s, and writes `stop_at_step = s + stride`. A rank begins a
-    step only after it took part in the reduction of the one before (on CUDA: after the host sync at every
-    `stride` steps), which rank 0 joined after it wrote. So every rank sees the word in time, and all stop
-    before the same step.
+    On a CPU, rank 0 looks for a request when it begins step s, and writes `stop_at_step = s + 1`. A rank begins
+    a step only after it took part in the reduction of the one before, which rank 0 joined after it wrote. So
+    every rank sees the word in time, and all stop before the same step.
+
+    On CUDA a host runs ahead of its device, and a reduction that it queued proves nothing. So at each boundary
+    (a step that is a multiple of `stride`) it waits until its device has done all that was queued at the boundary
+    before, and then reads the word. Rank 0, about to begin step s, writes the boundary
+    B = (s // stride + 2) * stride. A rank that comes to B waits for the steps before B - stride. Step s is one of
+    them, since s < (s // stride + 1) * stride = B - stride, and its reduction is done only if rank 0 queued its
+    share, which it did after it wrote. So every rank that comes to B reads the word there, none can have passed
+    B without, and all stop before B: the device never idles, and a stop takes `stride + 1` to `2 * stride` steps.
+
+    On several nodes all meet in a small reduction on the CPU at every 16th step, and stop there if any was asked.
 
     Args:
-        block: shared by the ranks of this node.
+        control: shared by the ranks of this node.
         is_main: whether this is rank 0.
-        stride: steps between two points at which the host waits for the device; 1 on a CPU.
+        nodes: how many nodes the ranks are on.
+        stride: steps between two boundaries; used with `mark` only.
+        mark: marks the point that this rank's device queue has come to, and returns what waits for it; None on
+            a CPU.
         max_seconds: stop of one's own accord after so long, or None.
     """
 
     def __init__(
-        self, block: StopBlock, *, is_main: bool, stride: int = 1, max_seconds: float | None = None
+        self,
+        control: Control,
+        *,
+        is_main: bool,
+        nodes: int = 1,
+        stride: int = 8,
+        mark: Callable[[], Callable[[], None]] | None = None,
+        max_seconds: float | None = None,
     ) -> None:
-        self._block = block
+        self._control = control
         self._is_main = is_main
-        self._stride = stride
+        self._nodes = nodes
+        self._stride = 1 if mark is None else stride
+        self._mark = mark
+        self._marked_at: int | None = None
+        self._wait_for_mark: Callable[[], None] | None = None
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self.reason = "asked to stop"
         self._wish: str | None = None
@@ -92,17 +109,31 @@ class Stopping:
         Raises:
             RunInterrupted: this is the agreed step.
         """
-        block = self._block
-        if self._is_main and (block.stop_requested or self._own_accord()) and block.stop_at_step is None:
-            block.stop_at_step = (step // self._stride + 1) * self._stride
-        agreed = block.stop_at_step
-        if agreed is not None and step >= agreed and step % self._stride == 0:
+        if self._nodes > 1:
+            is_agreed = (
+                step % _MEETING_STEPS == 0 and distributed.reduce_floats([float(self.requested)])[0] > 0
+            )
+        else:
+            is_agreed = self._is_agreed(step)
+        if is_agreed:
             raise RunInterrupted(f"{self.reason}: stopped before step {step}, which a resume begins with")
+
+    def _is_agreed(self, step: int) -> bool:
+        control, stride = self._control, self._stride
+        is_boundary = step % stride == 0
+        if is_boundary and self._mark is not None and step != self._marked_at:
+            if self._wait_for_mark is not None:
+                self._wait_for_mark()
+            self._wait_for_mark, self._marked_at = self._mark(), step
+        if self._is_main and control.stop_at_step is None and self.requested:
+            control.stop_at_step = step + 1 if self._mark is None else (step // stride + 2) * stride
+        agreed = control.stop_at_step
+        return is_boundary and agreed is not None and step >= agreed
 
     @property
     def requested(self) -> bool:
         """Whether a stop was asked for; outside training steps ranks agree on it in their next reduction."""
-        return bool(self._block.stop_requested) or (self._is_main and self._own_accord())
+        return self._control.stop_requested or (self._is_main and self._own_accord())
 
     def _own_accord(self) -> bool:
         if self._wish is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,12 +22,10 @@ from danling_core.optim import (
 )
 from danling_core.precision import Precision
 from danling_core.runner import checkpointing, writing
-from danling_core.runner.stopping import Stopping, shared_block
+from danling_core.runner.stopping import Stopping, share
 from danling_core.runner.timing import Timings
 from danling_core.runner.torch_data import TorchData
 from danling_core.runner.warm_up import rebuild_buckets
-
-_SYNC_STRIDE = 16
 
 
 class TorchSetUp(TorchData):
@@ -160,14 +159,21 @@ class TorchSetUp(TorchData):
 
     def _announce(self) -> None:
         """Begin to listen for a stop, and to write. Collective."""
-        control = self._context.control if self._context is not None else None
+        given = self._context.control if self._context is not None else None
+        control, nodes = given, self._context.nodes if self._context is not None else 1
+        if control is None:
+            shared = share()
+            control, nodes = shared.control, shared.nodes
+            if shared.is_owner:
+                shutil.rmtree(shared.folder)
         self._stopping = Stopping(
-            control if control is not None else shared_block(self.local_rank if self.distributed else None),
+            control,
             is_main=self.is_main_process,
-            stride=1 if self.device.type == "cpu" else _SYNC_STRIDE,
+            nodes=nodes,
+            mark=_mark_queue if self.device.type == "cuda" else None,
             max_seconds=self.config.max_seconds,
         )
-        self._beat = control.ranks[self.local_rank].beat if control is not None else _no_beat
+        self._beat = given.ranks[self.local_rank].beat if given is not None else _no_beat
         if self._files is not None and not self._resumed_bitwise:  # stays so: a status is built on the last
             self._files.write_status(bitwise=False)
         self._timings.begin(self.steps)
@@ -265,6 +271,13 @@ class TorchSetUp(TorchData):
         self._rng_before_evaluation = None
         for loader, _ in self._made.values():  # their processes, where a loader keeps some
             loader._iterator = None
+
+
+def _mark_queue() -> Callable[[], None]:
+    """Mark what is queued on this rank's GPU now; returns what waits until that is done."""
+    event = torch.cuda.Event(blocking=True)
+    event.record()
+    return event.synchronize
 
 
 def _no_beat(step: int) -> None:
