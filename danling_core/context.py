@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ class RunContext:
         failures: where ranks under torchrun tell each other what they failed of, or None.
         is_launched: a launcher of ours started the ranks. It sends what they print to the run's log, and tells
             which of them failed first; under torchrun the runner does both.
-        source_file: where the runner is defined, if its code must still be what the config's `experiment_id`
-            says; None where the user stated that id.
+        sources: a hash of each file that the runner must still be made of, by path.
     """
 
     work_dir: str
@@ -39,7 +38,7 @@ class RunContext:
     nodes: int = 1
     failures: RankFailures | None = None
     is_launched: bool = False
-    source_file: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def attempt(self) -> str:

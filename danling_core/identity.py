@@ -14,7 +14,7 @@ from uuid import UUID, uuid5
 from danling_core.code_state import code_state
 from danling_core.config import Config
 from danling_core.documents import canonical_json
-from danling_core.errors import CodeChanged, ConfigError
+from danling_core.errors import ConfigError
 
 NO_SOURCE = "0" * 40  # the experiment id of code that lies in no file, as in a notebook
 _FILE_RUNNER = re.compile(r"(?P<file>.*\.py|__main__):(?P<name>[^:]+)")
@@ -78,24 +78,6 @@ def experiment_id_of(source_file: str | None, exclude: Sequence[str] = ()) -> st
     if state is None:
         return _source_digest(source)[:40]
     return state.commit if state.difference is None else f"{state.commit}-{state.difference[:12]}"
-
-
-def check_code(config: Config, source_file: str | None) -> None:
-    """Raise CodeChanged unless the code around `source_file` is still the one that the config names.
-
-    The driver calls this before it opens a run, and rank 0 once it has imported the runner, at every launch:
-    a session lasts hours, and each launch imports what lies there then.
-
-    Args:
-        config: with an `experiment_id` that was computed, not stated by the user.
-        source_file: where the runner is defined.
-    """
-    found = experiment_id_of(source_file, stores(config))
-    if found != config.experiment_id:
-        raise CodeChanged(
-            f"the code changed since this run was prepared (was {config.experiment_id}, is {found}): "
-            "start again to train the new code, or put the old code back to go on with this run"
-        )
 
 
 def stores(config: Config) -> list[str]:

@@ -15,6 +15,7 @@ from danling_core.identity import experiment_id_of, stores
 from danling_core.optim import check_scheduler, optimizer_class
 from danling_core.runner.resolve import import_runner, resolve
 from danling_core.runner.torch_runner import TorchRunner
+from danling_core.sources import loaded_sources
 from danling_core.writers.services import require
 
 
@@ -37,8 +38,8 @@ def prepare(config: Mapping[str, Any], cwd: str) -> dict[str, Any]:
     return {
         "config": resolved.dict(),
         "experiment_id": resolved.experiment_id,
-        "is_code_stated": stated.experiment_id is not None,
         "source_file": source,
+        "sources": loaded_sources() if stated.experiment_id is None else {},
         "world_size": ranks_per_node(resolved),
         "device": _device_type(resolved),
         "gpus": torch.cuda.device_count() if _device_type(resolved) == "cuda" else 0,

@@ -19,13 +19,14 @@ from danling_core.config import Config
 from danling_core.context import RunContext, use
 from danling_core.control import Control
 from danling_core.errors import ConfigError, DanLingError, RunInterrupted
-from danling_core.identity import check_code, identify
+from danling_core.identity import identify
 from danling_core.prepare import load_runner, pin, prepare
 from danling_core.rank_failures import RankFailures
 from danling_core.run_folder import Status
 from danling_core.runner.stopping import share
 from danling_core.runner.torch_runner import TorchRunner
 from danling_core.runner.writing import text_log_path
+from danling_core.sources import check_sources
 from danling_core.writers import TextLog
 
 __all__ = ["execute", "main", "prepare", "run_rank"]
@@ -56,7 +57,7 @@ def run_rank(request: Mapping[str, Any], control_path: str, restart: int) -> Non
         restart=restart,
         control=Control.open(control_path),
         is_launched=True,
-        source_file=request["source_file"],
+        sources=request["sources"],
     )
     with contextlib.suppress(RunInterrupted):
         execute(Config.load(request["config"]), context, request["stages"], request["threads_per_rank"])
@@ -93,8 +94,8 @@ def execute(config: Config, context: RunContext, stages: Sequence[str], threads:
     control = context.control
     with _recording_failures(config, context), _stopping_on_signals(context), use(context):
         cls = load_runner(config)[1]
-        if context.source_file is not None and distributed.rank() == 0:
-            check_code(config, context.source_file)
+        if distributed.rank() == 0:
+            check_sources(context.sources)
         runner = cls(config)
         try:
             status = runner.run(stages)

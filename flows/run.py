@@ -16,10 +16,11 @@ from danling_core import storage
 from danling_core.config import Config
 from danling_core.errors import CodeChanged, DanLingError, LeaseError, RunInterrupted, StorageError
 from danling_core.formatting import format_epoch_result
-from danling_core.identity import Identity, check_code, identify
+from danling_core.identity import Identity, identify
 from danling_core.launch import Prepared, RunHandle, RunRequest
 from danling_core.open_run import OpenedRun, open_run
 from danling_core.run_folder import RunFolder
+from danling_core.sources import check_sources
 from flows.cancellation import heeding_cancel
 from flows.endings import conclude_run
 from flows.naming import counted, run_display_name, tags_of
@@ -73,8 +74,7 @@ def execute(config: Config, pool: LauncherPool, artifacts: FlowArtifacts, fresh:
     config = pinned(prepared)
     identity = identify(config, prepared.source_file)
     try:
-        if not prepared.is_code_stated:
-            check_code(config, prepared.source_file)
+        check_sources(prepared.sources)
         opened = open_run(config, identity, fresh=fresh, source_file=prepared.source_file)
     except (CodeChanged, LeaseError, StorageError, OSError) as error:
         return RunOutcome(**_names(config, identity), status="refused", error=str(error))
@@ -137,7 +137,7 @@ def _request(config: Config, prepared: Prepared, opened: OpenedRun) -> RunReques
         hang_timeout_seconds=config.hang_timeout_seconds,
         max_restarts=config.max_restarts,
         stop_grace_seconds=config.stop_grace_seconds,
-        source_file=None if prepared.is_code_stated else prepared.source_file,
+        sources=prepared.sources,
     )
 
 

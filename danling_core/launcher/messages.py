@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from danling_core.errors import RunFailed, RunInterrupted
@@ -22,8 +22,7 @@ class RunRequest:
         hang_timeout_seconds: silence of a rank that is taken for a hang; see `control.silence_allowed`.
         max_restarts: relaunches after a death or a hang.
         stop_grace_seconds: from the wish to stop until the ranks are killed.
-        source_file: where the runner is defined, for rank 0 to check that the code is still the one that was
-            prepared; None where the user stated what code it is.
+        sources: as in `Prepared`, for rank 0 to compare with what it imports.
     """
 
     config: dict[str, Any]
@@ -36,7 +35,7 @@ class RunRequest:
     hang_timeout_seconds: float = 600.0
     max_restarts: int = 3
     stop_grace_seconds: float = 30.0
-    source_file: str | None = None
+    sources: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -55,8 +54,9 @@ class Prepared:
     Args:
         config: the canonical full config, params validated.
         experiment_id: of the code.
-        is_code_stated: the user stated the experiment id; it is taken at their word.
         source_file: where the runner is defined.
+        sources: a hash of each file that the runner is made of, by path; none where the user stated the
+            experiment id, and so vouches for the code.
         world_size: the number of ranks, `auto` resolved.
         device: "cpu" or "cuda".
         gpus: how many torch finds, where the device is "cuda".
@@ -64,8 +64,8 @@ class Prepared:
 
     config: dict[str, Any]
     experiment_id: str
-    is_code_stated: bool = False
     source_file: str | None = None
+    sources: dict[str, str] = field(default_factory=dict)
     world_size: int = 1
     device: str = "cpu"
     gpus: int = 0
