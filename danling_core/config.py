@@ -147,7 +147,10 @@ class Config(Model):
     ema_decay: Positive | None = Field(
         None, lt=1, description="decay of the weights' moving average; null: none"
     )
-    non_finite: Literal["raise", "skip"] = Field("raise", description="when a loss is NaN or infinite")
+    non_finite: Literal["raise", "skip"] = Field(
+        "raise",
+        description="when a loss or a gradient is NaN or infinite",
+    )
     compile: bool = Field(False, description="torch.compile the model")
     channels_last: bool = Field(False, description="channels-last memory format for images")
     find_unused_parameters: bool = Field(False, description="DDP: parameters may take no part in a step")

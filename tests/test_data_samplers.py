@@ -56,14 +56,22 @@ def test_counts_agree_with_the_batches_on_every_rank(length, batch_size, world_s
         locals_, totals = zip(*(sampler.counts(index) for sampler in samplers), strict=True)
         assert set(totals) == {sum(locals_)}
         assert max(locals_) - min(locals_) <= 1 and sorted(locals_, reverse=True) == list(locals_)
-        assert [len(batch) for batch in batches] == [max(count, 1) for count in locals_]
+        assert [len(batch) for batch in batches] == [count or min(2, length) for count in locals_]
 
 
-def test_a_rank_without_a_sample_gets_a_dummy_of_the_same_global_batch():
+def test_a_rank_without_a_sample_gets_two_as_a_dummy():
     samplers = world(7, 2, 3)
     batches = [list(sampler)[1] for sampler in samplers]
     assert [sampler.counts(1) for sampler in samplers] == [(1, 1), (0, 1), (0, 1)]
-    assert batches[0] == batches[1] == batches[2]
+    assert batches[1] == batches[2] and batches[1][1:] == batches[0]
+    assert [list(sampler) for sampler in world(1, 2, 2)] == [[[0]], [[0]]]
+
+
+@pytest.mark.parametrize("length", range(1, 40))
+def test_the_smallest_share_is_that_of_the_smallest_batch_that_counts(length):
+    samplers = world(length, 3, 4)
+    counts = [sampler.counts(index)[0] for sampler in samplers for index in range(len(sampler))]
+    assert {sampler.smallest_share for sampler in samplers} == {min(count for count in counts if count)}
 
 
 @pytest.mark.parametrize("length", [100, 130, 7, 64, 1])
@@ -142,7 +150,7 @@ def test_shares_are_contiguous_and_balanced():
 def test_a_users_sampler_keeps_its_order_and_is_split_over_the_ranks():
     order = [4, 4, 0, 2, 6]
     ranks = [OrderedBatchSampler(Given(order, 0), 2, rank=rank, world_size=2) for rank in range(2)]
-    assert [list(sampler) for sampler in ranks] == [[[4, 4], [6]], [[0, 2], [6]]]
+    assert [list(sampler) for sampler in ranks] == [[[4, 4], [6]], [[0, 2], [2, 6]]]
     assert [sampler.counts(1) for sampler in ranks] == [(1, 1), (0, 1)]
     shards = [OrderedShardSampler(Given(order, 0), 2, rank=rank, world_size=2) for rank in range(2)]
     assert [list(shard) for shard in shards] == [[[4, 4], [0]], [[2, 6]]]

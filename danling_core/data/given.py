@@ -94,7 +94,7 @@ class OrderedShardSampler(ShardBatchSampler):
 class GroupedBatchSampler(Sampler[list[Any]]):
     """A user's batches for training: `world_size` consecutive ones are a global batch, one for each rank.
 
-    The last group may be short; a rank without a batch gets one sample of the group's first as a dummy that
+    The last group may be short; a rank without a batch gets two samples of the group's first as a dummy that
     counts 0.
     """
 
@@ -128,7 +128,7 @@ class GroupedBatchSampler(Sampler[list[Any]]):
     def __iter__(self) -> Iterator[list[Any]]:
         for index in range(self._first, len(self)):
             group = self._group(index)
-            yield list(group[self.rank]) if self.rank < len(group) else list(group[0][:1])
+            yield list(group[self.rank]) if self.rank < len(group) else list(group[0][:2])
 
     def _group(self, index: int) -> list[list[Any]]:
         return self.given.entries(self._pass)[index * self.world_size : (index + 1) * self.world_size]

@@ -26,9 +26,9 @@ class GlobalBatchSampler(Sampler[Any]):
     `batch_size * world_size` entries of it, split contiguously and evenly over the ranks. So batch 64 on one
     rank, 32 on two, and 16 on two with two accumulation steps, see the same samples in every optimizer step.
 
-    In the last, smaller global batch a rank may be without a sample. It then gets one sample of that batch as
-    a dummy, so that it takes part in every collective; `counts` says 0 for it, and its loss must weigh
-    nothing.
+    In the last, smaller global batch a rank may be without a sample. It then gets two samples of the data (or
+    the only one) as a dummy, so that it takes part in every collective, and BatchNorm has a variance; `counts`
+    says 0 for it, and its loss must weigh nothing.
 
     Args:
         length: samples in the data set.
@@ -81,6 +81,14 @@ class GlobalBatchSampler(Sampler[Any]):
         """Global batches in a pass: the same on every rank."""
         return self.full if self.drop_last else -(-self.length // self.global_batch_size)
 
+    @property
+    def smallest_share(self) -> int:
+        """Samples in the smallest batch of a pass that any rank has and that counts."""
+        last = self.length - self.full * self.global_batch_size
+        if self.drop_last or not last:
+            return self.batch_size
+        return max(last // self.world_size, 1)
+
     def counts(self, index: int) -> tuple[int, int]:
         """Samples of global batch `index`: `(on this rank, over all ranks)`. A dummy is not counted."""
         start, stop, size = self._bounds(index)
@@ -106,7 +114,8 @@ class GlobalBatchSampler(Sampler[Any]):
         for index in range(max(first, self.full), len(self)):
             start, stop, _ = self._bounds(index)
             if start == stop:
-                start, stop = index * step, index * step + 1
+                start = max(min(index * step, self.length - 2), 0)
+                stop = min(start + 2, self.length)
             batch = order[start:stop]
             yield batch if as_tensors else batch.tolist()
 

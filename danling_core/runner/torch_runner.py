@@ -62,6 +62,7 @@ class TorchRunner(TorchSetUp):
         """Take up the split where a checkpoint inside it left off, or begin it."""
         self._samples_logged, self._logged_at = 0, time.monotonic()
         self._iters_at_split, self._steps_at_split = self.iters, self.steps
+        self._buffers_before = [buffer.clone() for buffer in self._buffers_now()]
         state, self._split_state = self._split_state, None
         if state is not None:
             checkpointing.restore_split(self, state)
@@ -85,9 +86,22 @@ class TorchRunner(TorchSetUp):
             self.meters.add(loss, self._count)
         except NonFiniteLossError as error:
             raise located(self, error) from None
-        self.backward(loss if self._weight == 1.0 else loss * self._weight)
+        if self._weight:
+            self.backward(loss if self._weight == 1.0 else loss * self._weight)
+        else:
+            self._backward_nothing(loss)
         if self._last_iter:
             self._step()
+
+    def _backward_nothing(self, loss: torch.Tensor) -> None:
+        """Take part in DDP's reduction with gradients of 0, also where 0 times the loss's gradient is NaN."""
+        parameters = [p for p in self.unwrap(self.model).parameters() if p.requires_grad]
+        hooks = [parameter.register_hook(torch.zeros_like) for parameter in parameters]
+        try:
+            self.backward(loss * 0.0)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def backward(self, loss: torch.Tensor) -> None:
         scaler = self._precision.scaler
@@ -106,6 +120,7 @@ class TorchRunner(TorchSetUp):
             optimizer.step()
         else:
             taken = self._scaled_step(scaler)
+            self._undo_skipped(taken)
         for parameter in self._parameters:  # what zero_grad does, without its profiler hooks: 10 us a step
             parameter.grad = None
         if self._schedules_steps:
@@ -120,6 +135,16 @@ class TorchRunner(TorchSetUp):
         scaler.step(self.optimizer)
         self._precision.update_scale()
         return taken
+
+    def _undo_skipped(self, taken: torch.Tensor) -> None:
+        """Give buffers (BatchNorm statistics) the values of before a step that was skipped: a NaN would stay."""
+        for buffer, before in zip(self._buffers_now(), self._buffers_before, strict=True):
+            buffer.copy_(torch.where(taken > 0, buffer, before))
+            before.copy_(buffer)
+
+    def _buffers_now(self) -> list[torch.Tensor]:
+        """What `non_finite=skip` has to keep from one step to the next."""
+        return list(self.unwrap(self.model).buffers()) if self.config.non_finite == "skip" else []
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         return self._precision.autocast()

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from danling_core import distributed, metric_states, seeding
 from danling_core.control import collective_timeout
+from danling_core.data import GlobalBatchSampler
 from danling_core.ema import EMA
 from danling_core.errors import ConfigError
 from danling_core.optim import (
@@ -46,6 +47,7 @@ class TorchSetUp(TorchData):
         self._weight, self._count, self._last_iter = 1.0, 0, True
         self._epoch_is_over, self._inside_split, self._dry, self._left_early = True, False, False, False
         self._rng_before_evaluation: dict[str, Any] | None = None
+        self._buffers_before: list[torch.Tensor] = []
         self._iters_at_split = self._steps_at_split = self._samples_logged = 0
         self._logged_at, self._told_at = 0.0, float("-inf")
         self._timings = Timings()
@@ -143,12 +145,26 @@ class TorchSetUp(TorchData):
                 "over the ranks: make it a part of the model, and have the model's forward use it"
             )
 
+    def _check_batch_norm(self, split: str) -> None:
+        """Refuse a batch of one sample, which BatchNorm cannot normalize: it would fail at the end of the pass."""
+        sampler = getattr(self._stream(split).loader, "global_batches", None)
+        if not isinstance(sampler, GlobalBatchSampler) or sampler.smallest_share > 1:
+            return
+        self.model.train()
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.nn.BatchNorm1d) and module.training:
+                raise ConfigError(
+                    f"{sampler.length} samples in batches of {sampler.batch_size} on {self.world_size} rank(s) leave "
+                    f"some rank one sample, and {name} (BatchNorm1d) needs two: set "
+                    f"dataloader.{split}.drop_last=true, or another batch_size"
+                )
+
     def _make_trainable(self, train_splits: Sequence[str]) -> None:
         if self.config.steps_per_epoch is not None and len(train_splits) > 1:
             raise ConfigError(f"steps_per_epoch goes with one split to train on, found {list(train_splits)}")
         self._train_splits = tuple(train_splits)
         for split in train_splits:
-            self._stream(split)
+            self._check_batch_norm(split)
         if self.distributed:
             self._check_criterion()
         self._build_optimisation()
