@@ -45,7 +45,7 @@ class Results:
 
     @property
     def history(self) -> dict[int, Result]:
-        """{index: {split: {metric: value}}}, in order. Change it through `append` and `truncate` only."""
+        """{index: {split: {metric: value}}}, in order. Change it through `append` only."""
         return self._history
 
     @property
@@ -157,12 +157,6 @@ class Results:
         _put(self._history, index, merged)
         if score is not None:
             self._put_score(index, score)
-
-    def truncate(self, after_index: int | None) -> None:
-        """Forget the results beyond `after_index` (None: all), as when an older checkpoint is restored."""
-        end = -math.inf if after_index is None else after_index
-        if self.latest_index is not None and self.latest_index > end:
-            self._replace({index: result for index, result in self._history.items() if index <= end})
 
     # How it is kept
 

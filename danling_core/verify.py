@@ -82,7 +82,7 @@ def verify(run_url: str) -> VerifyReport:
     if status is not None:
         _verify_events(report, folder, status, results)
     if status is not None and status.is_complete:
-        _verify_completion(report, folder, status, newest, results)
+        _verify_completion(report, folder, status, newest, results, config)
     return report
 
 
@@ -204,11 +204,16 @@ def _events(report: VerifyReport, folder: RunFolder) -> Iterator[tuple[int, dict
 
 
 def _verify_completion(
-    report: VerifyReport, folder: RunFolder, status: Status, newest: Record | None, results: Results | None
+    report: VerifyReport,
+    folder: RunFolder,
+    status: Status,
+    newest: Record | None,
+    results: Results | None,
+    config: Config | None,
 ) -> None:
     if newest is None:
         report.bad("status.json", "says complete, and there is no checkpoint")
-    elif "train" in _stages(folder):
+    elif config is not None and "train" in config.stages:
         counted = {"iters": status.iters, "steps": status.steps, "epochs": status.epochs}
         if newest.progress != counted:
             report.bad("status.json", f"says {counted}, checkpoint {newest.name} says {newest.progress}")
@@ -221,13 +226,6 @@ def _verify_completion(
         document = _read(report, folder.evaluation_url, json.loads)
         if document is not None and not same(from_json_safe(document.get("result")), status.evaluation):
             report.bad("evaluation.json", f"says {document.get('result')}, status.json {status.evaluation}")
-
-
-def _stages(folder: RunFolder) -> tuple[str, ...]:
-    try:
-        return Config.from_yamls(storage.read_bytes(folder.config_url).decode()).stages
-    except (DanLingError, ValueError):
-        return ()
 
 
 def same(a: Any, b: Any) -> bool:

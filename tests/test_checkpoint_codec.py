@@ -286,12 +286,6 @@ def test_a_file_that_is_no_checkpoint_or_not_there_is_a_clear_error(tmp_path: Pa
         load(str(tmp_path / "missing"))
 
 
-def test_a_file_can_be_mapped_instead_of_read(tmp_path: Path) -> None:
-    with open(tmp_path / "state.pt", "wb") as file:
-        dump({"x": torch.arange(1000)}, file)
-    assert torch.equal(load(str(tmp_path / "state.pt"), mmap=True)["x"], torch.arange(1000))
-
-
 @pytest.mark.parametrize("url", ["{folder}/checkpoints", "memory://codec/{name}"])
 def test_load_state_reads_a_committed_state_from_anywhere(url: str, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"

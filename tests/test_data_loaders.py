@@ -159,12 +159,6 @@ def test_a_list_is_a_map_style_data_set():
     assert values(build_evaluate_loader([3, 1, 2], options(2))) == [[3, 1], [2]]
 
 
-def test_a_users_loader_is_passed_through():
-    loader = DataLoader(Y)
-    assert build_train_loader(loader, options()) is loader
-    assert build_evaluate_loader(loader, options()) is loader
-
-
 def test_a_users_sampler_and_batches_are_respected():
     assert values(build_train_loader(Y, options(2), sampler=[5, 5, 1])) == [[5, 5], [1]]
     assert values(build_train_loader(Y, options(2), sampler=[[5, 5, 1], [0]])) == [[5, 5, 1], [0]]

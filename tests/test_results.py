@@ -246,24 +246,13 @@ def test_history_survives_json_with_integer_keys_and_nan() -> None:
 def test_a_resumed_run_stops_as_one_never_interrupted() -> None:
     whole = with_scores(0.5, 0.4, 0.6, 0.7, 0.8)
     resumed = Results("val")
-    resumed.load_state_dict(with_scores(0.5, 0.4, 0.6, 0.65).state_dict())
-    resumed.truncate(after_index=2)
+    resumed.load_state_dict(with_scores(0.5, 0.4, 0.6).state_dict())
     assert resumed.latest_index == 2 and not resumed.should_stop(2)
     resumed.append({"train": {"loss": 1.0}, "val": {"loss": 0.7}}, 3)
     assert resumed.should_stop(2)
     resumed.append({"train": {"loss": 1.0}, "val": {"loss": 0.8}}, 4)
     assert resumed.state_dict() == whole.state_dict() and resumed.scores == whole.scores
     assert resumed.best_index == whole.best_index
-
-
-def test_truncating_forgets_a_best_that_is_beyond() -> None:
-    results = with_scores(0.5, 0.6, 0.1)
-    results.truncate(1)
-    assert results.best_index == 0 and list(results.scores) == [0, 1]
-    results.truncate(5)
-    assert list(results.history) == [0, 1]
-    results.truncate(None)
-    assert results.history == {} and results.best_index is None
 
 
 def test_replaying_an_index_with_equal_values_changes_nothing() -> None:

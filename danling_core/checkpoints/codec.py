@@ -39,11 +39,8 @@ def write(plain_state: Any, file: BinaryIO) -> None:
         torch.serialization.set_crc32_options(checked)
 
 
-def load(path: str, map_location: Any = "cpu", *, mmap: bool = False) -> Any:
+def load(path: str, map_location: Any = "cpu") -> Any:
     """Read what `dump` (or `torch.save`, of tensors and plain values) wrote, and never run code from it.
-
-    Args:
-        mmap: map the file instead of reading it; it must stay as long as the tensors do.
 
     Raises:
         CheckpointCorrupt: the file is empty, cut short or not a checkpoint.
@@ -52,7 +49,7 @@ def load(path: str, map_location: Any = "cpu", *, mmap: bool = False) -> Any:
     try:
         if os.path.getsize(path) == 0:
             raise CheckpointCorrupt(f"{path} is empty")
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: it is not plain tensors and values, and reading it could run code. "

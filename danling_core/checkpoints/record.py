@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,10 +11,10 @@ from typing import Any
 import xxhash
 
 from danling_core.errors import CheckpointCorrupt, CheckpointError
+from danling_core.json_safe import NON_FINITE, to_json_safe
 
 VERSION = 1
 _SIMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Record:
     def score(self) -> float | None:
         """The score of the latest result when the state was taken; None where there was none."""
         score = self.info.get("score")
-        return _NON_FINITE[score] if isinstance(score, str) else score
+        return NON_FINITE[score] if isinstance(score, str) else score
 
     @property
     def world_size(self) -> int | None:
@@ -77,7 +76,12 @@ class Record:
 
     def to_bytes(self) -> bytes:
         """The record file: readable JSON with the checksum of the rest inside."""
-        body = _json_safe(asdict(self))
+        try:
+            body = to_json_safe(asdict(self))
+        except TypeError as error:
+            raise CheckpointError(
+                f"checkpoint {self.name}: its record holds plain JSON only: {error}"
+            ) from error
         return (json.dumps(body | {"checksum": _checksum(body)}, indent=1, allow_nan=False) + "\n").encode()
 
     @classmethod
@@ -165,16 +169,3 @@ def pointer_from_bytes(data: bytes, name: str) -> tuple[str, int]:
 def _checksum(body: Mapping[str, Any]) -> str:
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return xxhash.xxh3_128_hexdigest(canonical.encode())
-
-
-def _json_safe(value: Any) -> Any:
-    """Plain JSON: string keys, lists, and numbers that are not finite as text."""
-    if isinstance(value, Mapping):
-        return {str(key): _json_safe(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_safe(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise CheckpointError(f"a commit record holds plain JSON, found a {type(value).__name__}: {value!r}")

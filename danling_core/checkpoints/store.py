@@ -17,6 +17,8 @@ from danling_core.checkpoints.payloads import Payloads
 from danling_core.checkpoints.record import Record, check_name, record_name
 from danling_core.errors import CheckpointError, NotFound
 
+_ORPHAN_AGE_SECONDS = 3600.0
+
 __all__ = ["BadCheckpoint", "CheckpointStore"]
 
 
@@ -132,15 +134,12 @@ class CheckpointStore:
         self,
         keep_last: int = 2,
         keep_names: Sequence[str] = ("*",),
-        *,
-        protect: Sequence[str] = (),
-        orphan_age_seconds: float = 3600.0,
     ) -> list[str]:
         """Remove what need not be kept, judging by the files alone. Returns the names of what was removed.
 
         Kept: the newest `keep_last`, what `latest` and every pointer matching `keep_names` (shell patterns; by
-        default all) mean, the newest one that verifies, and the names in `protect` (one being restored, say). Payloads
-        without a record, and damaged records, go once nobody has touched them for `orphan_age_seconds`.
+        default all) mean, and the newest one that verifies. Payloads without a record, and damaged records, go once
+        nobody has touched them for an hour.
         """
         if keep_last < 1:
             raise CheckpointError(
@@ -150,14 +149,14 @@ class CheckpointStore:
             self._check_guard()
             records = self._ledger.records()
             pointers = self._ledger.pointers(records)
-            keep = retention.pinned(pointers, keep_names) | set(protect)
+            keep = retention.pinned(pointers, keep_names)
             doomed = retention.doomed(records, keep_last, keep)
             doomed = retention.spare_last_good(records, doomed, self._payloads.is_good)
             for record in doomed:
                 dangling = [name for name, target in pointers.items() if target.name == record.name]
                 self._ledger.remove(record, dangling)
                 self._payloads.remove(record.name)
-            self._remove_leftovers(self._clock() - orphan_age_seconds, keep)
+            self._remove_leftovers(self._clock() - _ORPHAN_AGE_SECONDS, keep)
         return [record.name for record in doomed]
 
     # Reading
@@ -203,16 +202,10 @@ class CheckpointStore:
         """Delete the local copy that `open` made of a remote payload; a local payload stays as it is."""
         self._payloads.release(record)
 
-    def newest_good(self, skip: Sequence[str] = ()) -> tuple[Record | None, list[BadCheckpoint]]:
-        """The newest checkpoint that verifies, and those that were passed over because they do not, and why.
-
-        Args:
-            skip: names of records not to be considered.
-        """
+    def newest_good(self) -> tuple[Record | None, list[BadCheckpoint]]:
+        """The newest checkpoint that verifies, and those that were passed over because they do not, and why."""
         records, bad = self.survey()
         for record in records:
-            if record.name in skip:
-                continue
             try:
                 if self.is_local:
                     self.verify(record)

@@ -1,14 +1,13 @@
 """Data for training and evaluation: exact samplers, loaders, and the resumable training stream."""
 
 from danling_core.data.batches import batch_size_of, to_device
-from danling_core.data.loaders import LoaderOptions, build_evaluate_loader, build_train_loader
+from danling_core.data.loaders import build_evaluate_loader, build_train_loader
 from danling_core.data.pass_loader import PassLoader
 from danling_core.data.samplers import GlobalBatchSampler, ShardBatchSampler
 from danling_core.data.stream import TrainStream, Window
 
 __all__ = [
     "GlobalBatchSampler",
-    "LoaderOptions",
     "PassLoader",
     "ShardBatchSampler",
     "TrainStream",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -20,27 +20,9 @@ from danling_core.data.iterable import StreamShards
 from danling_core.data.pass_loader import PassLoader
 from danling_core.data.samplers import GlobalBatchSampler, ShardBatchSampler
 from danling_core.errors import ConfigError
+from danling_core.sections import LoaderOptions
 
 Collate = Callable[[Any], Any]
-
-
-class LoaderOptions(Protocol):
-    """The settings of one split, as the config resolves them. None leaves the choice to the loader."""
-
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def num_workers(self) -> int: ...
-    @property
-    def shuffle(self) -> bool | None: ...
-    @property
-    def drop_last(self) -> bool | None: ...
-    @property
-    def pin_memory(self) -> bool | None: ...
-    @property
-    def persistent_workers(self) -> bool | None: ...
-    @property
-    def prefetch_factor(self) -> int | None: ...
 
 
 def build_train_loader(
@@ -58,8 +40,7 @@ def build_train_loader(
     otherwise.
 
     Args:
-        dataset: map-style or iterable data, a tensor, a tuple or mapping of whole tensors, or a user's own
-            `DataLoader`, which is returned as it is.
+        dataset: map-style or iterable data, a tensor, or a tuple or mapping of whole tensors.
         seed: the run's seed, without the rank's bias.
         collate_fn: gets a list of samples. Without one, whole tensors and ready batches of `__getitems__` are
             not collated at all.
@@ -73,8 +54,6 @@ def build_train_loader(
     Raises:
         ConfigError: the data is empty, or `drop_last` leaves nothing of it.
     """
-    if isinstance(dataset, DataLoader):
-        return dataset
     maker = _Maker(options, rank, world_size, seed, collate_fn, device_type)
     if not _is_sized(dataset):
         return maker.streamed(_unsampled(dataset, sampler), drop_last=bool(options.drop_last))
@@ -103,8 +82,7 @@ def build_evaluate_loader(
     """A loader of this rank's exact part: nothing shuffled, dropped, or read twice, at any world size.
 
     Arguments as for `build_train_loader`; `shuffle` and `drop_last` of the settings are not looked at. Ranks
-    may have unequal numbers of batches, also none. A user's own `DataLoader` is returned as it is: what each
-    rank reads of it is the user's affair.
+    may have unequal numbers of batches, also none.
 
     Sized data comes in contiguous parts: the ranks' batches in rank order are in the data set's order. Of
     iterable data each rank has a chunk of every global batch: batch 0 of all ranks in rank order, then batch
@@ -113,8 +91,6 @@ def build_evaluate_loader(
     Raises:
         ConfigError: the data is empty.
     """
-    if isinstance(dataset, DataLoader):
-        return dataset
     maker = _Maker(options, rank, world_size, seed, collate_fn, device_type)
     if not _is_sized(dataset):
         return maker.streamed(_unsampled(dataset, sampler), drop_last=False)

@@ -96,12 +96,6 @@ class TrainStream:
         self._length = self._common_length() if self._ours is None else None
 
     @property
-    def windows_per_pass(self) -> int | None:
-        """Optimizer steps in a pass, equal on all ranks; None where the data does not say."""
-        batches = self.batches_per_pass
-        return None if batches is None else -(-batches // self.accum_steps)
-
-    @property
     def batches_per_pass(self) -> int | None:
         """Micro-batches in a pass, equal on all ranks; None where the data does not say."""
         return self._length if self._sampler is None else len(self._sampler)

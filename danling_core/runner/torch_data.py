@@ -79,7 +79,7 @@ class TorchData(BaseRunner):
             options = self.config.dataloader.for_split(split, training=True)
             loader = build_train_loader(self.datasets[split], options, **self._loader_arguments(split))
             self._keep(split, loader)
-        elif self.distributed and not hasattr(loader, "sharded"):
+        elif self.distributed and not getattr(getattr(loader, "dataset", None), "sharded", False):
             self.logger.info(
                 "split %r comes from a loader of your own: each rank reads what it gives there", split
             )
