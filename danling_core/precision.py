@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from typing import Any
 
 import torch
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NULL = contextlib.nullcontext()
+
+
+def is_bf16_native() -> bool:
+    """Whether this CPU computes in bf16 by itself; true where torch cannot tell."""
+    try:
+        supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+        return supported and (not is_x86 or bool(torch.cpu._is_avx512_bf16_supported()))
+    except (AttributeError, RuntimeError):
+        return True
 
 
 class Precision:

@@ -93,3 +93,13 @@ def test_fp32_costs_no_context() -> None:
         assert not torch.is_autocast_enabled("cpu")
     with Precision("bf16", "cpu", skip_non_finite=False).autocast():
         assert torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(("is_native", "warnings"), [(True, 0), (False, 1)])
+def test_bf16_that_the_cpu_emulates_is_warned_of(
+    is_native: bool, warnings: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("danling_core.runner.torch_setup.is_bf16_native", lambda: is_native)
+    runner = SmallRunner(config(tmp_path, precision="bf16", epoch_end=1))
+    runner.train()
+    assert Path(runner.dir, "run.log").read_text().count("bf16 is emulated") == warnings

@@ -358,3 +358,20 @@ def test_a_model_is_needed(tmp_path: Path) -> None:
     runner.datasets["train"] = torch.utils.data.TensorDataset(*points(4))
     with pytest.raises(ConfigError, match="sets no model"):
         runner.train()
+
+
+class Named(torch.utils.data.Dataset[Any]):
+    """Samples as a tokenizer names them."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.ones(2), "labels": torch.tensor(1)}
+
+
+def test_a_batch_without_an_input_is_refused_with_the_keys_it_has(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path))
+    runner.datasets["train"] = Named()
+    with pytest.raises(ConfigError, match=r"mapping of \['input_ids', 'labels'\].*override train_step"):
+        runner.train()

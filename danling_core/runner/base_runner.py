@@ -135,11 +135,8 @@ class BaseRunner(RunLife, Serialization):
             for split in train_splits:
                 if split not in self._done_splits and (by_epoch or not self._progress.finished):
                     self._done_splits[split] = self.train_epoch(split)
-            if (
-                not by_epoch
-                or (epoch + 1) % self.config.evaluate_every == 0
-                or epoch + 1 >= self._progress.end
-            ):
+            is_due = (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 >= self._progress.end
+            if is_due or not by_epoch:
                 self._done_splits.update(self._evaluate_all(evaluate_splits))
         except RunInterrupted:
             self._save_interrupted()

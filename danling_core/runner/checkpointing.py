@@ -86,9 +86,8 @@ def save(
     files.saver.check()
     every = runner.save_interval
     names = [name]
-    is_scored = (
-        not runner._inside_split and not runner._done_splits
-    )  # else the state is past the latest result
+    # else the state is past the latest result
+    is_scored = not runner._inside_split and not runner._done_splits
     if save_best and runner.is_best and is_scored:
         names.append("best")
     if epochs is not None and every is not None and (epochs + 1) % every == 0:

@@ -38,9 +38,8 @@ def train_segment(runner: TorchRunner, stream: TrainStream) -> None:
         empty_passes = empty_passes + 1 if runner.iters == began else 0
         if empty_passes > 1:
             raise ConfigError(f"split {runner.split!r} gives no batch: its data is empty")
-        if (
-            runner._epoch_is_over
-        ):  # the segment goes on, or the one before ended with the last batch of its pass
+        # the segment goes on, or the one before ended with the last batch of its pass
+        if runner._epoch_is_over:
             runner._count_epoch()
 
 

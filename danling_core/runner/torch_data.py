@@ -19,9 +19,8 @@ class TorchData(BaseRunner):
 
     _streams: dict[str, TrainStream]
     _evaluate_loaders: dict[str, Any]
-    _made: dict[
-        str, tuple[Any, Any]
-    ]  # split to the loader and sampler that the runner made, to tell them from given
+    _made: dict[str, tuple[Any, Any]]
+    """Split to the loader and sampler that the runner made, to tell them from given ones."""
     _train_splits: tuple[str, ...]
     _known_lengths: Lengths | None
 

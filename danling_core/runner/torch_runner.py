@@ -275,13 +275,14 @@ def _input_and_target(data: Any) -> tuple[Any, Any]:
     # nearly always; isinstance of an ABC costs a microsecond
     if type(data) in (tuple, list) and len(data) == 2:
         return data[0], data[1]
-    if isinstance(data, Mapping):
+    if isinstance(data, Mapping) and "input" in data:
         return data["input"], data.get("target")
     if isinstance(data, Sequence) and not isinstance(data, str) and len(data) >= 2:
         return data[0], data[1]
     if isinstance(data, Sequence) and len(data) == 1:
         return data[0], None
+    what = f"mapping of {sorted(map(str, data))}" if isinstance(data, Mapping) else type(data).__name__
     raise ConfigError(
-        f"a batch is a {type(data).__name__}: return (input, target) or a mapping with 'input' and 'target' from the "
+        f"a batch is a {what}: return (input, target) or a mapping with 'input' and 'target' from the "
         "data set, or override train_step and evaluate_step"
     )

@@ -21,7 +21,7 @@ from danling_core.optim import (
     needs_metric,
     parameter_groups,
 )
-from danling_core.precision import Precision
+from danling_core.precision import Precision, is_bf16_native
 from danling_core.runner import checkpointing, writing
 from danling_core.runner.stopping import Stopping, share
 from danling_core.runner.timing import Timings
@@ -120,6 +120,11 @@ class TorchSetUp(TorchData):
             if hasattr(part, "to"):
                 part.to(self.device)
         self._is_placed = True
+        emulates = self.config.precision == "bf16" and self.device.type == "cpu" and not is_bf16_native()
+        if emulates and self.is_main_process:
+            self.logger.warning(
+                "bf16 is emulated on this CPU, several times slower than fp32: precision=fp32"
+            )
 
     def _check_metrics(self, is_trained: bool) -> None:
         for name in ("metrics", "train_metrics", "evaluate_metrics"):
@@ -128,11 +133,8 @@ class TorchSetUp(TorchData):
                 continue
             if self.distributed:
                 metric_states.check_reducible(metric, name)
-            if (
-                is_trained
-                and name != "evaluate_metrics"
-                and (name == "train_metrics" or self.train_metrics is None)
-            ):
+            used = "metrics" if self.train_metrics is None else "train_metrics"
+            if is_trained and name == used:
                 metric_states.saved(metric, name)  # refuses what a stop inside an epoch could not save
 
     def _check_criterion(self) -> None:

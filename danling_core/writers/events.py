@@ -21,7 +21,7 @@ class EventLog:
 
     Args:
         path: a local file; it and its folder are made as needed.
-        attempt: "generation.restart" for events that do not carry their own.
+        attempt: "generation.restart" of the events made here.
         clock: Unix time in seconds, for tests.
     """
 
@@ -46,7 +46,7 @@ class EventLog:
         return event
 
     def on_event(self, event: Event) -> None:
-        """Append one event; time and attempt are added where it lacks them.
+        """Append one event as it is.
 
         Raises:
             StorageError: where the line could not be written whole (a full disk); the file is as before then.
@@ -55,8 +55,7 @@ class EventLog:
             raise StorageError(
                 f"the event log {self.path} is closed: no event can follow, got {event.get('event')!r}"
             )
-        stamped = {"event": None, "time": self._clock(), "attempt": self.attempt, **event}
-        line = dumps(stamped, separators=(",", ":")).encode() + b"\n"
+        line = dumps(event, separators=(",", ":")).encode() + b"\n"
         size = os.fstat(self._fd).st_size
         try:
             written = os.write(self._fd, line)
