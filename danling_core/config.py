@@ -20,6 +20,7 @@ from danling_core.field_types import (
     NonNegativeWhole,
     Positive,
     RunnerPath,
+    StorageBlock,
     StorageOptions,
     Url,
     Values,
@@ -86,6 +87,11 @@ class Config(Model):
     )
     storage_options: StorageOptions = _aside(
         {}, "fsspec options that are not secret: endpoint_url, region, project"
+    )
+    storage_block: StorageBlock | None = _aside(
+        None,
+        "flows: Prefect block with the store's credentials, `aws-credentials/NAME`, `minio-credentials/NAME` or "
+        "`gcp-credentials/NAME`; null: the environment's",
     )
     upload_interval_seconds: Positive = _aside(
         30.0, "remote runs: seconds between uploads of logs and TensorBoard; results go up at every epoch"

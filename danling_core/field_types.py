@@ -15,6 +15,7 @@ Values: TypeAlias = dict[str, Any]
 _NAME = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|\[\]]+")
 _EXPERIMENT_ID = re.compile(r"[0-9A-Za-z._-]{8,100}")
 _RUNNER = re.compile(r".*[^:]:[^:\s/]+")
+_STORAGE_BLOCK = re.compile(r"(aws|minio|gcp)-credentials/[^/\s]+")
 
 
 def _not_bool(value: Any) -> Any:
@@ -43,6 +44,15 @@ def _experiment_id(text: str) -> str:
 def _runner(text: str) -> str:
     if not _RUNNER.fullmatch(refuse_in_url(text)):
         raise ValueError(f"wanted 'package.module:Class' or 'path/to/file.py:Class', found {shown(text)}")
+    return text
+
+
+def _storage_block(text: str) -> str:
+    if not _STORAGE_BLOCK.fullmatch(text):
+        raise ValueError(
+            "wanted type and name of a Prefect block: 'aws-credentials/NAME', 'minio-credentials/NAME' or "
+            f"'gcp-credentials/NAME', found {shown(text)}"
+        )
     return text
 
 
@@ -80,6 +90,7 @@ Url = Annotated[str, Field(min_length=1), AfterValidator(refuse_in_url)]
 CountOrAuto = Annotated[Count | Literal["auto"], WrapValidator(_count_or_auto)]
 ExperimentId = Annotated[str, AfterValidator(_experiment_id)]
 RunnerPath = Annotated[str, AfterValidator(_runner)]
+StorageBlock = Annotated[str, AfterValidator(_storage_block)]
 LocalFolder = Annotated[str, Field(min_length=1), AfterValidator(_local)]
 FreeValues = Annotated[Values, AfterValidator(_free)]
 StorageOptions = Annotated[Values, AfterValidator(_options)]

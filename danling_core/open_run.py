@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from . import metadata, storage
+from . import metadata, storage, storage_block
 from .errors import ConfigError, NotFound, StorageError
 from .identity import new_timestamp
 from .lease import STALE_AFTER_SECONDS, Lease
@@ -72,9 +72,11 @@ def open_run(
 
     Raises:
         RunBusy: another living process owns the run.
-        ConfigError: a `checkpoint_dir` for a remote run; `fresh` together with `dir`, where a run is already.
+        ConfigError: a `checkpoint_dir` for a remote run; a `storage_block` that nobody loaded; `fresh` together
+            with `dir`, where a run is already.
         StorageError: the store refuses or is away.
     """
+    storage_block.check_loaded(config)
     storage.configure(config.storage_options)
     _check_places(config)
     if not fresh and (done := newest_complete(config, identity)):

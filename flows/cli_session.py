@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from danling_core.config import Config
+from flows.credentials import forget, named_block, store_credentials
 from flows.outcome import RunOutcome
 from flows.pool import LauncherPool, Listener, pinned, using
 from flows.server import QUIET, EmbeddedServer, api_server, send_waiting, using_api
@@ -89,9 +90,10 @@ class Session:
         ending: Ending | None = None
         try:
             with using(self._pool):
-                self._pool.start()
+                if named_block(self._configs) is None:  # else a launcher is to inherit what the block says
+                    self._pool.start()
                 quiet = contextlib.nullcontext() if self._is_verbose else _quiet_prefect()
-                with quiet, api_server() as server:
+                with quiet, api_server() as server, self._credentials(server):
                     ending = self._call(flow, server)
         except KeyboardInterrupt:  # while it all closes: what is left ends with this process
             if ending is None:
@@ -100,14 +102,23 @@ class Session:
 
     def _call(self, flow: Callable[[list[Config]], Any], server: EmbeddedServer | str) -> Ending:
         prepared = self._pool.prepare(self._configs)
-        if isinstance(server, str):
-            url = server
-        else:
-            if not self._is_fresh and (outcomes := complete_already(prepared)) is not None:
-                return Ending([self._pool.record(outcome) for outcome in outcomes])
-            url = server.wait()
-        with using_api(url):
+        may_skip = not isinstance(server, str) and not self._is_fresh
+        if may_skip and (outcomes := complete_already(prepared)) is not None:
+            return Ending([self._pool.record(outcome) for outcome in outcomes])
+        with using_api(_url_of(server)):
             return self._in_thread(lambda: flow([pinned(one) for one in prepared]))
+
+    @contextlib.contextmanager
+    def _credentials(self, server: EmbeddedServer | str) -> Iterator[None]:
+        """Those of the block that the configs name: it is read from the API, before a store or a launcher is."""
+        if named_block(self._configs) is None:
+            yield
+            return
+        try:
+            with using_api(_url_of(server)), store_credentials(self._configs):
+                yield
+        finally:
+            forget()  # a flow that hangs on a lost API may still hold them
 
     def _in_thread(self, call: Callable[[], Any]) -> Ending:
         """Call in another thread: Prefect installs no signal handlers there, and ours do not cut it short."""
@@ -144,6 +155,7 @@ class Session:
                 self._pool.interrupt(signal.Signals(noted[0]).name)
             if len(noted) > 1:
                 self._pool.kill()
+                forget()
                 print("danling: killed", file=sys.stderr, flush=True)
                 os._exit(128 + noted[0])
 
@@ -162,6 +174,11 @@ def _signals_noted() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _url_of(server: EmbeddedServer | str) -> str:
+    """The API's URL, once it answers."""
+    return server if isinstance(server, str) else server.wait()
 
 
 def _failure(state: Any) -> BaseException | None:

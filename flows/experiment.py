@@ -13,6 +13,7 @@ from danling_core.config import Config
 from danling_core.errors import RunInterrupted
 from danling_core.sweep import ExperimentSpec
 from flows.cancellation import heeding_cancel
+from flows.credentials import store_credentials
 from flows.endings import conclude_all
 from flows.fan_out import call_all, nested
 from flows.leaderboard import leaderboard, markdown
@@ -40,7 +41,12 @@ def experiment(spec: ExperimentSpec, fresh: bool = False) -> State[list[dict[str
         spec: a config, and what varies in it.
         fresh: begin new run folders, whatever is there.
     """
-    with launcher_pool(spec.concurrency) as pool, reporting() as reporter, heeding_cancel(pool.interrupt):
+    with (
+        store_credentials(spec.configs()),
+        launcher_pool(spec.concurrency) as pool,
+        reporting() as reporter,
+        heeding_cancel(pool.interrupt),
+    ):
         artifacts = FlowArtifacts(reporter)
         configs = prepared_configs(spec, pool)
         tags = tags_of(configs[0])

@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import State
 
 from danling_core.sweep import ExperimentSpec, GroupSpec
 from flows.cancellation import heeding_cancel
+from flows.credentials import store_credentials
 from flows.endings import conclude_all
 from flows.experiment import experiment, prepared_configs, run_all
 from flows.fan_out import call_all, nested
@@ -33,9 +34,14 @@ def group(spec: GroupSpec, fresh: bool = False) -> State[list[dict[str, Any]]]:
         spec: the experiments.
         fresh: begin new run folders, whatever is there.
     """
-    with launcher_pool(spec.concurrency) as pool, reporting() as reporter, heeding_cancel(pool.interrupt):
+    configs = [config for plan in spec.configs() for config in plan.configs]
+    with (
+        store_credentials(configs),
+        launcher_pool(spec.concurrency) as pool,
+        reporting() as reporter,
+        heeding_cancel(pool.interrupt),
+    ):
         artifacts = FlowArtifacts(reporter)
-        configs = [config for plan in spec.configs() for config in plan.configs]
         pool.prepare(configs)
         tags = [tag for tag in tags_of(configs[0]) if not tag.startswith("experiment:")]
         artifacts.tag(tags)

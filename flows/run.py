@@ -22,6 +22,7 @@ from danling_core.open_run import OpenedRun, open_run
 from danling_core.run_folder import RunFolder
 from danling_core.sources import check_sources
 from flows.cancellation import heeding_cancel
+from flows.credentials import store_credentials
 from flows.endings import conclude_run
 from flows.naming import counted, run_display_name, tags_of
 from flows.outcome import RunOutcome, describe
@@ -54,7 +55,12 @@ def run(
         fresh: begin a new run folder, whatever is there.
     """
     config = _effective(config, overrides)
-    with launcher_pool() as pool, reporting() as reporter, storage.using(config.storage_options):
+    with (
+        store_credentials([config]),
+        launcher_pool() as pool,
+        reporting() as reporter,
+        storage.using(config.storage_options),
+    ):
         artifacts = FlowArtifacts(reporter)
         artifacts.tag(tags_of(config))
         outcome = pool.record(execute(config, pool, artifacts, fresh))

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 
 from danling_core import storage
 from danling_core.errors import AccessDenied, Fenced, NotFound, RunBusy, StorageError, StoreUnavailable
-from danling_core.lease import Lease, check_generation
+from danling_core.lease import Lease, check_generation, lease_url
 from danling_core.storage import failures, operations
 from danling_core.storage.local import LocalBackend
 from danling_core.storage.remote import RemoteBackend
@@ -116,6 +117,17 @@ def test_without_conditional_writes_the_lease_still_refuses_whoever_comes_later(
     assert second.generation == 2
     with pytest.raises(Fenced, match=r"generation 1 of .* was taken over by second"):
         check_generation(first.url, first.generation)
+
+
+def test_without_conditional_writes_of_two_owners_of_one_generation_the_first_is_fenced_at_its_next_beat(
+    rclone_root: str,
+) -> None:
+    url = lease_url(storage.join(rclone_root, "digits-1"))
+    first, second = (Lease._try_create(url, 1, name, time.time) for name in ("first", "second"))
+    assert first is not None and second is not None, "both listed before either had created"
+    with pytest.raises(Fenced, match=r"generation 1 of .* was taken over by second"):
+        first.beat()
+    second.beat()
 
 
 @pytest.mark.parametrize("size", [0, 1, 5 * 2**20, 17 * 2**20 + 3])
