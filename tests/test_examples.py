@@ -84,10 +84,16 @@ def test_the_best_checkpoint_is_right_on_test_digits(
 
 
 def test_the_smallest_runner_of_the_readme_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = dict(re.findall(r"```(python|yaml)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S))
+    found = re.findall(r"```(python|yaml)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    blocks = dict(reversed(found))  # the first of each
+    sweep, group = [text for kind, text in found if kind == "yaml"][1:]
     (tmp_path / "toy.py").write_text(blocks["python"])
     (tmp_path / "toy.yaml").write_text(blocks["yaml"])
+    (tmp_path / "sweep.yaml").write_text(sweep)
+    (tmp_path / "group.yaml").write_text(group)
     monkeypatch.chdir(tmp_path)
+    assert len(ExperimentSpec.load("sweep.yaml").configs()) == 4
+    assert [len(plan.configs) for plan in GroupSpec.load("group.yaml").configs()] == [2, 1]
     namespace: dict[str, type] = {"__name__": "toy"}
     exec(compile(blocks["python"], str(tmp_path / "toy.py"), "exec"), namespace)
     results = namespace["ToyRunner"](Config.load("toy.yaml", ["nproc_per_node=1"])).train()
