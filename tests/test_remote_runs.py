@@ -196,9 +196,9 @@ def test_ranks_that_wait_for_a_long_absence_are_not_taken_for_hung(
                 "it",
                 60,
             )
-            time.sleep(2.5 * hang_seconds)
+            time.sleep(1.5 * hang_seconds)
 
-    hang_seconds = 5.0
+    hang_seconds = 3.0
     with ThreadPoolExecutor(1) as pool:
         absence = pool.submit(be_away_at_the_end)
         remote = train(launcher, wanted_on(s3_root, tmp_path, hang_timeout_seconds=hang_seconds))
@@ -238,7 +238,7 @@ def test_a_run_stops_where_it_may_not_run_further_ahead(
 def test_a_run_that_stops_of_its_own_accord_is_not_taken_for_hung_while_the_store_is_away(
     s3_root: str, s3_proxy: FaultyProxy, launcher: Launcher, tmp_path: Path
 ) -> None:
-    hang_seconds = 5.0
+    hang_seconds = 3.0
 
     def told(event: str) -> bool:
         return any(f'"{event}"' in path.read_text() for path in tmp_path.glob("scratch/*/events.jsonl"))
@@ -247,7 +247,7 @@ def test_a_run_that_stops_of_its_own_accord_is_not_taken_for_hung_while_the_stor
         wait_until(lambda: told("epoch_began"), "the first epoch", 60)
         with s3_proxy.away():
             wait_until(lambda: told("interrupted"), "the stop", 60)
-            time.sleep(2.5 * hang_seconds)
+            time.sleep(1.5 * hang_seconds)
 
     wanted = wanted_on(s3_root, tmp_path, params={"step_seconds": 0.1}, max_unsynced_seconds=1.0)
     with ThreadPoolExecutor(1) as pool:
@@ -289,10 +289,11 @@ def test_a_store_that_refuses_is_said_before_anything_is_made(
 ) -> None:
     s3_proxy.refusal = refusal
     wanted = wanted_on(s3_root, tmp_path)
-    began = time.monotonic()
+    before = len(s3_proxy.requests)
     with pytest.raises(AccessDenied, match="the store refuses .*access key ending in '1234'"):
         open_run(wanted, identify(wanted, None))
-    assert time.monotonic() - began < 10, "a refusal was repeated"
+    refused = s3_proxy.requests[before:]
+    assert len(refused) == len(set(refused)), "a refusal was repeated"
     s3_proxy.refusal = None
     assert storage.list_tree(s3_root) == [] and not (tmp_path / "scratch").exists()
 
