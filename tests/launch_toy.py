@@ -162,22 +162,6 @@ def with_loader(rank: Rank) -> None:
     child.kill()
 
 
-def train(rank: Rank) -> None:
-    """A first DDP step, for figures."""
-    import torch
-    import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
-
-    dist.init_process_group("gloo")
-    model = DistributedDataParallel(torch.nn.Linear(4, 4))
-    model(torch.ones(2, 4)).sum().backward()
-    rank.emit("progress", step=1)
-    dist.barrier()
-    rank.emit("completed")
-    rank.cells.finish()  # first: the teardown of gloo deadlocks now and then
-    dist.destroy_process_group()
-
-
 ROLES = {
     role.__name__: role
     for role in (
@@ -188,7 +172,6 @@ ROLES = {
         abort_after_completed,
         echo,
         with_loader,
-        train,
     )
 }
 

@@ -45,12 +45,6 @@ def test_a_shift_moves_whole_images_by_at_most_so_many_pixels() -> None:
     assert seen == {(row, column) for row in (3, 4, 5) for column in (3, 4, 5)}
 
 
-@pytest.mark.parametrize("name", ["run.yaml", "mlp.yaml"])
-def test_the_configs_are_valid(name: str) -> None:
-    config = Config.load(str(DIGITS / name), ["params.lr=0.003", "seed=0"])
-    assert config.params["lr"] == 0.003
-
-
 def test_the_group_and_the_experiment_expand_to_their_runs() -> None:
     group = GroupSpec.load(str(DIGITS / "group.yaml"))
     plans = group.configs()

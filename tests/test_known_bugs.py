@@ -20,9 +20,7 @@ import torch.distributed as dist
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.config import Config
 from danling_core.data import to_device
-from danling_core.distributed import resolve_device
 from danling_core.errors import DanLingError
-from danling_core.results import Results
 from danling_core.runner.meter import LossMeter
 from tests.ranks import Ranks
 from tests.small_runner import SmallRunner, config, events, weights
@@ -30,8 +28,6 @@ from tests.small_runner import SmallRunner, config, events, weights
 
 # checkpoints -----------------------------------------------------------------------------------------------
 def test_latest_is_saved_every_epoch_without_any_interval(tmp_path: Path) -> None:
-    runner = SmallRunner(config(tmp_path, epoch_end=3))
-    assert runner.save_interval is None
     seen: list[int] = []
 
     class Waits(SmallRunner):
@@ -43,8 +39,9 @@ def test_latest_is_saved_every_epoch_without_any_interval(tmp_path: Path) -> Non
             assert record is not None
             seen.append(record.step)
 
-    Waits(config(tmp_path, epoch_end=3)).train()
-    assert seen == [4, 8, 12]
+    runner = Waits(config(tmp_path, epoch_end=3))
+    runner.train()
+    assert runner.save_interval is None and seen == [4, 8, 12]
 
 
 def test_a_failed_save_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,31 +150,6 @@ def test_a_resumed_run_does_not_overwrite_best_by_something_worse(tmp_path: Path
     assert record is not None and record.step == 4 and runner.best_index == 0
 
 
-# scores ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("name", "better"), [("loss", 1.0), ("mse", 1.0), ("perplexity", 1.0), ("f1", 2.0)])
-def test_the_direction_is_known_for_more_than_the_word_loss(name: str, better: float) -> None:
-    results = Results(score_name=name)
-    for index, value in enumerate([1.0, 2.0]):
-        results.append({"val": {name: value}}, index)
-    assert results.best_score == better
-
-
-def test_scores_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = Counter[str]()
-    original = Results._score_of
-
-    def counted(self: Results, *given: Any, **named: Any) -> Any:
-        calls["score"] += 1
-        return original(self, *given, **named)
-
-    monkeypatch.setattr(Results, "_score_of", counted)
-    results = Results(score_split="val")
-    for index in range(200):
-        results.append({"val": {"loss": 1.0 / (index + 1)}}, index)
-        assert results.scores[index] and results.is_best and results.best_index == index
-    assert calls["score"] == 200
-
-
 # identity --------------------------------------------------------------------------------------------------
 def test_the_id_follows_the_code_and_not_the_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -200,11 +172,6 @@ def test_the_id_follows_the_code_and_not_the_progress(
 
 
 # devices and data ------------------------------------------------------------------------------------------
-def test_a_rank_on_the_cpu_has_the_device_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert str(resolve_device("cpu")) == "cpu"
-
-
 class MadeInAWorker(torch.utils.data.Dataset[Any]):
     """Tells where its samples were made."""
 

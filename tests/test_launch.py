@@ -483,10 +483,3 @@ def test_ranks_of_a_driver_that_died_are_waited_for(tmp_path: Path, launcher: La
     assert [event["attempt"] for event in events] == sorted(event["attempt"] for event in events)
     assert driver.stdout is not None
     driver.stdout.close()
-
-
-def test_the_driver_side_loads_neither_torch_nor_prefect() -> None:
-    names = "('torch', 'prefect', 'fsspec')"
-    source = f"import sys, danling_core.launch; print([name for name in {names} if name in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert out.stdout.strip() == "[]"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -259,10 +257,3 @@ def test_replaying_an_index_with_equal_values_changes_nothing() -> None:
     results, again = with_scores(0.5, 0.4), with_scores(0.5, 0.4)
     again.append({"train": {"loss": 1.0}, "val": {"loss": 0.4}}, 1)
     assert again.state_dict() == results.state_dict() and again.best_index == results.best_index
-
-
-def test_results_events_and_formatting_load_no_torch() -> None:
-    names = "results, formatting, follow, json_safe, writers"
-    heavy = {"torch", "prefect"}
-    code = f"from danling_core import {names}; import sys; sys.exit(bool({heavy} & set(sys.modules)))"
-    subprocess.run([sys.executable, "-c", code], check=True)

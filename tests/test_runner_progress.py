@@ -230,10 +230,8 @@ def test_in_step_mode_a_schedule_counts_steps(tmp_path: Path) -> None:
     assert runner.rates == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
 
 
-@pytest.mark.parametrize(("score_name", "expected"), [("loss", [0.1, 0.01]), ("accuracy", [0.1, 0.01])])
-def test_reduce_on_plateau_follows_the_score_in_its_direction(
-    score_name: str, expected: list[float], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("score_name", ["loss", "accuracy"])
+def test_reduce_on_plateau_follows_the_score_in_its_direction(score_name: str, tmp_path: Path) -> None:
     values = {"loss": [1.0, 2.0, 2.0], "accuracy": [0.5, 0.4, 0.4]}
 
     class Scripted(SmallRunner):
@@ -244,7 +242,7 @@ def test_reduce_on_plateau_follows_the_score_in_its_direction(
     runner = Scripted(config(tmp_path, epoch_end=3, scheduler=scheduler, score_name=score_name))
     runner.train()
     assert [runner.rates[0], runner.rates[4]] == pytest.approx([0.1, 0.1])
-    assert runner.rates[8] == pytest.approx(expected[1])
+    assert runner.rates[8] == pytest.approx(0.01)
     assert runner.scheduler.mode == ("min" if score_name == "loss" else "max")
 
 

@@ -49,20 +49,19 @@ write_result write_score json jsons yaml yamls from_json from_jsons from_yaml fr
 """.split()  # noqa: SIM905
 
 
-@pytest.mark.parametrize("name", ATTRIBUTES)
-def test_an_attribute_is_declared_with_its_type_and_there(name: str, tmp_path: Path) -> None:
-    declared = inspect.get_annotations(RunnerBase)
-    member = inspect.getattr_static(RunnerBase, name, None)
-    assert name in declared or isinstance(member, property)
-    assert isinstance(member, property) is False or inspect.getdoc(member)
-    assert hasattr(SmallRunner(config(tmp_path)), name)
+def test_every_attribute_is_declared_with_its_type_and_there(tmp_path: Path) -> None:
+    properties = {name: member for name, member in vars(RunnerBase).items() if isinstance(member, property)}
+    assert set(ATTRIBUTES) <= set(inspect.get_annotations(RunnerBase)) | set(properties)
+    assert all(inspect.getdoc(member) for member in properties.values())
+    runner = SmallRunner(config(tmp_path))
+    assert not [name for name in ATTRIBUTES if not hasattr(runner, name)]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_is_declared_with_its_meaning_and_there(name: str) -> None:
-    assert inspect.getdoc(getattr(RunnerMethods, name))
-    assert getattr(RunnerMethods, name).__isabstractmethod__
-    assert not getattr(getattr(dl.TorchRunner, name), "__isabstractmethod__", False)
+def test_every_method_is_declared_with_its_meaning_and_there() -> None:
+    declared = {name: getattr(RunnerMethods, name) for name in METHODS}
+    assert all(inspect.getdoc(method) for method in declared.values())
+    assert RunnerMethods.__abstractmethods__ >= set(METHODS)
+    assert not set(METHODS) & dl.TorchRunner.__abstractmethods__
 
 
 def test_signatures_that_users_know() -> None:

@@ -7,7 +7,6 @@ import json
 import math
 import multiprocessing
 import os
-import subprocess
 import sys
 import time
 import traceback
@@ -277,17 +276,6 @@ def test_a_folder_of_its_own_that_is_read_only_is_denied(tmp_path: os.PathLike[s
     os.chmod(tmp_path, 0o500)
     with pytest.raises(AccessDenied):
         storage.write_bytes(os.path.join(tmp_path, "x"), b"")
-
-
-def test_local_paths_need_no_fsspec() -> None:
-    code = (
-        "import sys, tempfile; from danling_core import storage, run_folder, lease, metadata, open_run\n"
-        "import danling_core.mirror.process, danling_core.mirror.uploader\n"
-        "storage.write_bytes(tempfile.mkdtemp() + '/x', b'1')\n"
-        "heavy = {'fsspec', 's3fs', 'gcsfs', 'botocore', 'torch', 'prefect'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_urls_are_joined_and_taken_apart() -> None:

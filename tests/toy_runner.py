@@ -18,14 +18,10 @@ class ToyParams(dl.Params):
     width: int = 8
     lr: float = 0.1
     samples: int = 70
-    dropout: float = 0.0
-    batch_norm: bool = False
     sleep_seconds: float = 0.0
     fail_at_epoch: int | None = None
     fail_rank: int = 0
     kill_at_step: int | None = None
-    sigterm_at_step: int | None = None
-    nan_at_step: int | None = None
     fails_in_constructor: bool = False
 
 
@@ -40,11 +36,8 @@ class ToyRunner(dl.TorchRunner):
         split = self.params.samples * 5 // 7
         self.datasets["train"] = TensorDataset(inputs[:split], targets[:split])
         self.datasets["val"] = TensorDataset(inputs[split:], targets[split:])
-        layers: list[nn.Module] = [nn.Linear(4, self.params.width)]
-        if self.params.batch_norm:
-            layers.append(nn.BatchNorm1d(self.params.width))
-        layers += [nn.ReLU(), nn.Dropout(self.params.dropout), nn.Linear(self.params.width, 2)]
-        self.model = nn.Sequential(*layers)
+        width = self.params.width
+        self.model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
         self.criterion = nn.CrossEntropyLoss()
         if self.config.optim is None:
             self.optimizer = torch.optim.SGD(self.model.parameters(), lr=self.params.lr, momentum=0.9)
@@ -62,8 +55,4 @@ class ToyRunner(dl.TorchRunner):
             first_attempt = not self._context or self._context.attempt == "1.0"
             if params.kill_at_step == self.steps and first_attempt:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if params.sigterm_at_step == self.steps and first_attempt:
-                os.kill(os.getpid(), signal.SIGTERM)
-        if params.nan_at_step == self.steps:
-            data = (data[0] * float("nan"), data[1])
         return super().train_step(data)
