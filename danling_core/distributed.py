@@ -35,8 +35,11 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
 
 
-def resolve_device(wanted: str) -> torch.device:
+def resolve_device(wanted: str, ranks_here: int | None = None) -> torch.device:
     """The device of this rank: `cuda:{local_rank}`, or plain `cpu` (never `cpu:1`). The same kind on all ranks.
+
+    Args:
+        ranks_here: on this node, which is the only one, where they are yet to be launched.
 
     Raises:
         ConfigError: CUDA is asked for and absent, or there are fewer GPUs than ranks on this node; with `auto`
@@ -46,11 +49,12 @@ def resolve_device(wanted: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but torch finds no GPU here: use device=auto or device=cpu")
-    ranks, gpus = local_world_size(), torch.cuda.device_count()
+    ranks = local_world_size() if ranks_here is None else ranks_here
+    gpus = torch.cuda.device_count()
     if ranks <= gpus:
         return torch.device("cuda", local_rank())
     found = f"{ranks} ranks on this node and {gpus} GPU(s)"
-    if wanted == "auto" and ranks == world_size():
+    if wanted == "auto" and (ranks_here is not None or ranks == world_size()):
         _warn_once(
             f"device is 'auto', with {found}: all ranks use the CPU; nproc_per_node={gpus} uses the GPU(s)"
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from danling_core import distributed
 from danling_core.config import Config
 from danling_core.errors import ConfigError
 from danling_core.identity import experiment_id_of, stores
@@ -35,14 +36,16 @@ def prepare(config: Mapping[str, Any], cwd: str) -> dict[str, Any]:
             "--rdzv-endpoint HOST:29500 -m danling_core.worker CONFIG, and project_root where all see it"
         )
     resolved, _, source = pin(stated)
+    ranks = ranks_per_node(resolved)
+    device = distributed.resolve_device(resolved.device, ranks).type
     return {
         "config": resolved.dict(),
         "experiment_id": resolved.experiment_id,
         "source_file": source,
         "sources": loaded_sources() if stated.experiment_id is None else {},
-        "world_size": ranks_per_node(resolved),
-        "device": _device_type(resolved),
-        "gpus": torch.cuda.device_count() if _device_type(resolved) == "cuda" else 0,
+        "world_size": ranks,
+        "device": device,
+        "gpus": torch.cuda.device_count() if device == "cuda" else 0,
     }
 
 
@@ -83,10 +86,5 @@ def ranks_per_node(config: Config) -> int:
     """`nproc_per_node`, where `auto` means the GPUs that will be used, else 1."""
     if config.nproc_per_node != "auto":
         return int(config.nproc_per_node)
-    return max(torch.cuda.device_count(), 1) if _device_type(config) == "cuda" else 1
-
-
-def _device_type(config: Config) -> str:
-    if config.device != "auto":
-        return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    uses_gpus = config.device != "cpu" and torch.cuda.is_available()
+    return max(torch.cuda.device_count(), 1) if uses_gpus else 1

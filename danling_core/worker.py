@@ -143,6 +143,7 @@ def _record(config: Config, context: RunContext, failure: Mapping[str, Any]) -> 
 def _leave(runner: TorchRunner, control: Control | None) -> None:
     """Leave the other ranks, all at the same point; said first, since gloo may abort or lock up there."""
     if control is not None:
+        faulthandler.disable()  # for the same reason: that abort is no news for the log
         control.ranks[runner.local_rank].finish()
     distributed.destroy_process_group()
 
@@ -179,9 +180,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.path.insert(0, os.getcwd())
     try:
         config, _, source = pin(Config.load(arguments.config, arguments.overrides))
+        device = distributed.resolve_device(config.device)
     except ConfigError as error:
         return _refuse(error, EXIT_BAD_INPUT)
-    distributed.init_process_group(distributed.resolve_device(config.device), config.hang_timeout_seconds)
+    distributed.init_process_group(device, config.hang_timeout_seconds)
     with contextlib.ExitStack() as stack:
         context = _open_together(config, source, arguments.fresh, stack)
         if isinstance(context, DanLingError):
