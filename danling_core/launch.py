@@ -31,19 +31,18 @@ class RunHandle:
     """A run that a launcher works on. Its methods may be called from any thread."""
 
     def __init__(
-        self, launcher: Launcher, request: RunRequest, request_id: int, reply: Future[_Reply]
+        self, launcher: Launcher, request: RunRequest, request_id: int, reply: Future[_Reply], offset: int
     ) -> None:
         self.request = request
         self._launcher = launcher
         self._id = request_id
         self._reply = reply
-        self._events_path = os.path.join(request.work_dir, "events.jsonl")
-        self._offset = end_of_lines(self._events_path)
+        self._offset = offset
         self._is_interrupted = False
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The run's events from its launch on, as they come; ends when the run has."""
-        return follow(self._events_path, from_offset=self._offset, stop=self._reply.done)
+        return follow(self.request.events_path, from_offset=self._offset, stop=self._reply.done)
 
     def outcome(self, timeout_seconds: float | None = None) -> Outcome:
         """Wait for the end of the run.
@@ -94,10 +93,6 @@ class Launcher:
                 self.close()
                 self._connection = _Connection(self._environment(), *self._entrypoints)
 
-    def wait_ready(self, timeout_seconds: float | None = None) -> None:
-        """Wait until the next launch is a fast one; optional. Raises LaunchError if the process died."""
-        _checked(self._open().ready.result(timeout_seconds))
-
     def prepare(
         self,
         configs: Sequence[dict[str, Any]],
@@ -122,14 +117,11 @@ class Launcher:
     def run(self, request: RunRequest, cwd: str | None = None) -> RunHandle:
         """Launch the ranks of one run; returns at once. Requests beyond the first wait for their turn."""
         connection = self._open()
-        placeholder: Future[_Reply] = Future()
-        handle = RunHandle(
-            self, request, -1, placeholder
-        )  # notes where the event log ends before anything runs
+        offset = end_of_lines(request.events_path)  # before anything runs
         message = {"op": "run", "request": request.to_dict()}
-        handle._id, handle._reply = connection.send({**message, **self._here(cwd)})
+        request_id, reply = connection.send({**message, **self._here(cwd)})
         connection.grace_seconds = request.stop_grace_seconds
-        return handle
+        return RunHandle(self, request, request_id, reply, offset)
 
     def close(self) -> None:
         """End the process; a run that goes on is interrupted, with its grace. It can be started again."""
@@ -177,7 +169,6 @@ class _Connection:
         self.folder = tempfile.mkdtemp(prefix="danling-", dir=_short_temporary_folder())
         self.stderr_path = os.path.join(self.folder, "stderr.log")
         self.grace_seconds = 0.0
-        self.ready: Future[_Reply] = Future()
         self.is_open = True
         self._pending: dict[int, Future[_Reply]] = {}
         self._next_id = 0
@@ -217,20 +208,21 @@ class _Connection:
                 stdin.write(line)
                 stdin.flush()
             except (OSError, ValueError) as error:
+                with contextlib.suppress(subprocess.TimeoutExpired):  # its pipe may close before it has ended
+                    self.process.wait(1.0)
                 raise LaunchError(self._epitaph()) from error
 
     def _read(self) -> None:
         with cast(BinaryIO, self.process.stdout) as stdout:
             for line in stdout:
+                if not line.endswith(b"\n"):  # the launcher died within it
+                    break
                 reply = json.loads(line)
-                if "ready" in reply:
-                    self.ready.set_result(reply)
-                else:
-                    self._pending.pop(reply["id"]).set_result(reply)
+                self._pending.pop(reply["id"]).set_result(reply)
         self.process.wait()
         with self._lock:
             self.is_open = False
-            pending, self._pending = [*self._pending.values(), self.ready], {}
+            pending, self._pending = [*self._pending.values()], {}
         error = self._epitaph()
         for future in pending:
             if not future.done():

@@ -42,7 +42,10 @@ def _is_known(pid: int) -> bool:
 
 def is_alive(pid: int, started: int | None) -> bool:
     """Whether the process that had `pid` and began at `started` still runs."""
-    return started is not None and start_time(pid) == started
+    try:
+        return started is not None and start_time(pid) == started
+    except OSError:  # too many open files, for one; who watches must not stop for that
+        return _is_known(pid)
 
 
 def die_with_parent(death: signal.Signals = signal.SIGKILL) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +329,40 @@ def test_a_pid_with_another_start_is_another_process() -> None:
     kill_tree(process.pid, started)
     assert process.wait() == -signal.SIGKILL
     assert start_time(process.pid) is None
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """This process can open nothing, as when it has too many files open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_who_cannot_open_a_file_still_knows_who_lives() -> None:
+    process = subprocess.Popen(["sleep", "1000"])
+    started = start_time(process.pid)
+    with no_more_files():
+        assert is_alive(process.pid, started)
+        process.kill()
+        process.wait()
+        assert not is_alive(process.pid, started)
+
+
+def test_the_watch_outlives_an_error_of_the_system(
+    control: Control, sleepers: list[subprocess.Popen[bytes]], caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = watch_over(control, sleepers)
+    watch.kill_from_now_on()
+    with no_more_files():
+        thread = watch.start(poll_seconds=0.01)
+        wait_until(lambda: "the watch" in caplog.text or not thread.is_alive(), "the error")
+    assert [process.wait(10) for process in sleepers] == [-signal.SIGKILL] * 2
+    watch.stop()
+    thread.join()
 
 
 def _pause() -> None:

@@ -163,6 +163,21 @@ def test_a_rank_that_leaves_quietly_has_failed(
     assert outcome.status == "failed" and words in (outcome.error or "")
 
 
+def test_a_rank_that_dies_by_a_signal_leaves_its_stack(launcher: Launcher, tmp_path: Path) -> None:
+    finish(launcher, tmp_path, "misbehave", bad="SIGSEGV", nproc=1, max_restarts=0)
+    assert launcher._connection is not None
+    told = Path(launcher._connection.stderr_path).read_text()
+    assert "Segmentation fault" in told and "in _bad" in told.rpartition("Segmentation fault")[2]
+
+
+def test_a_working_folder_that_is_gone_is_told(launcher: Launcher, tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone")
+    with pytest.raises(ConfigError, match=f"working folder '{gone}'"):
+        launcher.prepare([{"runner": "tests.toy_runner:ToyRunner"}], cwd=gone)
+    outcome = launcher.run(request(tmp_path, "complete"), cwd=gone).outcome(30)
+    assert outcome.status == "failed" and f"working folder '{gone}'" in (outcome.error or "")
+
+
 def test_a_folder_that_is_gone_is_told(launcher: Launcher, tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="cannot be opened"):
         finish(launcher, tmp_path / "absent", "complete")
@@ -334,6 +349,25 @@ def test_git_is_asked_once_for_all_configs_of_a_preparation(
     assert {prepared.experiment_id for prepared in sweep} == {alone.experiment_id}
 
 
+@pytest.mark.skipif(bool(list(Path("/dev").glob("nvidia[0-9]*"))), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_bad_input_before_anything_is_created(tmp_path: Path) -> None:
+    """To a flow, which prepares, and to the worker under torchrun."""
+    file, root = tmp_path / "run.json", tmp_path / "runs"
+    config = {
+        "runner": "tests.toy_runner:ToyRunner",
+        "epoch_end": 1,
+        "project_root": str(root),
+        "device": "cuda",
+    }
+    with Launcher() as launcher, pytest.raises(ConfigError, match="torch finds no GPU"):
+        launcher.prepare([config], cwd=ROOT)
+    file.write_text(json.dumps(config))
+    command = [sys.executable, "-m", "danling_core.worker", str(file)]
+    worker = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert worker.returncode == 2 and not root.exists()
+    assert worker.stderr.startswith("danling: device is 'cuda'") and "Traceback" not in worker.stderr
+
+
 def test_a_config_error_comes_back_as_it_is(launcher: Launcher) -> None:
     with pytest.raises(ConfigError, match="^runner is missing$"):
         launcher.prepare([{"runner": None}], cwd=ROOT)
@@ -456,7 +490,17 @@ def test_a_dead_launcher_is_told_and_the_next_request_starts_another(tmp_path: P
 def test_what_the_launcher_says_at_its_death_is_told() -> None:
     words = "(?s)exited with code 1.*last words.*encodings"
     with Launcher(env={"PYTHONHOME": "/nowhere"}) as launcher, pytest.raises(LaunchError, match=words):
-        launcher.wait_ready(20)
+        launcher.prepare([{"runner": "tests.toy_runner:ToyRunner"}])
+
+
+def test_a_launcher_that_dies_within_a_reply_is_told(tmp_path: Path) -> None:
+    """The words of a Python that ends in the middle of a line, once it has been asked for something."""
+    source = 'import os; os.read(0, 1); os.write(1, b\'{"id": 1, "outc\'); os._exit(3)'
+    (tmp_path / "sitecustomize.py").write_text(source)
+    with Launcher(env={"PYTHONPATH": str(tmp_path)}) as launcher:
+        handle = launcher.run(request(tmp_path, "complete"))
+        with pytest.raises(LaunchError, match="exited with code 3"):
+            handle.outcome(30)
 
 
 def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:

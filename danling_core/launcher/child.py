@@ -38,11 +38,10 @@ def run_rank(order: Mapping[str, Any]) -> None:
     knows every rank's, and when each happened, instead of only the first that it noticed.
     """
     local_rank = int(os.environ["LOCAL_RANK"])
-    enter(order)
-    control = Control.open(order["control_path"])
-    cells = control.ranks[local_rank]
-    cells.enter()
+    cells = Control.open(order["control_path"]).ranks[local_rank]
     try:
+        enter(order)
+        cells.enter()
         load(order["entrypoint"])(order["request"], order["control_path"], order["restart"])
     except BaseException as error:
         failure = describe(error)
@@ -57,9 +56,9 @@ def run_rank(order: Mapping[str, Any]) -> None:
 
 def prepare(order: Mapping[str, Any], reply: Connection) -> None:
     """Run the prepare function on each config, in a process of its own, and send what came of it."""
-    enter(order)
     answers: list[dict[str, Any]] = []
     try:
+        enter(order)
         function = load(order["entrypoint"])
         for config in order["configs"]:
             answers.append({"prepared": _prepare_one(function, config, order["cwd"])})
@@ -83,7 +82,11 @@ def _prepare_one(function: Callable[..., Any], config: dict[str, Any], cwd: str)
 
 
 def enter(order: Mapping[str, Any]) -> None:
-    """Take on the driver's folder and environment, and tie this process and its children to the launcher."""
+    """Take on the driver's folder and environment, and tie this process and its children to the launcher.
+
+    Raises:
+        ConfigError: the folder is gone, or closed to us.
+    """
     for number in (signal.SIGTERM, signal.SIGUSR2):  # the fork server has its own ways with these
         signal.signal(number, signal.SIG_DFL)
     # Python's own default, as under torchrun: a child of a fork server would make its children by one, too.
@@ -95,9 +98,15 @@ def enter(order: Mapping[str, Any]) -> None:
         os._exit(1)
     children_die_with_us()
     watch_parent(order["launcher_pid"], order["launcher_started"])
+    faulthandler.enable(file=2)  # whatever that will be: a rank puts its log there
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=False)
     take_environment(order["env"])
-    os.chdir(order["cwd"])
+    try:
+        os.chdir(order["cwd"])
+    except OSError as error:
+        raise ConfigError(
+            f"cannot enter the working folder {order['cwd']!r} ({error.strerror}): start from a folder that exists"
+        ) from error
     prepend_sys_path(order["cwd"], order["env"].get("PYTHONPATH"))
 
 

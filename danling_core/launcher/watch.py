@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 
 from danling_core.control import Control, silence_allowed
 from danling_core.lifeline import is_alive, kill_tree, start_time
+
+logger = logging.getLogger(__name__)
 
 _LINGER_SECONDS = 5.0  # for the others, after one rank died
 _TEARDOWN_SECONDS = 3.0  # after every rank has finished its work: gloo's own teardown deadlocks now and then
@@ -145,7 +148,10 @@ class Watch:
 
     def _loop(self, poll_seconds: float) -> None:
         while not self._ended.wait(poll_seconds):
-            self.tick(time.monotonic())
+            try:
+                self.tick(time.monotonic())
+            except OSError as error:  # what could not be done is due at the next tick, too
+                logger.warning("the watch of the ranks met %s; it goes on", error)
 
     def stop(self) -> None:
         """End the thread."""
