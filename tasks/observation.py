@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-Event = dict[str, Any]
+from danling_core.writers.protocol import TERMINAL
 
-TERMINAL = ("completed", "failed", "interrupted")
+Event = dict[str, Any]
 
 
 class Observation:

@@ -62,7 +62,7 @@ def _emit(request: RunRequest, attempt: str, outcome: Outcome, status: Status) -
         kind, fields = "failed", {"step": outcome.step, **told}
     else:
         kind, fields = "interrupted", {"step": outcome.step, "reason": outcome.error}
-    log = EventLog(os.path.join(request.work_dir, "events.jsonl"), attempt)
+    log = EventLog(request.events_path, attempt)
     try:
         log.emit(kind, **fields)
     finally:

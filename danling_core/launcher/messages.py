@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -36,6 +37,11 @@ class RunRequest:
     max_restarts: int = 3
     stop_grace_seconds: float = 30.0
     sources: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def events_path(self) -> str:
+        """The event log of the run, which rank 0 appends to."""
+        return os.path.join(self.work_dir, "events.jsonl")
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""

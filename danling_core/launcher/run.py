@@ -21,7 +21,7 @@ from danling_core.launcher.messages import Outcome, RunRequest
 from danling_core.launcher.verdict import Verdict, judge
 from danling_core.launcher.watch import Watch
 from danling_core.lifeline import start_time
-from danling_core.writers.events import EventLog
+from danling_core.writers import TERMINAL, EventLog
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,6 @@ class SupervisedRun:
         self._cwd = cwd
         self._entrypoint = entrypoint
         self._folder = folder
-        self._events_path = os.path.join(request.work_dir, "events.jsonl")
         self._lock = threading.Lock()
         self._watch: Watch | None = None
         self._stop_reason: str | None = None
@@ -69,7 +68,7 @@ class SupervisedRun:
     def run(self) -> Outcome:
         """Launch until the run has an outcome, and leave its terminal event in the run's folder."""
         with _locked(self.request.work_dir, self.request.stop_grace_seconds + 15):
-            offset = end_of_lines(self._events_path)
+            offset = end_of_lines(self.request.events_path)
             previous: Verdict | None = None
             for restart in range(self.request.max_restarts + 1):
                 if self._stop_reason is not None:
@@ -144,12 +143,8 @@ class SupervisedRun:
 
     def _terminal(self, offset: int, restart: int) -> dict[str, Any] | None:
         attempt, found = self._attempt(restart), None
-        for event in follow(self._events_path, from_offset=offset, stop=lambda: True):
-            if event.get("attempt") == attempt and event.get("event") in (
-                "completed",
-                "failed",
-                "interrupted",
-            ):
+        for event in follow(self.request.events_path, from_offset=offset, stop=lambda: True):
+            if event.get("attempt") == attempt and event.get("event") in TERMINAL:
                 found = event
         return found
 
@@ -173,7 +168,7 @@ class SupervisedRun:
         return record(self.request, self._attempt(restart), outcome, self._env)
 
     def _tell_restart(self, verdict: Verdict, restart: int) -> None:
-        log = EventLog(self._events_path, self._attempt(restart))
+        log = EventLog(self.request.events_path, self._attempt(restart))
         try:
             log.emit(
                 "restarting",

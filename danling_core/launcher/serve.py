@@ -71,7 +71,6 @@ class Server:
         )  # for a person with a launcher that hangs
         threading.Thread(target=self._listen, name="danling-listen", daemon=True).start()
         self._warm_up()
-        self._reply({"ready": True})
         while (message := self._queue.get()) is not None:
             self._reply({"id": message["id"], **self._answer(message)})
 
