@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_control import wait_until
+from tests.processes import wait_until
 from tests.whole_runs import EXPERIMENT_ID, ROOT
 
 FIELDS = {

@@ -22,6 +22,7 @@ class ToyParams(dl.Params):
     fail_at_epoch: int | None = None
     fail_rank: int = 0
     kill_at_step: int | None = None
+    sigterm_at_step: int | None = None
     fails_in_constructor: bool = False
 
 
@@ -55,4 +56,6 @@ class ToyRunner(dl.TorchRunner):
             first_attempt = not self._context or self._context.attempt == "1.0"
             if params.kill_at_step == self.steps and first_attempt:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if params.sigterm_at_step == self.steps and first_attempt:
+                os.kill(os.getpid(), signal.SIGTERM)
         return super().train_step(data)
