@@ -6,11 +6,8 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-_SECRET_NAME = re.compile(
-    r"(^|[-_.])(pass|password|passwd|passphrase|pwd|secrets?|token|credentials?|auth|authorization|signature"
-    r"|(api|access|secret|private|account|master|encryption)[-_]?key([-_]id)?|apikey|connection[-_]string|sas)$",
-    re.IGNORECASE,
-)
+from .secret_names import looks_secret
+
 _USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?:[^/\s:@]*:)?(?P<password>[^/\s@]+)@")
 _QUERY_SECRET = re.compile(
     r"(?P<name>[?&;]?\b[\w.-]*(?:token|signature|secret|password|credential|api_?key|sig)=)[^&\s\"']+",
@@ -18,11 +15,6 @@ _QUERY_SECRET = re.compile(
 )
 _MASK = "***"
 _SHORTEST_SECRET = 8
-
-
-def looks_secret(name: str) -> bool:
-    """Whether a key, option or variable of this name is likely to hold a secret."""
-    return bool(_SECRET_NAME.search(name))
 
 
 def environment_secrets() -> list[str]:

@@ -6,51 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-_SECRET_NAMES = frozenset(
-    [
-        *(
-            "password",
-            "passwd",
-            "passphrase",
-            "pwd",
-            "secret",
-            "secrets",
-            "credential",
-            "credentials",
-            "connection_string",
-        ),
-        *(
-            "secret_key",
-            "secret_access_key",
-            "client_secret",
-            "private_key",
-            "api_key",
-            "apikey",
-            "api_secret",
-            "account_key",
-        ),
-        *("access_key", "access_key_id", "aws_access_key_id", "aws_secret_access_key", "wandb_api_key"),
-        *(
-            "token",
-            "api_token",
-            "access_token",
-            "auth_token",
-            "bearer_token",
-            "refresh_token",
-            "session_token",
-        ),
-        *("aws_session_token", "sas_token", "hf_token", "github_token"),
-    ]
-)
-_SECRET_OPTION_ENDINGS = (
-    "token",
-    "secret",
-    "password",
-    "_key",
-    "credentials",
-    "access_key_id",
-    "connection_string",
-)
+from danling_core.secret_names import is_secret_name, is_secret_option
+
 _PUBLIC_OPTION_VALUES = frozenset(
     {"anon", "google_default", "cache", "cloud", "browser"}
 )  # gcsfs: ways to log in
@@ -64,11 +21,6 @@ _SIGNATURE = re.compile(
 _WAY_OUT = (
     "a config is written to disk and shown: give secrets through the environment or the store's own login"
 )
-
-
-def is_secret_name(key: str) -> bool:
-    """Whether a hyperparameter of exactly this name holds a secret. `max_tokens` and `pad_token` do not."""
-    return _snake(key) in _SECRET_NAMES
 
 
 def url_secret(text: str) -> str | None:
@@ -99,9 +51,7 @@ def refuse_in_values(values: Mapping[str, Any]) -> None:
 def refuse_in_options(options: Mapping[str, Any]) -> None:
     """The stricter rule for storage options: any key that may hold a secret, whatever its value."""
     for path, key, value in _leaves(options):
-        name = _snake(key)
-        is_secret = is_secret_name(name) or name == "key" or name.endswith(_SECRET_OPTION_ENDINGS)
-        if is_secret and value not in (None, False) and value not in _PUBLIC_OPTION_VALUES:
+        if is_secret_option(key) and value not in (None, False) and value not in _PUBLIC_OPTION_VALUES:
             raise ValueError(f"{path!r} looks like a secret; {_WAY_OUT}")
         if isinstance(value, str) and url_secret(value):
             raise ValueError(f"{path!r} holds a URL with {url_secret(value)}; {_WAY_OUT}")
@@ -110,7 +60,7 @@ def refuse_in_options(options: Mapping[str, Any]) -> None:
 def shown(value: Any, path: Sequence[object] = ()) -> str:
     """A short repr of what was found at `path`, for an error message; "(hidden)" where it may be a secret."""
     names = [str(part) for part in path]
-    if any(is_secret_name(name) or _snake(name).endswith(_SECRET_OPTION_ENDINGS) for name in names):
+    if any(is_secret_option(name) for name in names):
         return "(hidden)"
     if isinstance(value, (Mapping, list, tuple, set)):
         return f"a {type(value).__name__}"  # its parts may be secret
@@ -129,8 +79,3 @@ def _leaves(value: Any, path: str = "", key: str = "") -> Iterator[tuple[str, st
             yield from _leaves(item, f"{path}[{index}]", "" if isinstance(item, str) else key)
     else:
         yield path, key, value
-
-
-def _snake(key: str) -> str:
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key)
-    return spaced.replace("-", "_").replace(" ", "_").lower()

@@ -422,6 +422,7 @@ SECRET = "hunter2"
     + [{"params": {"deep": [{"secret_key": SECRET}]}}, {"optim": {"name": "sgd", "token": SECRET}}]
     + [{"storage_options": {name: SECRET}} for name in ("key", "secret", "token", "account_key", "password")]
     + [{"storage_options": {"client_kwargs": {"aws_secret_access_key": SECRET}}}]
+    + [{"storage_options": {"headers": {"Authorization": SECRET}}}]
     + [
         {field: f"https://me:{SECRET}@host/x"}
         for field in ("project_root", "dir", "log_path", "checkpoint_dir")

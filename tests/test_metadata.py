@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from danling_core import metadata
-from danling_core.redaction import looks_secret, redact, redact_command
+from danling_core.redaction import redact, redact_command
+from danling_core.secret_names import looks_secret
 
 SECRET = "canary-secret-7f3a9b2c"
 
@@ -95,9 +96,21 @@ def test_commands_keep_what_is_no_secret() -> None:
     assert shown == [*command[:5], "params.api_key=***", *command[6:]]
     assert redact_command(["--password", "--quiet", "a"]) == ["--password", "--quiet", "a"]
     assert redact("https://u:pw@h/p?x=1&token=abc&y=2") == "https://***@h/p?x=1&token=***&y=2"
-    assert (
-        looks_secret("HF_TOKEN") and looks_secret("aws-secret-access-key") and not looks_secret("TOKENIZERS")
-    )
+
+
+@pytest.mark.parametrize(
+    ("name", "is_secret"),
+    [
+        *((name, True) for name in ("HF_TOKEN", "aws-secret-access-key", "PGPASSWORD", "MYSQL_PWD")),
+        *(
+            (name, True)
+            for name in ("PREFECT_API_AUTH_STRING", "Authorization", "http.cookie", "AWS_ACCESS_KEY_ID")
+        ),
+        *((name, False) for name in ("TOKENIZERS", "PWD_HISTORY", "AUTHOR", "COMPASS", "monkey", "AUTH_URL")),
+    ],
+)
+def test_secrets_are_known_by_their_usual_names(name: str, is_secret: bool) -> None:
+    assert looks_secret(name) == is_secret
 
 
 def test_attempts_stay_few() -> None:

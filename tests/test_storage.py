@@ -356,6 +356,9 @@ def test_a_message_never_holds_a_secret(monkeypatch: pytest.MonkeyPatch) -> None
     for secret in (CANARY, "hunter2", "abcdef"):
         assert secret not in message
     assert "sftp://***@host/x" in message
+    asked = "asked http://me:hunter2hunter2@host:9000 as the AWS chain"
+    refused = str(failures.translate(PermissionError("no"), "read", "s3://b/x", asked))
+    assert "http://***@host:9000" in refused and "hunter2" not in refused
 
 
 # S3 and GCS

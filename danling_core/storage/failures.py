@@ -95,7 +95,7 @@ def translate(error: BaseException, operation: str, url: str, identity: str = ""
     if isinstance(error, FileNotFoundError):
         return NotFound(_not_found(where, operation, code, detail))
     if _is_refusal(error, code):
-        asked = f" ({identity})" if identity else ""
+        asked = f" ({redact(identity)})" if identity else ""
         return AccessDenied(
             f"{where}: the store refuses{asked}: {detail}. Check the credentials and their permissions"
         )
