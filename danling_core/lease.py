@@ -7,6 +7,7 @@ Beats are judged by whether they change under the observer's own clock, never co
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import re
 import threading
@@ -26,6 +27,7 @@ BEAT_SECONDS = 5.0
 STALE_AFTER_SECONDS = 30.0
 _FILE = re.compile(r"(\d{6,})\.json")
 _POLL_SECONDS = 1.0
+_LONG_SILENCE_SECONDS = 600.0
 _ANSWER_SECONDS = 5.0  # a connection that died silently must not cost a healthy owner its lease
 
 
@@ -139,8 +141,9 @@ class Lease:
         `on_fenced` (from the thread, once) and ends. The lease is not released at the end: call `release`.
         """
         stopped = threading.Event()
-        arguments = (interval, stopped, on_fenced)
-        thread = threading.Thread(target=self._beat_until, args=arguments, name="danling-lease", daemon=True)
+        run = contextvars.copy_context().run  # with the caller's storage settings
+        arguments = (self._beat_until, interval, stopped, on_fenced)
+        thread = threading.Thread(target=run, args=arguments, name="danling-lease", daemon=True)
         thread.start()
         try:
             yield self
@@ -205,10 +208,36 @@ def current_owner(parent_url: str) -> Owner | None:
     return None if holder is None or holder.is_released else holder
 
 
-def is_held(parent_url: str) -> bool:
-    """Whether the run's owner may be alive: false only if released, absent, or dead on this machine."""
+def is_held(
+    parent_url: str,
+    *,
+    stale_after_seconds: float = STALE_AFTER_SECONDS,
+    now: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> bool:
+    """Whether the run's owner lives. One on another machine is watched until its beat changes, which takes as
+    long as a beat, or until it is stale.
+    """
     holder = current_owner(parent_url)
-    return holder is not None and not is_dead(holder)
+    if holder is None or is_dead(holder):
+        return False
+    if beats_on_this_machine(holder, now(), stale_after_seconds):
+        return True
+    began = monotonic()
+    while monotonic() - began < stale_after_seconds:
+        sleep(min(_POLL_SECONDS, stale_after_seconds / 4))
+        found = current_owner(parent_url)
+        if found != holder:
+            return found is not None
+    return False
+
+
+def seems_held(parent_url: str) -> bool:
+    """Whether the owner has beaten within ten minutes, for a listing: at once, and so by the clocks of two
+    machines."""
+    holder = current_owner(parent_url)
+    return holder is not None and not is_dead(holder) and time.time() - holder.beat_at < _LONG_SILENCE_SECONDS
 
 
 def _fenced_message(url: str, generation: int, holder: Owner | None) -> str:

@@ -60,7 +60,8 @@ def open_run(
     """The run that this config and this code mean: complete, resumed in place, or new.
 
     Called by one process of a run (the driver, or rank 0). For a remote root, what a resume needs is brought
-    to the local work folder.
+    to the local work folder. The caller uses the run's `storage_options` for what follows: other runs of this
+    process may have others.
 
     Args:
         config: the full config.
@@ -77,25 +78,25 @@ def open_run(
         StorageError: the store refuses or is away.
     """
     storage_block.check_loaded(config)
-    storage.configure(config.storage_options)
     _check_places(config)
-    if not fresh and (done := newest_complete(config, identity)):
-        return done
-    lease = Lease.acquire(
-        _lease_parent_url(config, identity),
-        f"{identity.name}-{identity.id} ({metadata.user_name()})",
-        stale_after_seconds=stale_after_seconds,
-        wait_seconds=wait_seconds,
-    )
-    try:
-        if not fresh and (done := newest_complete(config, identity)):  # completed while we waited
-            lease.release()
+    with storage.using(config.storage_options):
+        if not fresh and (done := newest_complete(config, identity)):
             return done
-        with lease.beating():
-            return _open_under(lease, config, identity, fresh, source_file)
-    except BaseException:
-        lease.release()
-        raise
+        lease = Lease.acquire(
+            _lease_parent_url(config, identity),
+            f"{identity.name}-{identity.id} ({metadata.user_name()})",
+            stale_after_seconds=stale_after_seconds,
+            wait_seconds=wait_seconds,
+        )
+        try:
+            if not fresh and (done := newest_complete(config, identity)):  # completed while we waited
+                lease.release()
+                return done
+            with lease.beating():
+                return _open_under(lease, config, identity, fresh, source_file)
+        except BaseException:
+            lease.release()
+            raise
 
 
 def bring_checkpoints(opened: OpenedRun, config: Config) -> None:

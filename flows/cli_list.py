@@ -12,7 +12,7 @@ from danling_core.checkpoints.record import Record
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import NotFound
 from danling_core.formatting import format_duration, format_result
-from danling_core.lease import is_held
+from danling_core.lease import seems_held
 from danling_core.run_folder import RunFolder, Status, find_checkpoints, list_runs, resolve
 from flows.cli_table import print_table
 
@@ -93,7 +93,7 @@ def _when(timestamp: str) -> dict[str, str]:
 
 def _status(folder: RunFolder, status: Status) -> str:
     """A run that says it is running, and whose owner is gone, was interrupted."""
-    if status.status == "running" and not is_held(storage.parent(folder.url)):
+    if status.status == "running" and not seems_held(folder.lease_parent_url):
         return "interrupted"
     return status.status
 

@@ -71,10 +71,19 @@ def run_pull(arguments: argparse.Namespace) -> int:
 
 
 def run_push(arguments: argparse.Namespace) -> int:
-    """Copy the runs of a folder to another root, and check them."""
-    for folder in _runs_in(arguments.folder):
-        _copy(folder, arguments.to)
-    return 0
+    """Copy the runs of a folder to another root, and check them; 1 if one of several could not be copied."""
+    from danling_core.errors import DanLingError
+
+    folders, failures = _runs_in(arguments.folder), 0
+    for folder in folders:
+        try:
+            _copy(folder, arguments.to)
+        except DanLingError as error:
+            if len(folders) == 1:
+                raise
+            failures += 1
+            print(f"{folder.url}: left alone: {error}")
+    return 1 if failures else 0
 
 
 def run_prune(arguments: argparse.Namespace) -> int:

@@ -24,7 +24,9 @@ from danling_core.lease import (
     current_owner,
     is_held,
     lease_url,
+    seems_held,
 )
+from tests.gcs_server import GCSServer
 from tests.processes import wait_until
 from tests.s3_faults import FaultyProxy
 
@@ -126,6 +128,25 @@ def test_a_stopped_process_on_this_machine_is_taken_over_too(parent: str) -> Non
         first.beat()
 
 
+@pytest.mark.parametrize(("beats_at", "seconds"), [(1004, 4), (None, 30)])
+def test_an_owner_elsewhere_is_watched_until_it_beats_or_is_stale(
+    beats_at: float | None, seconds: float, parent: str
+) -> None:
+    elsewhere(parent, beat=3)
+    clock = Clock(lambda now: elsewhere(parent, beat=4) if beats_at is not None and now >= beats_at else None)  # type: ignore[arg-type,return-value]
+    watch = {"now": lambda: clock.now, "sleep": clock.sleep, "monotonic": lambda: clock.now}
+    assert is_held(parent, stale_after_seconds=30, **watch) == (beats_at is not None)  # type: ignore[arg-type]
+    assert clock.now - 1000 == seconds
+
+
+@pytest.mark.parametrize(("silence", "seems"), [(60, True), (3600, False)])
+def test_a_listing_judges_an_owner_elsewhere_by_its_last_beat(
+    silence: float, seems: bool, parent: str
+) -> None:
+    elsewhere(parent, beat_at=time.time() - silence)
+    assert seems_held(parent) == seems
+
+
 def test_an_old_owner_is_fenced_and_writes_nothing(parent: str) -> None:
     first = Lease.acquire(parent, "first")
     elsewhere(parent, 2)
@@ -189,6 +210,13 @@ def test_beats_go_on_in_the_background_and_fencing_is_told_once(parent: str) -> 
     assert len(told) == 1 and lease.is_fenced
 
 
+def test_beats_go_to_the_store_that_the_caller_s_block_names() -> None:
+    with GCSServer("danling") as server, storage.using({"endpoint_url": server.url}):
+        lease = Lease.acquire("gs://danling/run-1", "first")
+        with lease.beating(interval=0.02):
+            wait_until(lambda: beats("gs://danling/run-1") > 1, "a beat", 30)
+
+
 def test_a_beat_that_the_store_refuses_is_repeated(parent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lease = Lease.acquire(parent, "first")
     write, failures = storage.write_bytes, [StoreUnavailable("away"), StoreUnavailable("away")]
@@ -234,7 +262,7 @@ def test_a_connection_that_dies_silently_costs_one_beat_and_not_the_lease(
 
     s3_proxy.intercept = never_answer_one
     with lease.beating(interval=0.1):
-        wait_until(lambda: is_silent.is_set(), "a beat without an answer", 30)
+        wait_until(is_silent.is_set, "a beat without an answer", 30)
         wait_until(lambda: beats(parent) > 1, "a beat", 30)
         is_over.set()
 

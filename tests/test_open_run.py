@@ -17,6 +17,7 @@ from danling_core.identity import Identity, identify
 from danling_core.lease import Lease
 from danling_core.open_run import OpenedRun, open_run
 from danling_core.run_folder import RunFolder, Status
+from danling_core.storage.settings import current
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -169,6 +170,14 @@ def test_the_lease_is_where_the_folder_says(tmp_path: Path) -> None:
     opened = open_run(config, identity)
     with pytest.raises(RunBusy):
         Lease.acquire(opened.folder.lease_parent_url, "second")
+
+
+def test_the_storage_options_of_a_run_are_not_those_of_the_process(tmp_path: Path) -> None:
+    config, identity = make(os.fspath(tmp_path / "root"), tmp_path, storage_options={"project": "mine"})
+    before = current()
+    opened = open_run(config, identity)
+    assert opened.lease is not None and current() == before
+    opened.lease.release()
 
 
 def test_a_place_for_checkpoints_outside_a_remote_run_is_refused(tmp_path: Path) -> None:

@@ -91,6 +91,21 @@ def test_a_run_that_is_written_is_not_copied(run: Ended, tmp_path: Path) -> None
     lease.release()
 
 
+def test_a_busy_run_does_not_keep_the_others_of_a_root_from_being_copied(
+    run: Ended, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    busy = tmp_path / "here" / "a-busy-0123456789abcdef" / run.path.name
+    shutil.copytree(run.path, busy)
+    (busy.parent / "lost+found").touch()
+    lease = Lease.acquire(str(busy.parent), "the trainer")
+    assert main(["push", str(tmp_path / "here"), str(tmp_path / "there")]) == 1
+    lease.release()
+    assert "the trainer" in capsys.readouterr().out
+    assert [folder.url for folder, _ in list_runs(str(tmp_path / "there"))] == [
+        str(tmp_path / "there" / run.path.parent.name / run.path.name)
+    ]
+
+
 def test_damage_is_found_before_anything_is_sent(run: Ended, tmp_path: Path) -> None:
     payload = next(run.path.glob("checkpoints/data/*/state.pt"))
     damaged = bytearray(payload.read_bytes())

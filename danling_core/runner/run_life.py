@@ -245,6 +245,7 @@ class RunLife(Reporting):
 
         claimed = None
         if self.is_main_process:
+            storage.configure(self.config.storage_options)  # a runner that works alone has the process
             opened = open_run(self.config, self.identity, source_file=self._source_file)
             if opened.lease is not None:
                 self._closing.callback(opened.lease.release)
