@@ -88,7 +88,7 @@ def fill(local: Path) -> Record:
     append(local / "run.log", "line\n")
     append(local / "logs/rank-1.log", "rank\n")
     append(local / "tensorboard/events.out.tfevents.1", "tb")
-    for name in ("lease/000001.json", ".hidden", "control", "mirror.json", "results.json.tmp"):
+    for name in ("lease/000001.json", ".hidden", "mirror.json", "results.json.tmp"):
         append(local / name, "stays here")
     return commit(local, 5, "latest", "best")
 
@@ -229,6 +229,38 @@ def test_a_write_that_came_late_is_found_and_put_right_at_the_end(
     mirror.run_pass(is_final=True)
     assert storage.read_bytes(url) == wanted
     assert CheckpointStore(storage.join(remote, "checkpoints")).pointed("latest") == record
+
+
+def test_what_cannot_be_read_holds_nothing_up_and_is_said_once(
+    local: Path, remote: str, writes: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(local)
+    append(local / "controlnet/weights.mmap", "mine")
+    (local / "notes/elsewhere").symlink_to(local / "logs", target_is_directory=True)
+    (local / "notes/loop").symlink_to(local / "notes/loop")
+    (local / "notes/broken").symlink_to("/proc/self/mem")  # a file, and reading it fails
+    os.mkfifo(local / "notes/pipe")
+    mirror = uploader(local, remote)
+    mirror.run_pass()
+    mirror.run_pass()
+    assert "status.json" in writes and "controlnet/weights.mmap" in writes
+    assert not {"notes/elsewhere", "notes/loop", "notes/broken", "notes/pipe"} & set(writes)
+    assert [record.getMessage() for record in caplog.records if "notes/" in record.getMessage()] == [
+        "notes/broken is not mirrored: [Errno 5] Input/output error"
+    ]
+
+
+@pytest.mark.parametrize("status", ["complete", "interrupted"])
+def test_the_scratch_loses_its_payloads_once_the_store_has_a_complete_run(
+    status: str, local: Path, remote: str
+) -> None:
+    record = fill(local)
+    (local / "status.json").write_text(json.dumps({"status": status, "name": "n", "id": "i"}))
+    assert Service(uploader(local, remote), io.StringIO(""), io.StringIO()).run() == 0
+    assert (local / "checkpoints/data" / record.name).exists() == (status != "complete")
+    assert [each.name for each in CheckpointStore(str(local / "checkpoints")).records()] == [record.name]
+    pull(RunFolder(remote), os.fspath(local))
+    CheckpointStore(str(local / "checkpoints")).verify(record)
 
 
 def test_a_torn_local_checkpoint_is_not_brought_up(local: Path, remote: str, writes: list[str]) -> None:
@@ -452,6 +484,9 @@ class Scripted:
         step = self.script.pop(0) if self.script else None
         if step is not None:
             raise step
+
+    def make_room(self) -> None:
+        self.passes.append((True, True))
 
     def note_error(self, error: BaseException | None) -> None:
         self.errors.append(error)

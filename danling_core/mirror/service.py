@@ -85,6 +85,7 @@ class Service:
             if self._clock() - ended + _wait_seconds(failures) > self._drain_seconds:
                 return INCOMPLETE
             time.sleep(_wait_seconds(failures))
+        self._uploader.make_room()
         return OK
 
     def _pass(self, is_final: bool) -> bool:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from .. import storage
-from ..run_folder import BEST, CHECKPOINTS, EVALUATION, LATEST, RESULTS, STATUS
+from ..run_folder import BEST, CHECKPOINTS, EVALUATION, LATEST, RESULTS, STATUS, RunFolder
 from ..segments import Segment, segments_by_file
 from .checkpoints import CheckpointUploader
 from .layout import STAGING, STATE_FILE, Layout
@@ -22,6 +23,7 @@ from .segments import SegmentedFile
 logger = logging.getLogger("danling")
 
 _WHOLE_IN_MEMORY_BYTES = 4 << 20
+_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.EINVAL)
 _TOLD_BY_CONTENT = (STATUS, RESULTS, LATEST, BEST, EVALUATION)
 """Small, and an older one of the same size may say something else."""
 
@@ -78,6 +80,7 @@ class Uploader:
             "pending_bytes": 0,
             "committed": None,
             "error": None,
+            "unreadable": {},
         }
 
     def run_pass(self, is_final: bool = False, is_full: bool = True) -> None:
@@ -149,6 +152,12 @@ class Uploader:
         logs = sum(max(0, each.size - uploaded.get(each.path, 0)) for each in layout.appended)
         return self._checkpoint_uploader.pending_bytes(layout) + logs
 
+    def make_room(self) -> None:
+        """Deletes the local payloads of a run that is complete, once the last pass is done: the store has them."""
+        status = RunFolder(self._local).read_status()
+        if status is not None and status.is_complete:
+            shutil.rmtree(os.path.join(self._local, self._checkpoints, "data"), ignore_errors=True)
+
     def note_error(self, error: BaseException | None) -> None:
         """Puts a failure into `mirror.json`, where the run's owner sees it."""
         self._note(error=None if error is None else f"{type(error).__name__}: {error}")
@@ -180,29 +189,40 @@ class Uploader:
             self._segmented[path] = SegmentedFile(
                 local, self._remote, path, known, self._guard, self._generation
             )
-        with contextlib.suppress(FileNotFoundError):
+        with self._passing_over(path):
             self._segmented[path].upload(is_final)
 
     def _upload_whole(self, path: str) -> None:
         """Replaces a remote file whose local one has changed, by a snapshot: it may be growing."""
         local = os.path.join(self._local, path)
-        try:
+        with self._passing_over(path):
             stat = os.stat(local)
             signature = (stat.st_mtime_ns, stat.st_size)
             if self._signatures.get(path) == signature:
                 return
             if stat.st_size <= _WHOLE_IN_MEMORY_BYTES:
-                data = self._read_local(path)
-                if data is None:
-                    return
+                with open(local, "rb") as file:
+                    data = file.read()
                 storage.write_bytes(storage.join(self._remote, path), data, guard=self._guard)
             else:
-                self._put_snapshot(path, stat.st_size)
-        except FileNotFoundError:  # a temporary file of the user's, gone already
-            return
-        self._signatures[path] = signature
+                self._put_snapshot(path)
+            self._signatures[path] = signature
 
-    def _put_snapshot(self, path: str, size: int) -> None:
+    @contextlib.contextmanager
+    def _passing_over(self, path: str) -> Iterator[None]:
+        """Goes on without a file that is gone already, or that nobody can read: that is said once."""
+        try:
+            yield
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno not in _UNREADABLE:
+                raise
+            if path not in self._state["unreadable"]:
+                logger.warning("%s is not mirrored: %s", path, error)
+                self._note(unreadable={**self._state["unreadable"], path: str(error)})
+
+    def _put_snapshot(self, path: str) -> None:
         snapshot = os.path.join(self._local, STAGING, "snapshot")
         os.makedirs(os.path.dirname(snapshot), exist_ok=True)
         try:

@@ -48,6 +48,7 @@ class Delivery:
         self._clock = clock
         self._began_at = clock()
         self._warned_of: str | None = None
+        self._told_unreadable: set[str] = set()
 
     def soon(self) -> None:
         """Small files changed: have them brought up without waiting for the interval."""
@@ -135,6 +136,11 @@ class Delivery:
 
     def _warn(self, lag: float) -> None:
         state = self._mirror.state()
+        if unreadable := set(state.get("unreadable") or {}) - self._told_unreadable:
+            self._told_unreadable |= unreadable
+            logger.warning(
+                "these cannot be read and stay out of the store: %s", ", ".join(sorted(unreadable))
+            )
         error = state.get("error")
         if error is None or lag < 2 * self._interval_seconds:
             self._warned_of = None if error is None else self._warned_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,7 +121,12 @@ def _walk(folder: str, prefix: str) -> Iterator[Entry]:
             yield from _walk(child.path, f"{prefix}{child.name}/")
             continue
         try:
-            stat = child.stat()
-        except FileNotFoundError:
-            continue
-        yield Entry(f"{prefix}{child.name}", stat.st_size, stat.st_mtime)
+            found = child.stat()
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP):  # gone, or a link that leads nowhere
+                continue
+            raise
+        if stat.S_ISREG(
+            found.st_mode
+        ):  # a pipe would keep its reader waiting, a link to a folder cannot be read
+            yield Entry(f"{prefix}{child.name}", found.st_size, found.st_mtime)
