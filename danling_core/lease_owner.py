@@ -10,6 +10,7 @@ import uuid
 from dataclasses import asdict, dataclass, fields
 
 from .errors import StorageError
+from .lifeline import start_time
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def this_process(description: str, now: float) -> Owner:
         host=socket.gethostname(),
         machine=_machine(),
         pid=pid,
-        pid_started=_process_start(pid) or 0,
+        pid_started=start_time(pid) or 0,
         since=now,
         beat_at=now,
     )
@@ -75,7 +76,7 @@ def this_process(description: str, now: float) -> Owner:
 
 def is_dead(owner: Owner) -> bool:
     """Whether the owner was a process of this machine that is no more. False for other machines."""
-    return owner.machine == _machine() and _process_start(owner.pid) != owner.pid_started
+    return owner.machine == _machine() and start_time(owner.pid) != owner.pid_started
 
 
 def beats_on_this_machine(owner: Owner, now: float, stale_after_seconds: float) -> bool:
@@ -91,23 +92,3 @@ def _machine() -> str:
         return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return f"{socket.gethostname()}/{uuid.getnode():012x}"
-
-
-def _process_start(pid: int) -> int | None:
-    """Clock ticks from boot to the start of the process; None if it is gone or a zombie; 0 if unknowable."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            values = file.read().rpartition(b")")[2].split()
-        return None if values[0] in (b"Z", b"X") else int(values[19])
-    except FileNotFoundError:
-        return None if os.path.isdir("/proc/self") else _exists_without_proc(pid)
-
-
-def _exists_without_proc(pid: int) -> int | None:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return 0
-    return 0

@@ -70,14 +70,9 @@ def carry_out(doomed: Doomed) -> int:
     lease = Lease.acquire(doomed.folder.lease_parent_url, "danling prune")
     try:
         with lease.beating():
-            url = find_checkpoints(doomed.folder)
-            pointers = CheckpointStore(url).pointers()
+            store = CheckpointStore(find_checkpoints(doomed.folder), guard=lease.check)
             for record in doomed.records:
-                lease.check()
-                for name in (name for name, target in pointers.items() if target.name == record.name):
-                    storage.delete(storage.join(url, f"{name}.json"))
-                storage.delete(storage.join(url, "records", f"{record.name}.json"))
-                storage.delete(storage.join(url, "data", record.name), recursive=True)
+                store.remove(record)
     finally:
         lease.release()
     return len(doomed.records)

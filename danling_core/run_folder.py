@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from . import run_cache, storage
-from .errors import ConfigError, NotFound, StorageError
+from .errors import AccessDenied, ConfigError, NotFound, StorageError
 from .segments import segments_by_file, segments_url
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ CONFIG, METADATA, LOG, EVENTS = "config.yaml", "metadata.json", "run.log", "even
 RESULTS, LATEST, BEST, EVALUATION = "results.json", "latest.json", "best.json", "evaluation.json"
 STATUS, CHECKPOINTS, TENSORBOARD, LEASE = "status.json", "checkpoints", "tensorboard", "lease"
 
-_TIMESTAMP = re.compile(r"\d{8}-\d{6}-\d{6}")
-_NAME_AND_ID = re.compile(r"(?P<name>.+)-(?P<id>.{8}[0-9a-f]{8})")
+TIMESTAMP = re.compile(r"\d{8}-\d{6}-\d{6}")
+NAME_AND_ID = re.compile(r"(?P<name>.+)-(?P<id>.{8}[0-9a-f]{8})")
 _SHORTEST_ID_PREFIX = 4
 
 
@@ -136,7 +136,7 @@ class RunFolder:
     def lease_parent_url(self) -> str:
         """What `Lease.acquire` is given: the folder above, shared by all timestamps of the run; for
         a folder that is not named by a timestamp, itself."""
-        return storage.parent(self.url) if _TIMESTAMP.fullmatch(self.timestamp) else self.url
+        return storage.parent(self.url) if TIMESTAMP.fullmatch(self.timestamp) else self.url
 
     @property
     def lease_url(self) -> str:
@@ -197,7 +197,7 @@ def _remote_statuses(root_url: str) -> dict[RunFolder, bytes | None]:
     statuses: dict[str, storage.Entry] = {}
     for entry in storage.list_tree(root_url):
         parts = entry.path.split("/")
-        if len(parts) == 3 and parts[2] in (STATUS, CONFIG) and _TIMESTAMP.fullmatch(parts[1]):
+        if len(parts) == 3 and parts[2] in (STATUS, CONFIG) and TIMESTAMP.fullmatch(parts[1]):
             folder = RunFolder(storage.join(root_url, parts[0], parts[1]))
             found.setdefault(folder)
             if parts[2] == STATUS:
@@ -209,9 +209,11 @@ def _remote_statuses(root_url: str) -> dict[RunFolder, bytes | None]:
 def _local_run_folders(root_url: str) -> set[RunFolder]:
     found = set()
     for name in storage.list_names(root_url):
-        for folder in _timestamped(storage.join(root_url, name)):
-            if folder.holds_run():
-                found.add(folder)
+        try:
+            folders = _timestamped(storage.join(root_url, name))
+            found |= {folder for folder in folders if folder.holds_run()}
+        except AccessDenied as error:  # such as the lost+found of a disk
+            logger.debug("passed over: %s", error)
     return found
 
 
@@ -226,7 +228,7 @@ def _parse_leniently(folder: RunFolder, data: bytes | None) -> Status | None:
 
 
 def _timestamped(parent_url: str) -> list[RunFolder]:
-    names = [name for name in storage.list_names(parent_url) if _TIMESTAMP.fullmatch(name)]
+    names = [name for name in storage.list_names(parent_url) if TIMESTAMP.fullmatch(name)]
     return [RunFolder(storage.join(parent_url, name)) for name in sorted(names, reverse=True)]
 
 
@@ -252,7 +254,7 @@ def resolve(root_url: str, text: str) -> RunFolder:
     """
     if _looks_like_location(text) and (folder := _at_location(text)):
         return folder
-    names = [name for name in storage.list_names(root_url) if _NAME_AND_ID.fullmatch(name)]
+    names = [name for name in storage.list_names(root_url) if NAME_AND_ID.fullmatch(name)]
     matches = [name for name in names if _is_called(name, text)]
     if len(matches) > 1 and not all(_NAME_AND_ID.fullmatch(name)["name"] == text for name in matches):  # type: ignore[index]
         raise ConfigError(f"{text!r} may be any of {', '.join(matches[:8])}: give more of its id")
@@ -281,7 +283,7 @@ def _at_location(url: str) -> RunFolder | None:
 
 
 def _is_called(folder_name: str, text: str) -> bool:
-    match = _NAME_AND_ID.fullmatch(folder_name)
+    match = NAME_AND_ID.fullmatch(folder_name)
     if match is None:
         return False
     is_prefix = len(text) >= _SHORTEST_ID_PREFIX and match["id"].startswith(text)

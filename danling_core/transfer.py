@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +15,10 @@ from .errors import ConfigError, NotFound, RunBusy, StorageError
 from .lease import Lease, current_owner, is_held
 from .mirror.layout import Layout
 from .mirror.segments import SegmentedFile
-from .run_folder import EVENTS, RunFolder, find_checkpoints, read_log
+from .run_folder import EVENTS, TIMESTAMP, RunFolder, find_checkpoints, read_log
 from .segments import is_segment, segments_by_file
 
 _AT_ONCE = 8
-_TIMESTAMP = re.compile(r"\d{8}-\d{6}-\d{6}")
 
 Progress = Callable[[int, int], None]
 """Told bytes done and bytes in all, from any thread."""
@@ -192,10 +190,10 @@ class _Copy:
 
 def _place(folder: RunFolder) -> tuple[str, str]:
     """`{name}-{id}` and timestamp: from the folder's own place, or, if it was put elsewhere, its status."""
-    if _TIMESTAMP.fullmatch(folder.timestamp):
+    if TIMESTAMP.fullmatch(folder.timestamp):
         return storage.base_name(storage.parent(folder.url)), folder.timestamp
     status = folder.read_status()
-    if status is None or not _TIMESTAMP.fullmatch(status.timestamp):
+    if status is None or not TIMESTAMP.fullmatch(status.timestamp):
         raise NotFound(f"{folder.url} holds no run: no status says what it is called")
     return f"{status.name}-{status.id}", status.timestamp
 

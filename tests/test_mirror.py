@@ -16,6 +16,7 @@ import pytest
 
 from danling_core import storage
 from danling_core.checkpoints import CheckpointStore, Record
+from danling_core.config import Config
 from danling_core.errors import CheckpointError, Fenced, NotFound, StorageError, StoreUnavailable
 from danling_core.lease import Lease, check_generation
 from danling_core.mirror.process import MirrorProcess
@@ -24,6 +25,7 @@ from danling_core.mirror.segments import SegmentedFile
 from danling_core.mirror.service import FENCED, INCOMPLETE, Service
 from danling_core.mirror.uploader import Uploader
 from danling_core.run_folder import RunFolder, read_log
+from danling_core.runner.delivery import Delivery
 from danling_core.segments import segments_by_file
 from tests.gcs_server import GCSServer
 from tests.processes import wait_until
@@ -578,6 +580,47 @@ def test_a_mirror_without_its_bucket_ends_with_the_reason(local: Path, gcs_serve
     mirror = MirrorProcess(os.fspath(local), "gs://nowhere/run", drain_seconds=0)
     with pytest.raises(StorageError, match="nowhere"):
         mirror.close(timeout_seconds=60)
+
+
+def test_a_mirror_that_dies_while_it_is_waited_for_is_replaced(local: Path, gcs: GCSServer) -> None:
+    remote = "gs://danling/root/digits-1/20261121-103249-123456"
+    fill(local)
+    started: list[MirrorProcess] = []
+
+    def start() -> MirrorProcess:
+        started.append(MirrorProcess(os.fspath(local), remote))
+        return started[-1]
+
+    gcs.fault = lambda method, path: 503
+    delivery = Delivery(start, os.fspath(local), Config(epoch_end=1), [].append)
+    delivery.request()
+    assert not delivery.is_done(0.01)
+    os.kill(started[0].pid, signal.SIGKILL)
+    gcs.fault = lambda method, path: None
+    wait_until(lambda: delivery.is_done(1.0), "the delivery", 60)
+    assert len(started) == 2 and storage.exists(storage.join(remote, "status.json"))
+    assert delivery.is_over(60)
+
+
+def test_a_mirror_that_dies_again_and_again_is_given_up_with_its_last_words(local: Path) -> None:
+    def start() -> MirrorProcess:
+        return MirrorProcess(
+            os.fspath(local), "nosuch://x/y", lease_url="nosuch://x/lease", interval_seconds=nan
+        )
+
+    nan = float("nan")
+    delivery = Delivery(start, os.fspath(local), Config(epoch_end=1), [].append)
+    delivery.request()
+    with pytest.raises(StoreUnavailable, match=r"ended with code 1 .*: \w+Error: .*\.mirror\.log"):
+        wait_until(lambda: delivery.is_done(5.0), "the end", 60)
+
+
+def test_a_mirror_that_cannot_write_its_state_down_delivers(local: Path, remote: str) -> None:
+    fill(local)
+    (local / "mirror.json").unlink()
+    (local / "mirror.json").mkdir()
+    assert Service(uploader(local, remote), io.StringIO(""), io.StringIO()).run() == 0
+    assert storage.exists(storage.join(remote, "status.json"))
 
 
 def test_a_new_mirror_ends_the_one_that_still_delivers(local: Path, gcs_server: GCSServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 import uuid
 
 import pytest
@@ -176,3 +177,22 @@ def test_a_log_is_read_whole_or_from_segments(root: str) -> None:
     assert read_log(folder, "events.jsonl") == b"one\ntwo\nten\n"
     storage.write_bytes(folder.events_url, b"whole\n")
     assert read_log(folder.url, "events.jsonl") == b"whole\n"
+
+
+def test_a_folder_that_may_not_be_read_does_not_hide_the_runs_beside_it() -> None:
+    """Such as the lost+found at the top of a disk. Root may read everything: then as nobody."""
+    with tempfile.TemporaryDirectory() as root:
+        os.chmod(root, 0o755)
+        folder = RunFolder(f"{root}/toy-{1:016x}/20261121-120000-000001")
+        folder.write_status(Status(status="complete", name="toy", id=f"{1:016x}"))
+        os.mkdir(f"{root}/lost+found", 0o700)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        else:
+            os.chmod(f"{root}/lost+found", 0)
+        try:
+            assert [found for found, _ in list_runs(root)] == [folder]
+        finally:
+            os.seteuid(user)
+            os.chmod(f"{root}/lost+found", 0o700)

@@ -153,11 +153,15 @@ class CheckpointStore:
             doomed = retention.doomed(records, keep_last, keep)
             doomed = retention.spare_last_good(records, doomed, self._payloads.is_good)
             for record in doomed:
-                dangling = [name for name, target in pointers.items() if target.name == record.name]
-                self._ledger.remove(record, dangling)
-                self._payloads.remove(record.name)
+                self._remove(record, pointers)
             self._remove_leftovers(self._clock() - _ORPHAN_AGE_SECONDS, keep)
         return [record.name for record in doomed]
+
+    def remove(self, record: Record) -> None:
+        """Delete a checkpoint: the pointers that would dangle, then the record, then the payload."""
+        with self._lock, self._explained(f"remove checkpoint {record.name}"):
+            self._check_guard()
+            self._remove(record, self._ledger.pointers(self._ledger.records()))
 
     # Reading
 
@@ -218,6 +222,11 @@ class CheckpointStore:
         return None, bad
 
     # Inside
+
+    def _remove(self, record: Record, pointers: Mapping[str, Record]) -> None:
+        dangling = [name for name, target in pointers.items() if target.name == record.name]
+        self._ledger.remove(record, dangling)
+        self._payloads.remove(record.name)
 
     def _claim(self, step: int, attempt: str) -> str:
         """A new data folder: `<step>-<attempt>`, or `<step>-<attempt>-2` when that one is taken."""

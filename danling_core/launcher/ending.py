@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from danling_core.errors import DanLingError, Fenced
 from danling_core.launcher.messages import Outcome, RunRequest
-from danling_core.lease import check_generation, lease_url
+from danling_core.lease import check_generation
 from danling_core.mirror.process import MirrorProcess
-from danling_core.run_folder import CHECKPOINTS, RunFolder, Status
+from danling_core.run_folder import CHECKPOINTS, NAME_AND_ID, RunFolder, Status
 from danling_core.writers.events import EventLog
 
 logger = logging.getLogger(__name__)
 
 _UPLOAD_SECONDS = 60.0
-_NAME_AND_ID = re.compile(r"(?P<name>.+)-(?P<id>[0-9a-f]{16})")
 
 
 def record(request: RunRequest, attempt: str, outcome: Outcome, env: Mapping[str, str]) -> Outcome:
@@ -36,7 +34,7 @@ def record(request: RunRequest, attempt: str, outcome: Outcome, env: Mapping[str
     folder = RunFolder(request.work_dir)
     try:
         if request.remote_url is None:
-            check_generation(lease_url(folder.lease_parent_url), request.generation)
+            check_generation(folder.lease_url, request.generation)
         known = folder.read_status()
         if known is not None and known.is_complete:
             outcome = Outcome("complete", restarts=outcome.restarts)
@@ -79,7 +77,7 @@ def _upload(request: RunRequest, remote_url: str, env: Mapping[str, str]) -> Non
         mirror = MirrorProcess(
             request.work_dir,
             remote_url,
-            lease_url=lease_url(RunFolder(remote_url).lease_parent_url),
+            lease_url=RunFolder(remote_url).lease_url,
             generation=request.generation,
             storage_options=options,
             checkpoints=request.config.get("checkpoint_dir_name", CHECKPOINTS),
@@ -104,7 +102,7 @@ def _first_status(folder: RunFolder, request: RunRequest) -> Status:
     """Of a run that failed before rank 0 wrote one: its folder and its config say who it is."""
     config = request.config
     name = config.get("name") or f"{config.get('experiment_name')}-{config.get('run_name')}"
-    match = _NAME_AND_ID.fullmatch(os.path.basename(os.path.dirname(request.work_dir.rstrip("/"))))
+    match = NAME_AND_ID.fullmatch(os.path.basename(os.path.dirname(request.work_dir.rstrip("/"))))
     return Status(
         status="running",
         name=match["name"] if match else name,

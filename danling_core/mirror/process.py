@@ -59,7 +59,8 @@ class MirrorProcess:
         self._asked = 0
         self._answered = 0
         self._changed = threading.Condition()
-        self._process = _start(command, os.path.join(local, ".mirror.log"))
+        self._log = os.path.join(local, ".mirror.log")
+        self._process = _start(command, self._log)
         self._reader = threading.Thread(target=self._read_replies, name="danling-mirror", daemon=True)
         self._reader.start()
 
@@ -144,14 +145,19 @@ class MirrorProcess:
         return not self._reader.is_alive()
 
     def _raise_for(self, code: int) -> None:
-        error = self.state().get("error")
+        error = self.state().get("error") or self._last_words()
         if code == FENCED:
-            raise Fenced(str(error))
+            raise Fenced(error)
         if code != OK or self._answered < self._asked:
             raise StoreUnavailable(
                 f"the mirror to {self._remote} ended with code {code} before everything was up: {error}; "
                 f"the rest is in {self._local}"
             )
+
+    def _last_words(self) -> str:
+        with open(self._log, encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
+        return f"{lines[-1]} (more in {self._log})" if lines else "it said nothing"
 
     def _send(self, line: str) -> None:
         stdin = self._process.stdin

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .. import storage
+from ..errors import StorageError
 from ..run_folder import BEST, CHECKPOINTS, EVALUATION, LATEST, RESULTS, STATUS, RunFolder
 from ..segments import Segment, segments_by_file
 from .checkpoints import CheckpointUploader
@@ -252,4 +253,7 @@ class Uploader:
     def _note(self, **facts: Any) -> None:
         self._state = {**self._state, **facts}
         text = json.dumps(self._state, indent=1) + "\n"
-        storage.write_bytes(os.path.join(self._local, STATE_FILE), text.encode(), is_durable=False)
+        try:
+            storage.write_bytes(os.path.join(self._local, STATE_FILE), text.encode(), is_durable=False)
+        except StorageError as error:  # a full disk is no reason not to bring up what is on it
+            logger.warning("the state of the mirror is not written down: %s", error)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from danling_core.mirror.process import MirrorProcess
 
 logger = logging.getLogger("danling")
+_DEATHS_IN_A_ROW = 3
 
 
 class Delivery:
@@ -49,6 +50,8 @@ class Delivery:
         self._began_at = clock()
         self._warned_of: str | None = None
         self._told_unreadable: set[str] = set()
+        self._is_asked = False
+        self._deaths = 0
 
     def soon(self) -> None:
         """Small files changed: have them brought up without waiting for the interval."""
@@ -87,19 +90,27 @@ class Delivery:
         files = storage.list_tree(self._work_dir)
         return sum(entry.size for entry in files if not entry.path.startswith("."))
 
-    def request(self) -> int:
-        """Asks for everything that exists now; the number is for `is_done`. Raises `Fenced`."""
+    def request(self) -> None:
+        """Asks for everything that exists now; `is_done` tells when. Raises `Fenced`."""
         self._check_mirror()
-        return self._mirror.request_sync()
+        self._mirror.request_sync()
+        self._is_asked, self._deaths = True, 0
 
-    def is_done(self, number: int, timeout_seconds: float) -> bool:
-        """Whether that request is served, waiting for it up to `timeout_seconds`.
+    def is_done(self, timeout_seconds: float) -> bool:
+        """Whether what was asked for is served, waiting for it up to `timeout_seconds`; a mirror that dies
+        meanwhile is replaced.
 
         Raises:
             Fenced: another process owns the run.
-            StoreUnavailable: the mirror ended; everything is in the local folder still.
+            StoreUnavailable: one mirror after the other ended; everything is in the local folder still.
         """
-        return self._mirror.wait_synced(number, timeout_seconds=timeout_seconds)
+        try:
+            is_done = self._mirror.wait_synced(timeout_seconds=timeout_seconds)
+        except StoreUnavailable:
+            self._check_mirror()
+            return False
+        self._is_asked = not is_done
+        return is_done
 
     def is_over(self, timeout_seconds: float) -> bool:
         """Whether the mirror has ended, waiting for it up to `timeout_seconds`; the first call ends its input,
@@ -130,9 +141,16 @@ class Delivery:
         failure = self._mirror.failure()
         if isinstance(failure, Fenced):
             raise failure
-        if failure is not None:
-            logger.warning("%s: another one is started", failure)
-            self._mirror = self._start()
+        if failure is None:
+            return
+        if self._is_asked:
+            self._deaths += 1
+            if self._deaths > _DEATHS_IN_A_ROW:
+                raise failure
+        logger.warning("%s: another one is started", failure)
+        self._mirror = self._start()
+        if self._is_asked:
+            self._mirror.request_sync()
 
     def _warn(self, lag: float) -> None:
         state = self._mirror.state()

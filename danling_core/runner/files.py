@@ -15,7 +15,7 @@ from danling_core.checkpoints.saver import BackgroundSaver
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.context import RunContext
 from danling_core.errors import CheckpointError, ConfigError, StorageError
-from danling_core.lease import guard, lease_url
+from danling_core.lease import guard
 from danling_core.run_folder import RunFolder, Status
 from danling_core.writers import EventLog, Writer, Writers
 
@@ -103,23 +103,24 @@ class RunFiles:
         self.folder.write_status(self.status, is_durable=self.status.status != "running")
         return self.status
 
-    def request_delivery(self) -> int:
-        """Ask for all that is here now to be brought to the store; the number is for `is_delivered`."""
-        return self._delivery.request() if self._delivery is not None else 0
+    def request_delivery(self) -> None:
+        """Ask for all that is here now to be brought to the store; `is_delivered` tells when."""
+        if self._delivery is not None:
+            self._delivery.request()
 
     def check_delivery(self) -> None:
         """Hold the run to its limits of running ahead of the store. Raises `Fenced`."""
         if self._delivery is not None:
             self._delivery.check()
 
-    def is_delivered(self, number: int, timeout_seconds: float) -> bool:
+    def is_delivered(self, timeout_seconds: float) -> bool:
         """Whether the store has what `request_delivery` asked for, waiting up to `timeout_seconds`.
 
         Raises:
             Fenced: another process owns the run.
-            StoreUnavailable: the mirror ended; everything is in the local folder still.
+            StoreUnavailable: one mirror after the other ended; everything is in the local folder still.
         """
-        return self._delivery is None or self._delivery.is_done(number, timeout_seconds)
+        return self._delivery is None or self._delivery.is_done(timeout_seconds)
 
     def _on_commit(self, record: Record, names: tuple[str, ...]) -> None:
         self.emit(
@@ -182,7 +183,7 @@ def _owner_check(context: RunContext) -> Callable[[], None]:
     itself; its local folder is this machine's own.
     """
     check_lease: Callable[[], None] = (
-        guard(lease_url(RunFolder(context.url).lease_parent_url), context.generation)
+        guard(RunFolder(context.url).lease_url, context.generation)
         if storage.is_local(context.url)
         else lambda: None
     )

@@ -89,10 +89,11 @@ class RunLife(Reporting):
         if self._is_local:
             return None
         files = self._files
-        number = files.request_delivery() if files is not None else 0
+        if files is not None:
+            files.request_delivery()
         while True:
             is_done, reason = True, None
-            if files is not None and not files.is_delivered(number, _DELIVERY_TURN_SECONDS):
+            if files is not None and not files.is_delivered(_DELIVERY_TURN_SECONDS):
                 files.check_delivery()
                 is_done, reason = False, self._stop_reason()
             is_done, reason = self._broadcast((is_done, reason))
