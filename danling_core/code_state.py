@@ -148,15 +148,25 @@ def _names(folder: Path, arguments: Sequence[str]) -> list[bytes]:
         return [name for name in output.read().split(b"\0") if name]
 
 
-def _ask(folder: Path, *arguments: str) -> str | None:
-    """A one-line answer; None when git says no, or is not installed."""
+def git_output(folder: Path, *arguments: str) -> bytes | None:
+    """What git prints in a folder, whatever the user's settings are; None when it says no, or is not installed.
+
+    Raises:
+        ConfigError: it does not answer in time.
+    """
     with tempfile.TemporaryFile() as output:
         try:
             code, _ = _call(folder, arguments, output)
         except FileNotFoundError:
             return None
         output.seek(0)
-        return os.fsdecode(output.read()).removesuffix("\n") if code == 0 else None
+        return output.read() if code == 0 else None
+
+
+def _ask(folder: Path, *arguments: str) -> str | None:
+    """A one-line answer; None when git says no, or is not installed."""
+    answer = git_output(folder, *arguments)
+    return None if answer is None else os.fsdecode(answer).removesuffix("\n")
 
 
 def _run(folder: Path, arguments: Sequence[str], output: IO[bytes]) -> None:

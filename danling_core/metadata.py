@@ -12,8 +12,11 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from .code_state import git_output
+from .errors import ConfigError
 from .redaction import redact, redact_command
 
 DIFF_LIMIT_BYTES = 256 * 1024
@@ -66,22 +69,28 @@ def with_attempt(metadata: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[
 
 def git_state(folder: str) -> dict[str, Any] | None:
     """Commit, branch, is_dirty, the diff (cut at 256 KiB, secrets masked); None outside git."""
-    commit = _output(["git", "rev-parse", "HEAD"], folder)
+    commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
-    diff = redact(_output(["git", "diff", "HEAD", "--no-color", "--no-ext-diff"], folder) or "")
-    listing = _output(["git", "ls-files", "--others", "--exclude-standard"], folder) or ""
-    untracked = listing.splitlines()
+    diff = redact(_git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or "")
+    untracked = (_git(folder, "ls-files", "--others", "--exclude-standard") or "").splitlines()
     return {
-        "commit": commit.strip(),
-        "branch": (_output(["git", "rev-parse", "--abbrev-ref", "HEAD"], folder) or "").strip(),
-        "remote": redact((_output(["git", "config", "--get", "remote.origin.url"], folder) or "").strip())
-        or None,
+        "commit": commit,
+        "branch": _git(folder, "rev-parse", "--abbrev-ref", "HEAD") or "",
+        "remote": redact(_git(folder, "config", "--get", "remote.origin.url") or "") or None,
         "is_dirty": bool(diff or untracked),
         "diff": _cut(diff, DIFF_LIMIT_BYTES),
         "diff_is_cut": len(diff.encode()) > DIFF_LIMIT_BYTES,
         "untracked": untracked[:_UNTRACKED_KEPT],
     }
+
+
+def _git(folder: str, *arguments: str) -> str | None:
+    try:
+        answer = git_output(Path(folder), *arguments)
+    except ConfigError:  # no answer in time: metadata is best effort
+        return None
+    return None if answer is None else answer.decode("utf-8", errors="replace").removesuffix("\n")
 
 
 def package_versions() -> dict[str, str]:
@@ -118,14 +127,13 @@ def user_name() -> str:
         return str(os.getuid())
 
 
-def _output(command: Sequence[str], folder: str | None = None) -> str | None:
+def _output(command: Sequence[str]) -> str | None:
     """What a command prints; None where it is missing, fails or takes too long: metadata is best effort."""
     if shutil.which(command[0]) is None:
         return None
     try:
         done = subprocess.run(
             command,
-            cwd=folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_COMMAND_TIMEOUT_SECONDS,

@@ -53,6 +53,15 @@ def test_git_says_commit_and_difference(repository: str) -> None:
     assert "+x = 2" in dirty["diff"] and dirty["untracked"] == ["new.py"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_repository_of_somebody_else_is_described_too(repository: str) -> None:
+    """As in a container that runs as root over a mounted checkout."""
+    for folder, _, _ in os.walk(repository):
+        os.chown(folder, 65534, 65534)
+    found = metadata.git_state(repository)
+    assert found is not None and found["branch"] == "main" and not found["is_dirty"]
+
+
 def test_outside_git_there_is_nothing_to_say(tmp_path: os.PathLike[str]) -> None:
     assert metadata.git_state(os.fspath(tmp_path)) is None
 
