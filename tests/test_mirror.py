@@ -582,21 +582,22 @@ def test_a_mirror_without_its_bucket_ends_with_the_reason(local: Path, gcs_serve
         mirror.close(timeout_seconds=60)
 
 
-def test_a_mirror_that_dies_while_it_is_waited_for_is_replaced(local: Path, gcs: GCSServer) -> None:
+def test_a_mirror_that_dies_while_it_is_waited_for_is_replaced(local: Path, gcs_server: GCSServer) -> None:
     remote = "gs://danling/root/digits-1/20261121-103249-123456"
     fill(local)
+    (local / "mirror.json").unlink()
     started: list[MirrorProcess] = []
 
     def start() -> MirrorProcess:
         started.append(MirrorProcess(os.fspath(local), remote))
         return started[-1]
 
-    gcs.fault = lambda method, path: 503
+    gcs_server.fault = lambda method, path: 503
     delivery = Delivery(start, os.fspath(local), Config(epoch_end=1), [].append)
     delivery.request()
     assert not delivery.is_done(0.01)
     os.kill(started[0].pid, signal.SIGKILL)
-    gcs.fault = lambda method, path: None
+    gcs_server.fault = lambda method, path: None
     wait_until(lambda: delivery.is_done(1.0), "the delivery", 60)
     assert len(started) == 2 and storage.exists(storage.join(remote, "status.json"))
     assert delivery.is_over(60)
@@ -604,14 +605,13 @@ def test_a_mirror_that_dies_while_it_is_waited_for_is_replaced(local: Path, gcs:
 
 def test_a_mirror_that_dies_again_and_again_is_given_up_with_its_last_words(local: Path) -> None:
     def start() -> MirrorProcess:
-        return MirrorProcess(
-            os.fspath(local), "nosuch://x/y", lease_url="nosuch://x/lease", interval_seconds=nan
-        )
+        return MirrorProcess(os.fspath(local), "gs://danling/a/b", checkpoints="../elsewhere")
 
-    nan = float("nan")
     delivery = Delivery(start, os.fspath(local), Config(epoch_end=1), [].append)
     delivery.request()
-    with pytest.raises(StoreUnavailable, match=r"ended with code 1 .*: \w+Error: .*\.mirror\.log"):
+    with pytest.raises(
+        StoreUnavailable, match=r"ended with code 1 .*StorageError: .* leaves the folder .*\.mirror\.log"
+    ):
         wait_until(lambda: delivery.is_done(5.0), "the end", 60)
 
 
