@@ -256,7 +256,7 @@ def resolve(root_url: str, text: str) -> RunFolder:
         return folder
     names = [name for name in storage.list_names(root_url) if NAME_AND_ID.fullmatch(name)]
     matches = [name for name in names if _is_called(name, text)]
-    if len(matches) > 1 and not all(_NAME_AND_ID.fullmatch(name)["name"] == text for name in matches):  # type: ignore[index]
+    if len(matches) > 1 and not all(NAME_AND_ID.fullmatch(name)["name"] == text for name in matches):  # type: ignore[index]
         raise ConfigError(f"{text!r} may be any of {', '.join(matches[:8])}: give more of its id")
     if not matches:
         known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
