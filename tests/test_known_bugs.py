@@ -272,6 +272,9 @@ class OnDevice:
     def __init__(self, value: float) -> None:
         self.value = value
 
+    def numel(self) -> int:
+        return 1
+
     def detach(self) -> torch.Tensor:
         return torch.tensor(self.value)
 
