@@ -23,7 +23,7 @@ class RunOutcome:
         evaluation: `{split: {metric: value}}` of the evaluate stage.
         seconds: training time over all attempts.
         folder: URL of the run folder.
-        error: one line; None when complete.
+        error: one line; None when complete. With `status` complete, what is left beside the stages asked for.
         traceback: of the first failing rank, where there is one.
     """
 
@@ -79,6 +79,8 @@ def summarise(bad: Sequence[RunOutcome], total: int) -> str:
 def describe(outcome: RunOutcome) -> str:
     """How a run ended, in one line."""
     if outcome.status == "complete":
+        if outcome.error is not None:
+            return f"the stages asked for are done, and the run is not complete: {_one_line(outcome.error)}"
         how = "complete already" if outcome.skipped else "complete"
         if outcome.score is None:
             return how

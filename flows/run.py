@@ -187,6 +187,10 @@ def _ended(config: Config, identity: Identity, opened: OpenedRun, **told: Any) -
         status = None
     if status is None:
         return RunOutcome(**{**_names(config, identity), "folder": opened.folder.url, **told})
+    if (
+        told["status"] == "complete" and not status.is_complete
+    ):  # the stages asked for are done, others are not
+        told["error"] = status.error
     return RunOutcome.from_status(status, opened.folder, **told)
 
 

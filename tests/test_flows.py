@@ -116,6 +116,21 @@ def test_a_complete_run_is_not_run_again(
     assert run(config, fresh=True)["folder"] != first["folder"]
 
 
+def test_a_run_of_one_stage_says_what_is_left_and_goes_on_from_there(
+    flows_on: Any, prefect_server: PrefectServer, toy_config: Make
+) -> None:
+    from flows.run import run
+
+    config = Config.from_dict(toy_config(run_name="staged", stages=["train"]))
+    trained = run(config)
+    assert (trained["status"], trained["error"]) == ("complete", "stage evaluate is still to do")
+    [shown] = Shown(prefect_server).flow_runs(name="toy-staged")
+    assert shown.state.is_completed() and "not complete: stage evaluate" in shown.state.message
+    whole = run(config, overrides={"stages": ["train", "evaluate"]})
+    assert (whole["status"], whole["error"], whole["skipped"]) == ("complete", None, False)
+    assert whole["folder"] == trained["folder"] and whole["seconds"] == trained["seconds"]
+
+
 def test_overrides_change_the_config_before_it_is_checked(flows_on: Any, toy_config: Make) -> None:
     from flows.run import run
 
