@@ -40,8 +40,13 @@ def main() -> int:
 
 
 def _file(name: str) -> Path | None:
+    """The file of a package, or the folder of one that has none: a namespace package."""
     spec = importlib.util.find_spec(name)
-    return None if spec is None or spec.origin is None else Path(spec.origin).resolve()
+    if spec is None:
+        return None
+    folders = list(spec.submodule_search_locations or ())
+    found = spec.origin or next(iter(folders), None)
+    return None if found is None else Path(found).resolve()
 
 
 if __name__ == "__main__":
