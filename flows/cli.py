@@ -135,9 +135,11 @@ def _parser() -> argparse.ArgumentParser:
     experiment.add_argument(
         "--sweep",
         nargs="+",
+        action="extend",
         default=[],
         metavar="key=value,value",
-        help="train every combination of these values; FILE is then a run's CONFIG.yaml",
+        help="train every combination of these values (a key with one value among them is an override); FILE is then "
+        "a run's CONFIG.yaml",
     )
     _train_parser(commands, "group", "FILE", "train several experiments, ending in a leaderboard")
     _runs_parser(commands)

@@ -16,11 +16,15 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "optim": OptimConfig,
     "scheduler": SchedulerConfig,
 }
+_NOTES = (
+    "dataloader.SPLIT.KEY\n    the same for one split: dataloader.val.batch_size",
+    "optim.KEY, scheduler.KEY\n    any other argument of the class that `name` names",
+)
 
 
 def keys(arguments: argparse.Namespace) -> int:
     """Print the keys in which `arguments.text` occurs; 2 where there is none."""
-    lines = [line for line in _lines() if arguments.text.lower() in line.lower()]
+    lines = [line for line in (*_lines(), *_NOTES) if arguments.text.lower() in line.lower()]
     print("\n".join(lines) or f"no key or meaning has {arguments.text!r} in it: `danling keys` lists all")
     return DONE if lines else BAD_INPUT
 
@@ -31,12 +35,14 @@ def _lines() -> Iterator[str]:
         if section is None:
             yield _line(name, field.default, field.description)
             continue
+        if field.default is None:
+            yield _line(name, None, field.description)
         for key, inner in section.model_fields.items():
-            yield _line(f"{name}.{key}", inner.default, inner.description)
-    yield _line("dataloader.SPLIT.KEY", None, "the same for one split: dataloader.val.batch_size")
-    yield _line("optim.KEY, scheduler.KEY", None, "any other argument of the class that `name` names")
+            yield _line(
+                f"{name}.{key}", inner.default, inner.description, f"(required where {name} is given)"
+            )
 
 
-def _line(key: str, default: object, meaning: str | None) -> str:
-    shown = "(required)" if default is PydanticUndefined else "null" if default is None else repr(default)
+def _line(key: str, default: object, meaning: str | None, required: str = "(required)") -> str:
+    shown = required if default is PydanticUndefined else "null" if default is None else repr(default)
     return f"{key} = {shown}\n    {meaning}"

@@ -13,7 +13,7 @@ from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import NotFound
 from danling_core.formatting import format_duration, format_result
 from danling_core.lease import seems_held
-from danling_core.run_folder import RunFolder, Status, find_checkpoints, list_runs, resolve
+from danling_core.run_folder import TIMESTAMP, RunFolder, Status, find_checkpoints, list_runs, resolve
 from flows.cli_table import print_table
 
 
@@ -45,7 +45,10 @@ def show(arguments: argparse.Namespace) -> int:
     evaluated = evaluation.get("result") if isinstance(evaluation, dict) else None
     for line in (*_head(folder, status, newest), *_results("best", best), *_results("evaluation", evaluated)):
         print(line)
-    print(f"\nfiles\n  {'  '.join(sorted(storage.list_names(folder.url)))}")
+    names = sorted(storage.list_names(folder.url))
+    print(f"\nfiles\n  {'  '.join(names)}")
+    if storage.base_name(folder.config_url) not in names:
+        return 0
     ranks = 1 if status is None else status.world_size
     words = [folder.config_url, *_moved(folder)]
     print(f"\nby hand\n  torchrun --nproc-per-node {ranks} -m danling_core.worker {shlex.join(words)}")
@@ -85,8 +88,11 @@ def _row(folder: RunFolder, status: Status | None) -> dict[str, Any]:
     }
 
 
-def _when(timestamp: str) -> dict[str, str]:
-    """When a run was created, for people (UTC, to the minute) and for sorting."""
+def _when(timestamp: str) -> dict[str, str | None]:
+    """When a run was created, for people (UTC, to the minute; None where its folder has a name instead) and for
+    sorting."""
+    if not TIMESTAMP.fullmatch(timestamp):
+        return {"date": None, "timestamp": timestamp}
     day, _, time = timestamp.partition("-")
     return {"date": f"{day[:4]}-{day[4:6]}-{day[6:]} {time[:2]}:{time[2:4]}", "timestamp": timestamp}
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from danling_core.config import Config
 from danling_core.errors import ConfigError, DanLingError
+from danling_core.overrides import parse_sweep
 from danling_core.sweep import ExperimentSpec, GroupSpec
 from flows.cli_session import Ending, Session
 from flows.cli_table import print_table
@@ -36,7 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def experiment(arguments: argparse.Namespace) -> int:
     """Train the runs of one experiment."""
-    spec = ExperimentSpec.load(arguments.file, arguments.overrides, arguments.sweep)
+    sweep, overrides = _apart(arguments.sweep)
+    overrides = [*arguments.overrides, *overrides]
+    _refuse_lists(overrides)
+    spec = ExperimentSpec.load(arguments.file, overrides, sweep)
     configs = spec.configs()
     console = GroupConsole(configs)
     session = Session(configs, spec.concurrency, console, arguments.verbose, arguments.fresh)
@@ -48,6 +52,7 @@ def experiment(arguments: argparse.Namespace) -> int:
 
 def group(arguments: argparse.Namespace) -> int:
     """Train the experiments of a group."""
+    _refuse_lists(arguments.overrides)
     spec = GroupSpec.load(arguments.file, arguments.overrides)
     configs = [config for plan in spec.configs() for config in plan.configs]
     console = GroupConsole(configs)
@@ -65,8 +70,20 @@ def _refuse_lists(overrides: Sequence[str]) -> None:
         if re.fullmatch(r"[-+.\de]+(,[-+.\de]+)+", value.strip()):
             raise ConfigError(
                 f"override {key!r}: {value!r} is several values, and a run takes one; to train each: "
-                f"danling experiment FILE --sweep {word} (as a list it is written {key}=[{value}])"
+                f"danling experiment FILE --sweep {word} (a list is written {key}=[{value}], "
+                f"a text {key}='\"{value}\"')"
             )
+
+
+def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words behind `--sweep` that list values, and those of one value, which vary nothing: overrides.
+
+    Where none lists values, all are the sweep.
+    """
+    parse_sweep(words)  # a key that comes twice is refused before the words are told apart
+    ones = [word for word in words if all(len(values) == 1 for values in parse_sweep([word]).values())]
+    swept = [word for word in words if word not in ones]
+    return (swept, ones) if swept else (ones, [])
 
 
 class _Flows:
@@ -112,10 +129,8 @@ def _report(ending: Ending, total: int, again: str) -> int:
         return INTERRUPTED if ending.is_ctrl_c else RESUMABLE
     if bad:
         _say(summarise(bad, total) if total > 1 else f"{bad[0].key} failed: {bad[0].error}")
-        for outcome in bad[:1]:
-            if outcome.traceback:
-                print(f"\n{outcome.key}, rank {outcome.rank}:\n{outcome.traceback.rstrip()}", file=sys.stderr)
-        return FAILED
+        if bad[0].traceback:
+            print(f"\n{bad[0].key}, rank {bad[0].rank}:\n{bad[0].traceback.rstrip()}", file=sys.stderr)
     return FAILED
 
 

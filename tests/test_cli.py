@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from danling_core.run_folder import list_runs
+from danling_core.run_folder import RunFolder, Status, list_runs
 from flows.cli import main
 from tests.prefect_fixtures import PrefectServer
 
@@ -95,6 +95,17 @@ def test_a_sweep_over_an_unknown_parameter_is_bad_input(
     assert os.listdir(tmp_path) == ["file.yaml"]
 
 
+@pytest.mark.parametrize("command", ["experiment", "group"])
+def test_several_values_outside_of_a_sweep_are_refused_for_every_run(
+    command: str, toy_config: Make, write: Callable[[Any], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec: dict[str, Any] = {"config": toy_config()}
+    file = write(spec if command == "experiment" else {"group": "g", "experiments": [spec]})
+    assert main([command, file, "params.lr=1e-3,3e-3"]) == 2
+    said = capsys.readouterr().err
+    assert "--sweep params.lr=1e-3,3e-3" in said and """params.lr='"1e-3,3e-3"'""" in said
+
+
 @pytest.mark.parametrize(
     "words", [["fly"], ["run"], ["show", "--root"], [], ["run", "x.yaml", "--quick"], ["show", "a", "seed=1"]]
 )
@@ -115,8 +126,10 @@ def test_help_has_examples(words: list[str], capsys: pytest.CaptureFixture[str])
 def test_keys_lists_what_a_config_may_say(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["keys"]) == 0
     printed = capsys.readouterr().out
-    for key in ("epoch_end = null", "dataloader.batch_size = 32", "optim.name = (required)"):
+    for key in ("epoch_end = null", "dataloader.batch_size = 32", "optim = null"):
         assert f"\n{key}\n    " in printed
+    assert "optim.name = (required where optim is given)" in printed
+    assert "KEY" not in "".join(line for line in printed.splitlines() if " = " in line)
     assert main(["keys", "no such thing"]) == 2
 
 
@@ -127,7 +140,16 @@ def test_a_run_is_swept_from_the_command_line_resumed_and_begun_anew(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     root, file = toy_config()["project_root"], write(toy_config())
-    words = ["experiment", file, "--sweep", "params.lr=0.1,0.2", "seed=0,1", "--verbose", "epoch_end=1"]
+    words = [
+        "experiment",
+        file,
+        "--sweep",
+        "params.lr=0.1,0.2",
+        "epoch_end=1",
+        "--sweep",
+        "seed=0,1",
+        "--verbose",
+    ]
     assert main(words) == 0
     assert "[4/4]" in capsys.readouterr().out
     assert main([*words, "--fresh"]) == 0
@@ -135,6 +157,7 @@ def test_a_run_is_swept_from_the_command_line_resumed_and_begun_anew(
     assert main(["runs", root, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == 8 and len({row["id"] for row in rows}) == 4
+    assert {row["epochs"] for row in rows} == {1} and "toy-run-lr=0.2-seed=1" in {row["name"] for row in rows}
     stamps = [row["timestamp"] for row in rows]
     assert stamps == sorted(stamps, reverse=True)
     assert rows[0]["date"][:10].replace("-", "") == stamps[0][:8]
@@ -241,6 +264,17 @@ def test_runs_and_show_read_what_a_group_left(
     shown = capsys.readouterr().out
     assert complete["folder"] in shown and "accuracy" in shown and "results.json" in shown
     assert main(["show", "nothing", "--root", root]) == 2
+
+
+def test_a_folder_with_nothing_but_a_status_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(str(tmp_path / "mine"))
+    folder.write_status(Status(status="failed", name="toy-mine", id="e" * 16, timestamp="mine"))
+    assert main(["show", folder.url]) == 0
+    shown = capsys.readouterr().out
+    assert "toy-mine" in shown and "status.json" in shown
+    assert "date" not in shown and "by hand" not in shown
 
 
 def _danling(server: PrefectServer, *words: str) -> subprocess.Popen[str]:
@@ -460,3 +494,22 @@ def test_a_module_that_hides_ours_is_refused_by_name_in_one_line(name: str, tmp_
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert str(tmp_path / name) in done.stderr and "Rename" in done.stderr
+
+
+def test_a_folder_of_the_users_that_hides_our_package_is_named(tmp_path: Path) -> None:
+    """As beside an editable install, whose finder comes after the folders that Python looks through."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "installed").mkdir()
+    for name in ("danling_entry.py", "danling_core", "flows"):
+        (tmp_path / "installed" / name).symlink_to(ROOT / name)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{tmp_path / 'installed'}"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-S", "-m", "danling_entry", "runs"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    assert str(tmp_path / "tasks") in done.stderr and "Rename" in done.stderr
