@@ -135,6 +135,26 @@ def test_a_first_step_may_take_half_an_hour_and_the_others_wait_for_it(
     assert watch.hang is not None and (watch.hang.rank, watch.hang.step) == (1, None)
 
 
+def test_who_waited_for_a_slow_start_is_not_hung_when_that_is_over(
+    control: Control, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    watch = watch_over(control, sleepers)
+    waiting, slow = control.ranks
+    slow.beat(0)
+    for step in (0, 1):  # and waits in step 1, for the other's second batch
+        waiting.beat(step)
+    for now in (1.0, 900.0, 1798.0):
+        watch.tick(now)
+    slow.beat(1)
+    for now in (1799.0, 1800.0):
+        watch.tick(now)
+    assert watch.hang is None
+    slow.beat(2)
+    watch.tick(1809.0)
+    watch.tick(1811.0)
+    assert watch.hang is not None and watch.hang.rank == 0, "the usual time begins with the end of the start"
+
+
 def test_a_collective_waits_longer_than_the_watch() -> None:
     for timeout in (5.0, 600.0, 7200.0):
         for is_starting in (True, False):

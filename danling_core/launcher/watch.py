@@ -105,14 +105,14 @@ class Watch:
         return now + _DUMP_SECONDS
 
     def _find_hang(self, working: set[int], now: float) -> Hang | None:
-        is_starting = any(
-            self.control.ranks[index].is_starting for index in working
-        )  # the others wait for it
+        is_starting = any(self.control.ranks[index].is_starting for index in working)
         allowed = silence_allowed(self.hang_timeout_seconds, is_starting)
         silent: list[tuple[int, float, int]] = []
         for index in working:
             rank, cells = self._ranks[index], self.control.ranks[index]
-            if cells.beats != rank.beats:
+            # Who has started waits for who has not: its own time begins when all have.
+            is_waiting = is_starting and not cells.is_starting
+            if is_waiting or cells.beats != rank.beats:
                 rank.beats, rank.last_beat = cells.beats, now
             elif now - rank.last_beat > allowed:
                 silent.append((-1 if cells.step is None else cells.step, rank.last_beat, index))
