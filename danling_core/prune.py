@@ -70,9 +70,7 @@ def carry_out(doomed: Doomed) -> int:
     lease = Lease.acquire(doomed.folder.lease_parent_url, "danling prune")
     try:
         with lease.beating():
-            store = CheckpointStore(find_checkpoints(doomed.folder), guard=lease.check)
-            for record in doomed.records:
-                store.remove(record)
+            CheckpointStore(find_checkpoints(doomed.folder), guard=lease.check).remove(*doomed.records)
     finally:
         lease.release()
     return len(doomed.records)

@@ -235,6 +235,7 @@ def _open_together(
 def _open(config: Config, source: str | None, fresh: bool, stack: contextlib.ExitStack) -> Any:
     from danling_core.open_run import open_run
 
+    storage.configure(config.storage_options)  # of this process, and so of the thread that beats
     opened = open_run(config, identify(config, source), fresh=fresh, source_file=source)
     if opened.lease is None:
         return opened.folder.url

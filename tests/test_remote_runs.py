@@ -283,6 +283,23 @@ def test_a_store_that_is_away_hides_no_error(s3_root: str, tmp_path: Path) -> No
     assert "this machine delivers it" in next(tmp_path.glob("scratch/*/run.log")).read_text()
 
 
+class LosesItsMirrorAtTheEnd(SmallRunner):
+    """Its mirror dies when the run is over, and nothing delivers any more."""
+
+    def _close_files(self) -> None:
+        if self._files is not None and self._files._delivery is not None:
+            os.kill(self._files._delivery._mirror.pid, signal.SIGKILL)
+        super()._close_files()
+
+
+def test_a_store_that_calls_a_run_complete_has_its_last_event(s3_root: str, tmp_path: Path) -> None:
+    """For the next start finds the run complete, and delivers nothing."""
+    LosesItsMirrorAtTheEnd(small_config(s3_root, scratch=str(tmp_path / "scratch"))).run()
+    [(folder, status)] = list_runs(s3_root)
+    assert status is not None and status.is_complete
+    assert json.loads(read_log(folder, "events.jsonl").splitlines()[-1])["event"] == "completed"
+
+
 @pytest.mark.parametrize("refusal", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"])
 def test_a_store_that_refuses_is_said_before_anything_is_made(
     refusal: str, s3_root: str, s3_proxy: FaultyProxy, tmp_path: Path

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from danling_core import storage
+from danling_core.lease import current_owner
 from tests.processes import wait_until
 from tests.whole_runs import EXPERIMENT_ID, ROOT
 
@@ -26,10 +28,18 @@ FIELDS = {
 }
 
 
-def start(root: Path, *torchrun: str, env: dict[str, str] | None = None, **params: Any) -> Any:
+def start(
+    root: Path,
+    *torchrun: str,
+    env: dict[str, str] | None = None,
+    fields: dict[str, Any] | None = None,
+    **params: Any,
+) -> Any:
     """torchrun, started; 4 epochs of 5 steps on two ranks."""
     path = root / "run.json"
-    path.write_text(json.dumps({**FIELDS, "project_root": str(root / "runs"), "params": params}))
+    path.write_text(
+        json.dumps({**FIELDS, "project_root": str(root / "runs"), "params": params, **(fields or {})})
+    )
     command = [sys.executable, "-m", "torch.distributed.run", *(torchrun or ALONE)]
     return subprocess.Popen(
         [*command, "-m", "danling_core.worker", str(path)],
@@ -80,6 +90,26 @@ def test_a_ctrl_c_at_torchrun_saves_the_run(tmp_path: Path) -> None:
     assert "asked to stop: stopped before step" in events[-1]["reason"]
     saved = [event["step"] for event in events if event["event"] == "checkpoint_committed"]
     assert saved[-1] == status["steps"]
+
+
+def test_the_owner_beats_on_a_store_that_only_its_config_names(
+    s3_root: str, moto_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    options = {"endpoint_url": moto_url}
+    fields = {"project_root": s3_root, "storage_options": options, "scratch": str(tmp_path / "scratch")}
+
+    def has_beaten() -> bool:
+        with storage.using(options):
+            owners = [current_owner(storage.join(s3_root, name)) for name in storage.list_names(s3_root)]
+        return any(owner is not None and owner.beat > 0 for owner in owners)
+
+    with start(tmp_path, fields=fields, sleep_seconds=0.5, samples=700) as process:
+        try:
+            wait_until(has_beaten, "a beat of the lease", 60)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.stderr.read()
 
 
 def test_a_signal_on_one_of_two_nodes_saves_the_run_and_it_resumes(tmp_path: Path) -> None:

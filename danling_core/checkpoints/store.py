@@ -157,11 +157,13 @@ class CheckpointStore:
             self._remove_leftovers(self._clock() - _ORPHAN_AGE_SECONDS, keep)
         return [record.name for record in doomed]
 
-    def remove(self, record: Record) -> None:
-        """Delete a checkpoint: the pointers that would dangle, then the record, then the payload."""
-        with self._lock, self._explained(f"remove checkpoint {record.name}"):
-            self._check_guard()
-            self._remove(record, self._ledger.pointers(self._ledger.records()))
+    def remove(self, *records: Record) -> None:
+        """Delete checkpoints: of each the pointers that would dangle, then the record, then the payload."""
+        with self._lock, self._explained(f"remove {len(records)} checkpoints"):
+            pointers = self._ledger.pointers(self._ledger.records())
+            for record in records:
+                self._check_guard()
+                self._remove(record, pointers)
 
     # Reading
 

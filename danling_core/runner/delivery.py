@@ -133,7 +133,8 @@ class Delivery:
             logger.error("the end of the run is not in the store: %s", error)
         except StoreUnavailable as error:
             logger.error(
-                "the end of the run is not in the store: %s; the next start of this run on this machine delivers it",
+                "the end of the run is not in the store: %s; the next start of this run on this machine delivers it, "
+                "unless the store calls the run complete already: then only the last lines of its log are missing",
                 error,
             )
 

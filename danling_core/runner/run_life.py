@@ -54,10 +54,16 @@ class RunLife(Reporting):
                 {"status": "complete", "error": None} if still_to_do is None else self._ending(still_to_do)
             )
             status = files.write_status(**self._status_fields(), **ending, evaluation=evaluation)
+        self._emit_completed(status)
+        return status
+
+    def _emit_completed(self, status: Status | None) -> None:
+        """Tell, once the store has the run, that it is complete; and wait until the store has that, too: nobody
+        delivers anything more of a run that its status there calls complete. Collective."""
         self._wait_delivered()
         if status is not None:
             self.emit("completed", status=status.model_dump(mode="json"))
-        return status
+        self._wait_delivered()
 
     def _ending(self, still_to_do: str | None = None) -> dict[str, Any]:
         """The status of a run that did what it was asked for and is not complete: as it was before, if it ended
@@ -73,9 +79,7 @@ class RunLife(Reporting):
         it may have died before it could say so."""
         status = self._files.status if self._files is not None else None
         if self._context is not None and self._context.is_launched:
-            self._wait_delivered()
-            if status is not None:
-                self.emit("completed", status=status.model_dump(mode="json"))
+            self._emit_completed(status)
         return status
 
     def _wait_delivered(self) -> str | None:
