@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -106,6 +109,24 @@ def test_a_fenced_mirror_ends_the_run_and_a_dead_one_is_replaced(tmp_path: Path)
         watched.check()
 
 
+def test_two_threads_that_find_the_mirror_dead_start_one(tmp_path: Path) -> None:
+    mirrors, both = list[Mirror](), threading.Barrier(2)
+
+    def start() -> Mirror:
+        if mirrors:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(0.2)  # the other one comes here, too, unless it is kept waiting
+        mirrors.append(Mirror())
+        return mirrors[-1]
+
+    watched = Delivery(start, str(tmp_path), Config(epoch_end=1), [].append)  # type: ignore[arg-type]
+    mirrors[0].ended = StoreUnavailable("the mirror ended with code -9")
+    with ThreadPoolExecutor(2) as threads:
+        for check in [threads.submit(watched.check) for _ in range(2)]:
+            check.result()
+    assert len(mirrors) == 2
+
+
 def test_a_run_stops_when_its_scratch_is_full(mirror: Mirror, tmp_path: Path) -> None:
     reasons = list[str]()
     watched = delivery(mirror, tmp_path, [1000.0], reasons, max_scratch_bytes=100)
@@ -141,6 +162,6 @@ def test_the_end_is_waited_for_in_turns_and_what_is_left_is_told_and_not_raised(
     watched = delivery(mirror, tmp_path, [1000.0], [])
     mirror.turns_to_go = 3
     with caplog.at_level(logging.ERROR, logger="danling"):
-        assert [watched.is_over(2.0) for _ in range(3)] == [False, False, True]
+        assert [watched.is_over(2.0) for _ in range(4)] == [False, False, True, True]
     [message] = [record.getMessage() for record in caplog.records]
     assert "ended with code 4" in message and "next start of this run on this machine" in message

@@ -260,6 +260,29 @@ def test_a_run_that_stops_of_its_own_accord_is_not_taken_for_hung_while_the_stor
     assert status is not None and status.status == "interrupted", "once the store was back, it was told"
 
 
+def test_an_exception_while_the_store_is_away_is_told_and_is_no_hang_of_another_rank(
+    s3_root: str, s3_proxy: FaultyProxy, launcher: Launcher, tmp_path: Path
+) -> None:
+    def told(*events: str) -> bool:
+        text = "".join(path.read_text() for path in tmp_path.glob("scratch/*/events.jsonl"))
+        return any(f'"{event}"' in text for event in events)
+
+    def be_away_until_its_end_is_told() -> None:
+        wait_until(lambda: told("epoch_began"), "the first epoch", 60)
+        with s3_proxy.away():
+            wait_until(lambda: told("failed", "restarting"), "the end", 60)
+
+    wanted = wanted_on(s3_root, tmp_path, params={"step_seconds": 0.05}, hang_timeout_seconds=3.0)
+    with ThreadPoolExecutor(1) as pool, fault("raise", 13):
+        absence = pool.submit(be_away_until_its_end_is_told)
+        outcome = train(launcher, wanted).ended.outcome
+        absence.result(60)
+    assert outcome is not None and (outcome.status, outcome.restarts) == ("failed", 0), outcome
+    assert (outcome.rank, outcome.step) == (0, 13) and "mine, and told" in str(outcome.error)
+    [(_, status)] = list_runs(s3_root)
+    assert status is not None and status.error == outcome.error, "it is in the store, too"
+
+
 class Trouble(Exception):
     """Of the user's own."""
 

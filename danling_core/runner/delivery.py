@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -51,7 +52,9 @@ class Delivery:
         self._warned_of: str | None = None
         self._told_unreadable: set[str] = set()
         self._is_asked = False
+        self._has_ended = False
         self._deaths = 0
+        self._replacing = threading.Lock()
 
     def soon(self) -> None:
         """Small files changed: have them brought up without waiting for the interval."""
@@ -118,12 +121,15 @@ class Delivery:
 
         What it could not deliver is logged and not raised: the run has told its end by then, and nothing is lost.
         """
+        if self._has_ended:
+            return True
         try:
             self._mirror.close(timeout_seconds)
         except (Fenced, StoreUnavailable):
             if self._mirror.failure() is None:
                 return False
             self._tell_what_is_left()
+        self._has_ended = True
         return True
 
     def _tell_what_is_left(self) -> None:
@@ -139,19 +145,20 @@ class Delivery:
             )
 
     def _check_mirror(self) -> None:
-        failure = self._mirror.failure()
-        if isinstance(failure, Fenced):
-            raise failure
-        if failure is None:
-            return
-        if self._is_asked:
-            self._deaths += 1
-            if self._deaths > _DEATHS_IN_A_ROW:
+        with self._replacing:  # the saver's thread and the loop may both find it dead
+            failure = self._mirror.failure()
+            if isinstance(failure, Fenced):
                 raise failure
-        logger.warning("%s: another one is started", failure)
-        self._mirror = self._start()
-        if self._is_asked:
-            self._mirror.request_sync()
+            if failure is None:
+                return
+            if self._is_asked:
+                self._deaths += 1
+                if self._deaths > _DEATHS_IN_A_ROW:
+                    raise failure
+            logger.warning("%s: another one is started", failure)
+            self._mirror = self._start()
+            if self._is_asked:
+                self._mirror.request_sync()
 
     def _warn(self, lag: float) -> None:
         state = self._mirror.state()

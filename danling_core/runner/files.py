@@ -174,6 +174,11 @@ class RunFiles:
         """Whether the delivery has ended, waiting up to `timeout_seconds`; the first call has it end."""
         return self._delivery is None or self._delivery.is_over(timeout_seconds)
 
+    def leave_delivery(self) -> None:
+        """Have the delivery end, and wait for it no more."""
+        self.is_over(0.0)
+        self._delivery = None
+
 
 def _owner_check(context: RunContext) -> Callable[[], None]:
     """To be called before every write: raises `Fenced` where another process has taken the run over, and

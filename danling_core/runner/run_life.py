@@ -140,6 +140,8 @@ class RunLife(Reporting):
         ]
         if isinstance(error, RunInterrupted):  # which all ranks raise together
             steps.insert(2, self._end_delivery_together)
+        elif self._context is not None and self._context.is_launched:
+            steps.insert(2, self._leave_delivery)
         for step in steps:
             try:
                 step()
@@ -189,6 +191,12 @@ class RunLife(Reporting):
             files is None or files.is_over(_DELIVERY_TURN_SECONDS)
         ):
             self._keep_beating()
+
+    def _leave_delivery(self) -> None:
+        """Let the mirror deliver what is left by itself, and the launcher after it: that one learns of the error
+        only when this rank ends, and would take another rank, which waits in a collective, for hung before."""
+        if self._files is not None:
+            self._files.leave_delivery()
 
     def _open_run(self) -> None:
         if self._context is None:
