@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow
@@ -41,14 +42,16 @@ def experiment(spec: ExperimentSpec, fresh: bool = False) -> State[list[dict[str
         spec: a config, and what varies in it.
         fresh: begin new run folders, whatever is there.
     """
+    configs = spec.configs()
     with (
-        store_credentials(spec.configs()),
-        launcher_pool(spec.concurrency) as pool,
+        store_credentials(configs),
+        launcher_pool(min(spec.concurrency, len(configs))) as pool,
         reporting() as reporter,
-        heeding_cancel(pool.interrupt),
+        pool.apart() as interrupt,
+        heeding_cancel(interrupt),
     ):
         artifacts = FlowArtifacts(reporter)
-        configs = prepared_configs(spec, pool)
+        configs = prepared_configs(configs, pool)
         tags = tags_of(configs[0])
         artifacts.tag(tags)
         with nested(tags):
@@ -59,9 +62,9 @@ def experiment(spec: ExperimentSpec, fresh: bool = False) -> State[list[dict[str
     return conclude_all(rows, outcomes)
 
 
-def prepared_configs(spec: ExperimentSpec, pool: LauncherPool) -> list[Config]:
+def prepared_configs(configs: Sequence[Config], pool: LauncherPool) -> list[Config]:
     """The config of each run, complete and with its code stated."""
-    return [pinned(prepared) for prepared in pool.prepare(spec.configs())]
+    return [pinned(prepared) for prepared in pool.prepare(configs)]
 
 
 def run_all(configs: list[Config], pool: LauncherPool, fresh: bool) -> list[RunOutcome]:
@@ -83,12 +86,12 @@ def _run_one(config: Config, pool: LauncherPool, fresh: bool) -> RunOutcome:
             with pool.slot():
                 message = run(config, fresh=fresh, return_state=True).message
         except RunInterrupted as error:
-            return pool.record(_not_started(config, "interrupted", str(error)))
+            return pool.record(not_started(config, "interrupted", str(error)))
         except Exception as error:
             logger.warning("Prefect lost sight of %s: %s: %s", config.run_name, type(error).__name__, error)
             if not ended:
                 return _run_unseen(config, pool, fresh)
-    return ended[-1] if ended else pool.record(_not_started(config, "failed", message))
+    return ended[-1] if ended else pool.record(not_started(config, "failed", message))
 
 
 def _run_unseen(config: Config, pool: LauncherPool, fresh: bool) -> RunOutcome:
@@ -97,10 +100,11 @@ def _run_unseen(config: Config, pool: LauncherPool, fresh: bool) -> RunOutcome:
         with pool.slot(), reporting() as reporter:
             return pool.record(execute(config, pool, FlowArtifacts(reporter), fresh))
     except RunInterrupted as error:
-        return pool.record(_not_started(config, "interrupted", str(error)))
+        return pool.record(not_started(config, "interrupted", str(error)))
 
 
-def _not_started(config: Config, status: Ending, error: str | None) -> RunOutcome:
+def not_started(config: Config, status: Ending, error: str | None) -> RunOutcome:
+    """The outcome of a run that did not come as far as a folder."""
     return RunOutcome(
         status=status,
         name=run_display_name(config),

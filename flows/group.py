@@ -12,11 +12,11 @@ from danling_core.sweep import ExperimentSpec, GroupSpec
 from flows.cancellation import heeding_cancel
 from flows.credentials import store_credentials
 from flows.endings import conclude_all
-from flows.experiment import experiment, prepared_configs, run_all
+from flows.experiment import experiment, not_started, prepared_configs, run_all
 from flows.fan_out import call_all, nested
 from flows.leaderboard import leaderboard, markdown
 from flows.naming import tags_of
-from flows.outcome import RunOutcome
+from flows.outcome import Ending, RunOutcome
 from flows.pool import LauncherPool, launcher_pool
 from tasks.artifacts import FlowArtifacts
 from tasks.reporter import reporting
@@ -37,7 +37,7 @@ def group(spec: GroupSpec, fresh: bool = False) -> State[list[dict[str, Any]]]:
     configs = [config for plan in spec.configs() for config in plan.configs]
     with (
         store_credentials(configs),
-        launcher_pool(spec.concurrency) as pool,
+        launcher_pool(min(spec.concurrency, len(configs))) as pool,
         reporting() as reporter,
         heeding_cancel(pool.interrupt),
     ):
@@ -71,14 +71,23 @@ def _call_experiments(spec: GroupSpec, pool: LauncherPool, fresh: bool) -> list[
 def _call_experiment(
     spec: ExperimentSpec, pool: LauncherPool, fresh: bool, outcomes: list[RunOutcome]
 ) -> None:
-    """Call the experiment's flow; where Prefect can make none, train its runs all the same."""
+    """Call the experiment's flow; where Prefect can make none, train its runs all the same.
+
+    A flow that ended before its runs were called is the end of each of them.
+    """
+    configs = spec.configs()
     try:
-        experiment(spec, fresh, return_state=True)
+        state = experiment(spec, fresh, return_state=True)
     except Exception as error:
-        name = spec.configs()[0].experiment_name
+        name = configs[0].experiment_name
         logger.warning("Prefect lost sight of %s: %s: %s", name, type(error).__name__, error)
         if not outcomes:
-            run_all(prepared_configs(spec, pool), pool, fresh)
+            run_all(prepared_configs(configs, pool), pool, fresh)
+        return
+    if not outcomes:
+        status: Ending = "interrupted" if state.is_cancelled() else "failed"
+        for config in configs:
+            pool.record(not_started(config, status, state.message))
 
 
 def _in_group(spec: ExperimentSpec, name: str) -> ExperimentSpec:

@@ -21,6 +21,7 @@ from flows.outcome import RunOutcome
 _ambient: ContextVar[LauncherPool | None] = ContextVar("danling_launcher_pool", default=None)
 _held: ContextVar[Launcher | None] = ContextVar("danling_held_launcher", default=None)
 _ended: ContextVar[list[RunOutcome] | None] = ContextVar("danling_ended_runs", default=None)
+_part: ContextVar[_Part | None] = ContextVar("danling_part_of_session", default=None)
 
 
 class Listener(Protocol):
@@ -31,6 +32,12 @@ class Listener(Protocol):
 
     def on_outcome(self, outcome: RunOutcome) -> None:
         """A run has ended."""
+
+
+class _Part:
+    """Runs of a session that are stopped apart from its others: those of one experiment of a group."""
+
+    stopped_because: str | None = None
 
 
 class LauncherPool:
@@ -52,7 +59,7 @@ class LauncherPool:
         self._make = launcher
         self._launchers: list[Launcher] = []
         self._free: queue.Queue[Launcher] = queue.Queue()
-        self._active: set[RunHandle] = set()
+        self._active: dict[RunHandle, _Part | None] = {}
         self._interrupted: set[RunHandle] = set()
         self._prepared: dict[str, Prepared] = {}
         self._lock = threading.RLock()
@@ -115,8 +122,8 @@ class LauncherPool:
     def active(self, handle: RunHandle) -> Iterator[RunHandle]:
         """Make a started run reachable by `interrupt`; an error inside interrupts it, to its end."""
         with self._lock:
-            self._active.add(handle)
-            reason = self.stopped_because
+            self._active[handle] = _part.get()
+            reason = self._why_stopped()
         if reason is not None:
             self.interrupt_run(handle, reason)
         try:
@@ -127,7 +134,7 @@ class LauncherPool:
             raise
         finally:
             with self._lock:
-                self._active.discard(handle)
+                self._active.pop(handle, None)
                 self._interrupted.discard(handle)
 
     def interrupt_run(self, handle: RunHandle, reason: str) -> None:
@@ -138,13 +145,27 @@ class LauncherPool:
             self._interrupted.add(handle)
         handle.interrupt(reason)
 
-    def interrupt(self, reason: str) -> None:
-        """Ask every active run to save and stop, and start no other. Returns at once."""
+    def interrupt(self, reason: str, part: _Part | None = None) -> None:
+        """Ask every active run (of `part` only, where it is given) to save and stop, and start no other there.
+
+        Returns at once.
+        """
+        stopped = self if part is None else part
         with self._lock:
-            self.stopped_because = reason if self.stopped_because is None else self.stopped_because
-            active = list(self._active)
+            stopped.stopped_because = reason if stopped.stopped_because is None else stopped.stopped_because
+            active = [handle for handle, its_part in self._active.items() if part in (None, its_part)]
         for handle in active:
             self.interrupt_run(handle, reason)
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[Callable[[str], None]]:
+        """Gives what interrupts the runs called inside, in this context and in copies of it, and no other run."""
+        part = _Part()
+        token = _part.set(part)
+        try:
+            yield lambda reason: self.interrupt(reason, part)
+        finally:
+            _part.reset(token)
 
     def publish(self, name: str, event: dict[str, Any]) -> None:
         """Pass an event of a run on to the listener."""
@@ -209,10 +230,15 @@ class LauncherPool:
             self._free.put(launcher)
 
     def _wait_for_launcher(self) -> Launcher:
-        while self.stopped_because is None:
+        while (reason := self._why_stopped()) is None:
             with contextlib.suppress(queue.Empty):
                 return self._free.get(timeout=0.1)
-        raise RunInterrupted(f"not started: {self.stopped_because}")
+        raise RunInterrupted(f"not started: {reason}")
+
+    def _why_stopped(self) -> str | None:
+        """Why no run of this context may be started; None if it may."""
+        part = _part.get()
+        return self.stopped_because or (None if part is None else part.stopped_because)
 
 
 def pinned(prepared: Prepared) -> Config:

@@ -334,6 +334,27 @@ def test_a_flow_run_that_is_cancelled_through_the_api_saves_and_stops(
     assert status is not None and status.status == "interrupted" and 0 < status.epochs < 1000
 
 
+def test_cancelling_an_experiment_of_a_group_stops_its_runs_and_no_other(
+    prefect_server: PrefectServer, toy_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.group import group
+
+    monkeypatch.setattr("flows.cancellation.POLL_SECONDS", 0.2)
+    slow = {"sleep_seconds": 0.02}
+    endless = toy_config(experiment_name="endless", epoch_end=1000, params=slow)
+    other = toy_config(experiment_name="other", epoch_end=30, params=slow)
+    experiments = [{"config": endless, "sweep": {"seed": [0, 1, 2]}}, {"config": other}]
+    cancel = AtFirstEpoch(lambda: _cancel(prefect_server.client(), "endless"), of="endless-")
+    pool = LauncherPool(2, listener=cancel)
+    with using(pool):
+        spec = GroupSpec(group="one-is-cancelled", concurrency=2, experiments=experiments)
+        state = group(spec, return_state=True)
+    ended = {outcome.name: outcome.status for outcome in pool.outcomes.values()}
+    assert ended.pop("other-run") == "complete"
+    assert list(ended.values()) == ["interrupted"] * 3
+    assert state.name == "Interrupted" and "3 of 4 runs" in state.message
+
+
 @pytest.mark.long
 def test_a_cancellation_is_heeded_after_an_absence_of_the_api(
     toy_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -373,13 +394,15 @@ def test_a_cancellation_is_heeded_after_an_absence_of_the_api(
 
 
 class AtFirstEpoch:
-    """A listener that does one thing when the first epoch has ended."""
+    """A listener that does one thing when the first epoch has ended (of a run whose name begins with `of`)."""
 
-    def __init__(self, action: Callable[[], None]) -> None:
+    def __init__(self, action: Callable[[], None], of: str = "") -> None:
         self._action: Callable[[], None] | None = action
+        self._of = of
 
     def on_event(self, name: str, event: dict[str, Any]) -> None:
-        if event["event"] == "epoch_finished" and self._action is not None:
+        is_due = event["event"] == "epoch_finished" and name.startswith(self._of)
+        if is_due and self._action is not None:
             action, self._action = self._action, None
             action()
 
@@ -430,6 +453,23 @@ def test_where_prefect_makes_no_flow_runs_a_group_trains_all_the_same(
         state = flows.group.group(GroupSpec(group="unseen", experiments=experiments), return_state=True)
     assert state.is_completed()
     assert [outcome.status for outcome in pool.outcomes.values()] == ["complete"] * 2
+
+
+def test_an_experiment_whose_flow_fails_before_its_runs_is_told_run_by_run(
+    flows_on: Any, toy_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.experiment
+    from flows.group import group
+
+    def full(*_: Any) -> list[str]:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(flows.experiment, "tags_of", full)
+    experiments = [{"config": toy_config(experiment_name="unbegun"), "sweep": {"seed": [0, 1]}}]
+    state = group(GroupSpec(group="unbegun", experiments=experiments), return_state=True)
+    assert state.is_failed() and "2 of 2 runs failed" in state.message
+    errors = [outcome.error for outcome in flows_on.outcomes.values() if outcome.experiment_name == "unbegun"]
+    assert len(errors) == 2 and all("no space left" in (error or "") for error in errors)
 
 
 def test_a_store_that_is_away_at_the_end_costs_no_outcome(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from danling_core.config import Config
 from danling_core.errors import ConfigError
 from danling_core.launch import Launcher, Prepared, RunRequest
+from danling_core.sweep import ExperimentSpec, GroupSpec
 from danling_core.writers.events import EventLog
 from flows.gpus import runs_at_once, shares
 from flows.pool import LauncherPool
+from tests.prefect_fixtures import PrefectServer
 
 
 def _on(gpus: int, ranks: int, device: str = "auto") -> Prepared:
@@ -68,6 +71,29 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[LauncherPool]:
     )
     yield pool
     pool.close()
+
+
+@pytest.mark.parametrize("level", ["experiment", "group"])
+def test_a_deployed_flow_wants_gpus_for_no_more_runs_than_it_has(
+    level: str, prefect_server: PrefectServer, toy_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.experiment import experiment
+    from flows.group import group
+
+    here, pools = "tests.test_gpus", []
+
+    def make(slots: int) -> LauncherPool:
+        launcher = partial(Launcher, rank_entrypoint=f"{here}:run_rank", prepare_entrypoint=f"{here}:prepare")
+        pools.append(LauncherPool(slots, launcher=launcher))
+        return pools[-1]
+
+    monkeypatch.setattr("flows.pool.LauncherPool", make)
+    spec = {"config": toy_config(device="cuda"), "sweep": {"seed": [0, 1]}}
+    if level == "experiment":
+        experiment(ExperimentSpec(**spec, concurrency=4), return_state=True)
+    else:
+        group(GroupSpec(group="g", experiments=[spec], concurrency=4), return_state=True)
+    assert len(pools[0].outcomes) == 2, "2 runs of 2 ranks on 4 GPUs"
 
 
 def test_a_rank_sees_the_gpus_of_its_slot_only(pool: LauncherPool, tmp_path: Path) -> None:
