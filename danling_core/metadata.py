@@ -69,15 +69,15 @@ def with_attempt(metadata: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[
 
 def git_state(folder: str) -> dict[str, Any] | None:
     """Commit, branch, is_dirty, the diff (cut at 256 KiB, secrets masked); None outside git."""
-    commit = _git(folder, "rev-parse", "HEAD")
+    commit = _git_line(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
     diff = redact(_git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or "")
     untracked = (_git(folder, "ls-files", "--others", "--exclude-standard") or "").splitlines()
     return {
         "commit": commit,
-        "branch": _git(folder, "rev-parse", "--abbrev-ref", "HEAD") or "",
-        "remote": redact(_git(folder, "config", "--get", "remote.origin.url") or "") or None,
+        "branch": _git_line(folder, "rev-parse", "--abbrev-ref", "HEAD") or "",
+        "remote": redact(_git_line(folder, "config", "--get", "remote.origin.url") or "") or None,
         "is_dirty": bool(diff or untracked),
         "diff": _cut(diff, DIFF_LIMIT_BYTES),
         "diff_is_cut": len(diff.encode()) > DIFF_LIMIT_BYTES,
@@ -90,7 +90,12 @@ def _git(folder: str, *arguments: str) -> str | None:
         answer = git_output(Path(folder), *arguments)
     except ConfigError:  # no answer in time: metadata is best effort
         return None
-    return None if answer is None else answer.decode("utf-8", errors="replace").removesuffix("\n")
+    return None if answer is None else answer.decode("utf-8", errors="replace")
+
+
+def _git_line(folder: str, *arguments: str) -> str | None:
+    answer = _git(folder, *arguments)
+    return None if answer is None else answer.removesuffix("\n")
 
 
 def package_versions() -> dict[str, str]:

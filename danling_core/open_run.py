@@ -214,8 +214,9 @@ def _create(
         "experiment_id": identity.experiment_id,
         **metadata.collect(code, group=config.group),
     }
-    storage.write_json(folder.metadata_url, metadata.with_attempt(facts, _attempt(lease, config)))
-    storage.write_bytes(folder.config_url, config.yamls().encode())
+    entry = _attempt(lease, config)
+    storage.write_json(folder.metadata_url, metadata.with_attempt(facts, entry), guard=lease.check)
+    storage.write_bytes(folder.config_url, config.yamls().encode(), guard=lease.check)
 
 
 def _resume(
@@ -229,7 +230,8 @@ def _resume(
         known = storage.read_json(folder.metadata_url)
     except NotFound:
         known = {}
-    storage.write_json(folder.metadata_url, metadata.with_attempt(known, _attempt(lease, config)))
+    entry = _attempt(lease, config)
+    storage.write_json(folder.metadata_url, metadata.with_attempt(known, entry), guard=lease.check)
 
 
 def _attempt(lease: Lease, config: Config) -> dict[str, Any]:

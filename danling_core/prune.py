@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextvars
+import functools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import storage
+from .at_once import at_once
 from .checkpoints import retention
 from .checkpoints.record import Record
 from .checkpoints.store import CheckpointStore
@@ -51,14 +51,26 @@ def plan(root_url: str, *, keep_best: bool, keep_last: int = 1) -> list[Doomed]:
         keep_last: so many of the newest stay; at least 1.
     """
     folders = [folder for folder, _ in list_runs(root_url)]
-    with ThreadPoolExecutor(_RUNS_AT_ONCE, thread_name_prefix="danling-prune") as pool:
-        context = contextvars.copy_context
-        plans = [pool.submit(context().run, _plan_one, folder, keep_best, keep_last) for folder in folders]
-    return [each for each in (plan.result() for plan in plans) if each.records or each.reason]
+    plan_one = functools.partial(_plan_one, keep_best=keep_best, keep_last=keep_last)
+    return [each for each in at_once(_RUNS_AT_ONCE, plan_one, folders) if each.records or each.reason]
 
 
-def carry_out(doomed: Doomed) -> int:
-    """Deletes what was planned, under the run's lease; returns how many checkpoints.
+def carry_out(plans: Sequence[Doomed]) -> list[Doomed]:
+    """Deletes what was planned, of several runs at once; where that failed, `reason` says why."""
+
+    def delete(doomed: Doomed) -> Doomed:
+        try:
+            if doomed.reason is None:
+                _delete(doomed)
+        except DanLingError as error:
+            return replace(doomed, reason=str(error))
+        return doomed
+
+    return at_once(_RUNS_AT_ONCE, delete, plans)
+
+
+def _delete(doomed: Doomed) -> None:
+    """Deletes what was planned of one run, under its lease.
 
     Each pointer that would dangle goes first, then the record, then the payload: a reader meets whole
     checkpoints only.
@@ -73,7 +85,6 @@ def carry_out(doomed: Doomed) -> int:
             CheckpointStore(find_checkpoints(doomed.folder), guard=lease.check).remove(*doomed.records)
     finally:
         lease.release()
-    return len(doomed.records)
 
 
 def _plan_one(folder: RunFolder, keep_best: bool, keep_last: int) -> Doomed:

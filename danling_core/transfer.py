@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import contextvars
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from . import storage
+from .at_once import at_once
 from .checkpoints.store import CheckpointStore
 from .errors import ConfigError, NotFound, RunBusy, StorageError
 from .lease import Lease, current_owner, is_held
+from .lease_owner import Owner
 from .mirror.layout import Layout
 from .mirror.segments import SegmentedFile
 from .run_folder import EVENTS, TIMESTAMP, RunFolder, find_checkpoints, read_log
 from .segments import is_segment, segments_by_file
 
-_AT_ONCE = 8
+_FILES_AT_ONCE, _OWNERS_AT_ONCE = 8, 16
 
 Progress = Callable[[int, int], None]
 """Told bytes done and bytes in all, from any thread."""
@@ -41,7 +41,24 @@ class Transfer:
     copied: int
 
 
-def copy_run(source: RunFolder, root_url: str, progress: Progress = lambda done, total: None) -> Transfer:
+def dead_owners(folders: Sequence[RunFolder]) -> list[Owner | None]:
+    """Of each run the owner who gave no sign of life while all were watched, up to 30 s; None where nobody owns it,
+    or somebody who lives. For `copy_run`, which would watch one after the other."""
+
+    def find(folder: RunFolder) -> Owner | None:
+        owner = current_owner(folder.lease_parent_url)
+        return None if owner is None or is_held(folder.lease_parent_url) else owner
+
+    return at_once(_OWNERS_AT_ONCE, find, folders)
+
+
+def copy_run(
+    source: RunFolder,
+    root_url: str,
+    progress: Progress = lambda done, total: None,
+    *,
+    dead_owner: Owner | None = None,
+) -> Transfer:
     """Copies a run to `{root}/{name}-{id}/{timestamp}`, from where it can be read, resumed and copied back.
 
     The order is that of a mirror: a reader of the target never sees a record without its payload, or a
@@ -52,6 +69,7 @@ def copy_run(source: RunFolder, root_url: str, progress: Progress = lambda done,
         source: a run that nobody writes.
         root_url: the project root to copy it to, local or remote.
         progress: told how far it is.
+        dead_owner: an owner of the source who is known to be dead, unless it has beaten since.
 
     Raises:
         RunBusy: somebody writes to one of the two.
@@ -59,10 +77,9 @@ def copy_run(source: RunFolder, root_url: str, progress: Progress = lambda done,
         CheckpointCorrupt: a payload is not what was committed.
         StorageError: a file did not arrive whole, or a store fails.
     """
-    if is_held(source.lease_parent_url):
-        raise RunBusy(
-            f"{source.url} is being written by {current_owner(source.lease_parent_url)}: wait for it"
-        )
+    owner = current_owner(source.lease_parent_url)
+    if owner != dead_owner and is_held(source.lease_parent_url):
+        raise RunBusy(f"{source.url} is being written by {owner}: wait for it")
     target = RunFolder(storage.join(root_url.rstrip("/") or "/", *_place(source)))
     if target == source:
         raise ConfigError(f"{source.url} is under {root_url} already")
@@ -102,9 +119,9 @@ class _Copy:
         self._check_target()
         self._check_payloads(self._source)
         for phase in phases:
-            self._each(self._copy_file, phase)
-        self._each(self._copy_log, sorted(self._log_sizes))
-        self._each(self._copy_file, status)
+            at_once(_FILES_AT_ONCE, self._copy_file, phase)
+        at_once(_FILES_AT_ONCE, self._copy_log, sorted(self._log_sizes))
+        at_once(_FILES_AT_ONCE, self._copy_file, status)
         self._check_sizes(files)
         self._check_payloads(self._target)
         return Transfer(self._target, len(files) + len(self._log_sizes), self._total, self._copied)
@@ -121,7 +138,6 @@ class _Copy:
     def _copy_file(self, entry: storage.Entry) -> None:
         is_payload = "/data/" in entry.path
         if not (is_payload and self._there.get(entry.path) == entry.size):  # payloads never change
-            self._lease_check()
             self._move(entry.path)
             self._copied += entry.size
         self._advance(entry.size)
@@ -129,23 +145,24 @@ class _Copy:
     def _move(self, path: str) -> None:
         source, target = storage.join(self._source.url, path), storage.join(self._target.url, path)
         if storage.is_local(source):
-            storage.put_file(storage.local_path(source), target)
+            storage.put_file(storage.local_path(source), target, guard=self._lease.check)
         elif storage.is_local(target):
+            self._lease.check()
             storage.get_file(source, storage.local_path(target))
         else:
             passing = os.path.join(self._scratch, path.replace("/", "_"))
             storage.get_file(source, passing)
-            storage.put_file(passing, target)
+            storage.put_file(passing, target, guard=self._lease.check)
             os.remove(passing)
 
     def _copy_log(self, name: str) -> None:
-        self._lease_check()
         if storage.is_local(self._target.url):
-            storage.write_bytes(storage.join(self._target.url, name), read_log(self._source, name))
+            data = read_log(self._source, name)
+            storage.write_bytes(storage.join(self._target.url, name), data, guard=self._lease.check)
         else:
             parts = segments_by_file(self._there).get(name, [])
             log = (self._local_log(name), self._target.url, name, parts)
-            SegmentedFile(*log, self._lease_check, self._lease.generation).upload(is_final=True)
+            SegmentedFile(*log, self._lease.check, self._lease.generation).upload(is_final=True)
         self._copied += self._log_sizes[name]
         self._advance(self._log_sizes[name])
 
@@ -170,22 +187,9 @@ class _Copy:
             for record in store.records():
                 store.verify(record)
 
-    def _each(self, work: Callable[..., None], items: Sequence[object]) -> None:
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="danling-copy") as pool:
-            futures = [pool.submit(contextvars.copy_context().run, work, item) for item in items]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-
     def _advance(self, count: int) -> None:
         self._done += count
         self._progress(self._done, self._total)
-
-    def _lease_check(self) -> None:
-        self._lease.check()
 
 
 def _place(folder: RunFolder) -> tuple[str, str]:

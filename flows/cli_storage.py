@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from flows.cli_parsers import add_command, add_endpoint, add_run
 
 if TYPE_CHECKING:
+    from danling_core.lease_owner import Owner
     from danling_core.run_folder import RunFolder
     from danling_core.transfer import Progress
 
@@ -73,11 +74,12 @@ def run_pull(arguments: argparse.Namespace) -> int:
 def run_push(arguments: argparse.Namespace) -> int:
     """Copy the runs of a folder to another root, and check them; 1 if one of several could not be copied."""
     from danling_core.errors import DanLingError
+    from danling_core.transfer import dead_owners
 
     folders, failures = _runs_in(arguments.folder), 0
-    for folder in folders:
+    for folder, dead_owner in zip(folders, dead_owners(folders), strict=True):
         try:
-            _copy(folder, arguments.to)
+            _copy(folder, arguments.to, dead_owner)
         except DanLingError as error:
             if len(folders) == 1:
                 raise
@@ -88,7 +90,7 @@ def run_push(arguments: argparse.Namespace) -> int:
 
 def run_prune(arguments: argparse.Namespace) -> int:
     """Print what may go, and delete it if told to; 1 if something could not be deleted."""
-    from danling_core.errors import ConfigError, DanLingError
+    from danling_core.errors import ConfigError
     from danling_core.prune import carry_out, plan
 
     if not arguments.keep_best and arguments.keep_last is None:
@@ -98,16 +100,12 @@ def run_prune(arguments: argparse.Namespace) -> int:
             f"--keep-last is {arguments.keep_last}, and the newest checkpoint always stays: 1 or more"
         )
     found = plan(arguments.root, keep_best=arguments.keep_best, keep_last=arguments.keep_last or 1)
-    failures = count = size = 0
-    for doomed in found:
-        reason = doomed.reason
-        if reason is None and arguments.yes:
-            try:
-                carry_out(doomed)
-            except DanLingError as error:
-                reason, failures = str(error), failures + 1
-        if reason is not None:
-            print(f"{doomed.folder.url}: left alone: {reason}")
+    done = carry_out(found) if arguments.yes else found
+    failures = sum(after.reason != before.reason for before, after in zip(found, done, strict=True))
+    count = size = 0
+    for doomed in done:
+        if doomed.reason is not None:
+            print(f"{doomed.folder.url}: left alone: {doomed.reason}")
             continue
         names = ", ".join(record.name for record in doomed.records)
         print(f"{doomed.folder.url}: {names} ({_bytes(doomed.size)}); {doomed.kept} stay")
@@ -126,11 +124,11 @@ def _runs_in(url: str) -> list[RunFolder]:
     return [found for found, _ in list_runs(url)] or [resolve(url, url)]
 
 
-def _copy(folder: RunFolder, root: str) -> None:
+def _copy(folder: RunFolder, root: str, dead_owner: Owner | None = None) -> None:
     from danling_core.transfer import copy_run
 
     with _bar(folder.url) as progress:
-        done = copy_run(folder, root, progress)
+        done = copy_run(folder, root, progress, dead_owner=dead_owner)
     print(
         f"{done.target.url}: {done.files} files, {_bytes(done.size)}, checked ({_bytes(done.copied)} moved)"
     )

@@ -80,7 +80,7 @@ def test_a_run_stops_when_the_store_has_had_nothing_for_too_long(mirror: Mirror,
 
 def test_a_checkpoint_that_went_up_in_a_long_pass_counts(mirror: Mirror, tmp_path: Path) -> None:
     watched = delivery(mirror, tmp_path, [1100.0], [], max_unsynced_seconds=60)
-    watched._began_at = 1000.0
+    watched._known_at = 1000.0
     at = datetime.fromtimestamp(1090.0, UTC).isoformat()
     mirror.told = {"synced_at": None, "error": None, "committed": {"record": "0000000012-1.0", "at": at}}
     assert watched.unsynced_seconds() == 10.0
@@ -91,6 +91,19 @@ def test_what_an_earlier_attempt_delivered_does_not_count_against_this_one(
 ) -> None:
     mirror.note(synced_at=10.0)
     assert delivery(mirror, tmp_path, [1000.0], []).unsynced_seconds() == 0.0
+
+
+def test_what_was_delivered_stays_so_when_the_next_mirror_knows_nothing_yet(
+    mirror: Mirror, tmp_path: Path
+) -> None:
+    now, reasons = [1000.0], list[str]()
+    watched = delivery(mirror, tmp_path, now, reasons, max_unsynced_seconds=60)
+    now[0] = 1100.0
+    mirror.note(synced_at=1095.0)
+    watched.check()
+    mirror.told = {"synced_at": None, "error": None, "committed": None}
+    watched.check()
+    assert watched.unsynced_seconds() == 5.0 and reasons == []
 
 
 def test_a_fenced_mirror_ends_the_run_and_a_dead_one_is_replaced(tmp_path: Path) -> None:

@@ -7,17 +7,22 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from danling_core import storage
 from danling_core.errors import Fenced
+from danling_core.identity import identify
 from danling_core.lease import Lease
 from danling_core.lifeline import start_time
 from danling_core.mirror.process import MirrorProcess
 from danling_core.mirror.pull import pull
+from danling_core.open_run import open_run
 from danling_core.run_folder import RunFolder, read_log
+from danling_core.transfer import copy_run
 from tests.processes import tree, wait_until
 from tests.s3_faults import FaultyProxy
 from tests.whole_runs import ROOT, config
@@ -136,6 +141,49 @@ def test_a_write_that_fails_is_not_tried_again_after_a_takeover(
         mirror.close()
     assert landed == []
     assert not storage.exists(storage.join(remote, "status.json"))
+
+
+def opening(root: str, tmp_path: Path) -> None:
+    wanted = config(root, scratch=str(tmp_path / "scratch"))
+    open_run(wanted, identify(wanted, None))
+
+
+def copying(root: str, tmp_path: Path) -> None:
+    folder = tmp_path / "digits-0123456789abcdef" / "20261121-103249-123456"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("epoch_end: 1\n")
+    copy_run(RunFolder(str(folder)), root)
+
+
+@pytest.mark.parametrize("begin", [opening, copying])
+def test_a_config_that_fails_to_arrive_is_not_sent_again_after_a_takeover(
+    begin: Callable[[str, Path], None], s3_root: str, s3_proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    has_failed, taken = threading.Event(), threading.Event()
+    landed: list[str] = []
+
+    def fail_until_taken(method: str, path: str) -> str | None:
+        if method != "PUT" or not path.endswith("/config.yaml"):
+            return None
+        if taken.is_set():
+            landed.append(path)
+            return None
+        has_failed.set()
+        taken.wait(60)  # the answer is a failure that comes after the takeover
+        return "503"
+
+    s3_proxy.intercept = fail_until_taken
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(begin, s3_root, tmp_path)
+        try:
+            assert has_failed.wait(60)
+            [name] = storage.list_names(s3_root)
+            taken_over(storage.join(s3_root, name))
+        finally:
+            taken.set()
+        with pytest.raises(Fenced):
+            begun.result(60)
+    assert landed == []
 
 
 def events(root: Path) -> str:

@@ -53,6 +53,20 @@ def test_git_says_commit_and_difference(repository: str) -> None:
     assert "+x = 2" in dirty["diff"] and dirty["untracked"] == ["new.py"]
 
 
+def test_the_difference_can_be_applied(repository: str) -> None:
+    with open(os.path.join(repository, "code.py"), "w") as file:
+        file.write("x = 2\n")
+    found = metadata.git_state(repository)
+    assert found is not None
+    with open(os.path.join(repository, "code.py"), "w") as file:
+        file.write("x = 1\n")
+    command = ["git", "apply", "--check"]
+    done = subprocess.run(
+        command, cwd=repository, input=found["diff"], text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_a_repository_of_somebody_else_is_described_too(repository: str) -> None:
     """As in a container that runs as root over a mounted checkout."""

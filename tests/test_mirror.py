@@ -6,9 +6,11 @@ import io
 import json
 import os
 import signal
+import tempfile
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +252,38 @@ def test_what_cannot_be_read_holds_nothing_up_and_is_said_once(
     assert [record.getMessage() for record in caplog.records if "notes/" in record.getMessage()] == [
         "notes/broken is not mirrored: [Errno 5] Input/output error"
     ]
+
+
+def test_a_folder_that_may_not_be_read_holds_nothing_up_and_is_said_once(
+    remote: str, writes: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert storage.list_tree(remote) == []  # imports the client, which another user may not be able to do
+    with tempfile.TemporaryDirectory() as folder, as_another_user(folder):
+        local = Path(folder)
+        append(local / "status.json", "{}")
+        append(local / "notes/mine/hers.txt", "hers")
+        os.chmod(local / "notes/mine", 0)
+        mirror = uploader(local, remote)
+        mirror.run_pass()
+        mirror.run_pass()
+        assert list(mirror._state["unreadable"]) == ["notes/mine"]
+        os.chmod(local / "notes/mine", 0o700)
+    assert writes == ["status.json"]
+    assert len([record for record in caplog.records if "notes/mine" in record.getMessage()]) == 1
+
+
+@contextmanager
+def as_another_user(folder: str) -> Iterator[None]:
+    """The owner of this folder, who is not root: to that one nothing is forbidden."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.chown(folder, 65534, 65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 @pytest.mark.parametrize("status", ["complete", "interrupted"])

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from danling_core import storage
+from danling_core.at_once import at_once
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import CheckpointCorrupt, ConfigError, RunBusy
 from danling_core.launch import Launcher
-from danling_core.lease import Lease
+from danling_core.lease import Lease, current_owner
 from danling_core.run_folder import RunFolder, list_runs
-from danling_core.transfer import copy_run
+from danling_core.storage.settings import current
+from danling_core.transfer import copy_run, dead_owners
 from flows.cli import main
 from tests.whole_runs import Ended, config, launch
 
@@ -104,6 +107,44 @@ def test_a_busy_run_does_not_keep_the_others_of_a_root_from_being_copied(
     assert [folder.url for folder, _ in list_runs(str(tmp_path / "there"))] == [
         str(tmp_path / "there" / run.path.parent.name / run.path.name)
     ]
+
+
+def test_owners_that_may_be_dead_are_watched_together(
+    run: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parents = [str(tmp_path / name) for name in ("a", "b")]
+    folders = [RunFolder(f"{parent}/{run.path.name}") for parent in parents]
+    for parent in parents:
+        Lease.acquire(parent, "the trainer")
+    together = threading.Barrier(2)
+
+    def watched(parent_url: str) -> bool:
+        together.wait(60)
+        return parent_url == parents[0]
+
+    monkeypatch.setattr("danling_core.transfer.is_held", watched)
+    assert [owner is not None for owner in dead_owners(folders)] == [False, True]
+
+
+def test_an_owner_that_was_watched_is_not_watched_again_unless_it_beats(run: Ended, tmp_path: Path) -> None:
+    source = RunFolder(str(run.path))
+    lease = Lease.acquire(source.lease_parent_url, "the trainer")
+    dead = current_owner(source.lease_parent_url)
+    assert copy_run(source, str(tmp_path / "there"), dead_owner=dead).copied > 0
+    lease.beat()
+    with pytest.raises(RunBusy, match="the trainer"):
+        copy_run(source, str(tmp_path / "there"), dead_owner=dead)
+
+
+def test_runs_are_pruned_at_once_with_the_settings_of_the_caller() -> None:
+    together = threading.Barrier(2)
+
+    def work(number: int) -> tuple[int, object]:
+        together.wait(60)
+        return number, current().options.get("project")
+
+    with storage.using({"project": "mine"}):
+        assert at_once(2, work, [1, 2]) == [(1, "mine"), (2, "mine")]
 
 
 def test_damage_is_found_before_anything_is_sent(run: Ended, tmp_path: Path) -> None:

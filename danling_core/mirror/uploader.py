@@ -179,7 +179,8 @@ class Uploader:
         return Layout.of(entries, self._checkpoints)
 
     def _scan(self) -> Layout:
-        layout = Layout.of(storage.list_tree(self._local), self._checkpoints)
+        entries = storage.list_tree(self._local, unreadable=self._tell_unreadable)
+        layout = Layout.of(entries, self._checkpoints)
         self._checkpoint_uploader.see(layout)
         return layout
 
@@ -219,9 +220,12 @@ class Uploader:
         except OSError as error:
             if error.errno not in _UNREADABLE:
                 raise
-            if path not in self._state["unreadable"]:
-                logger.warning("%s is not mirrored: %s", path, error)
-                self._note(unreadable={**self._state["unreadable"], path: str(error)})
+            self._tell_unreadable(path, error)
+
+    def _tell_unreadable(self, path: str, error: OSError) -> None:
+        if path not in self._state["unreadable"]:
+            logger.warning("%s is not mirrored: %s", path, error)
+            self._note(unreadable={**self._state["unreadable"], path: str(error)})
 
     def _put_snapshot(self, path: str) -> None:
         snapshot = os.path.join(self._local, STAGING, "snapshot")

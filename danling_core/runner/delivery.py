@@ -48,7 +48,7 @@ class Delivery:
         self._interval_seconds = config.upload_interval_seconds
         self._stop = stop
         self._clock = clock
-        self._began_at = clock()
+        self._known_at = clock()
         self._warned_of: str | None = None
         self._told_unreadable: set[str] = set()
         self._is_asked = False
@@ -86,11 +86,14 @@ class Delivery:
         state = self._mirror.state()
         known = (state.get("synced_at"), (state.get("committed") or {}).get("at"))
         times = [datetime.fromisoformat(each).timestamp() for each in known if each is not None]
-        return max(0.0, self._clock() - max([self._began_at, *times]))
+        self._known_at = max([self._known_at, *times])  # a mirror that is replaced knows nothing at first
+        return max(0.0, self._clock() - self._known_at)
 
     def scratch_bytes(self) -> int:
         """What the working folder takes on the local disk; payloads under way count once."""
-        files = storage.list_tree(self._work_dir)
+        files = storage.list_tree(
+            self._work_dir, unreadable=lambda path, error: None
+        )  # the mirror tells of it
         return sum(entry.size for entry in files if not entry.path.startswith("."))
 
     def request(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 TEMPORARY_MARK = ".tmp-"
@@ -20,6 +21,10 @@ class Entry(NamedTuple):
     path: str
     size: int
     mtime: float
+
+
+Unreadable = Callable[[str, OSError], None]
+"""Told the path, relative to what is listed, of a folder that may not be read, and why."""
 
 
 class Backend(Protocol):
@@ -52,4 +57,5 @@ class Backend(Protocol):
 
     def names(self, path: str) -> list[str]: ...
 
-    def tree(self, path: str) -> list[Entry]: ...
+    def tree(self, path: str, unreadable: Unreadable | None = None) -> list[Entry]:
+        """Told of a folder below that may not be read, `unreadable` takes it; without one it is an error."""

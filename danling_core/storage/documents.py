@@ -8,7 +8,7 @@ from typing import Any
 from .. import json_safe
 from ..errors import StorageError
 from ..redaction import redact
-from .operations import read_bytes, write_bytes
+from .operations import Guard, read_bytes, write_bytes
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:
@@ -25,6 +25,6 @@ def read_json(url: str) -> Any:
         raise StorageError(f"{redact(url)!r} holds {len(data)} bytes that are not JSON: {error}") from error
 
 
-def write_json(url: str, value: Any, *, is_durable: bool = True) -> None:
-    """Writes `to_json(value)` whole."""
-    write_bytes(url, (to_json(value) + "\n").encode(), is_durable=is_durable)
+def write_json(url: str, value: Any, *, is_durable: bool = True, guard: Guard | None = None) -> None:
+    """Writes `to_json(value)` whole. `is_durable` and `guard` as in `write_bytes`."""
+    write_bytes(url, (to_json(value) + "\n").encode(), is_durable=is_durable, guard=guard)

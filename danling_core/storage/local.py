@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .backend import TEMPORARY_MARK, Entry
+from .backend import TEMPORARY_MARK, Entry, Unreadable
 
 
 class LocalBackend:
@@ -60,8 +60,8 @@ class LocalBackend:
     def names(self, path: str) -> list[str]:
         return sorted(name for name in os.listdir(path) if TEMPORARY_MARK not in name)
 
-    def tree(self, path: str) -> list[Entry]:
-        return sorted(_walk(path, ""))
+    def tree(self, path: str, unreadable: Unreadable | None = None) -> list[Entry]:
+        return sorted(_walk(path, "", unreadable))
 
 
 @contextmanager
@@ -107,26 +107,33 @@ def _sync_folder(path: str) -> None:
         os.close(descriptor)
 
 
-def _walk(folder: str, prefix: str) -> Iterator[Entry]:
+def _walk(folder: str, prefix: str, unreadable: Unreadable | None) -> Iterator[Entry]:
     try:
         children = list(os.scandir(folder))
     except FileNotFoundError:  # removed by a prune since it was listed
         if not prefix:
             raise
         return
+    except PermissionError as error:
+        if not prefix or unreadable is None:
+            raise
+        unreadable(prefix.rstrip("/"), error)
+        return
     for child in children:
         if TEMPORARY_MARK in child.name:
             continue
         if child.is_dir(follow_symlinks=False):
-            yield from _walk(child.path, f"{prefix}{child.name}/")
-            continue
-        try:
-            found = child.stat()
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ELOOP):  # gone, or a link that leads nowhere
-                continue
-            raise
-        if stat.S_ISREG(
-            found.st_mode
-        ):  # a pipe would keep its reader waiting, a link to a folder cannot be read
+            yield from _walk(child.path, f"{prefix}{child.name}/", unreadable)
+        elif (found := _stat(child)) is not None:
             yield Entry(f"{prefix}{child.name}", found.st_size, found.st_mtime)
+
+
+def _stat(child: os.DirEntry[str]) -> os.stat_result | None:
+    """Of a file; None for what is none: a pipe would keep its reader waiting, a link to a folder cannot be read."""
+    try:
+        found = child.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):  # gone, or a link that leads nowhere
+            return None
+        raise
+    return found if stat.S_ISREG(found.st_mode) else None

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ..errors import NotFound, StorageError
 from . import failures
-from .backend import TEMPORARY_MARK, Backend, Entry
+from .backend import TEMPORARY_MARK, Backend, Entry, Unreadable
 from .local import LocalBackend
 from .settings import Settings, current
 from .urls import is_local, local_path
@@ -20,6 +20,7 @@ from .urls import is_local, local_path
 T = TypeVar("T")
 Guard = Callable[[], None]
 _READS_AT_ONCE = 32
+_WHOLE_BYTES = 4 << 20  # so much goes up in one request, to every store
 
 
 def read_bytes(url: str) -> bytes:
@@ -81,7 +82,7 @@ def put_file(local: str, url: str, *, guard: Guard | None = None) -> None:
     """Streams a local file to the URL, then asks the store afresh for the size.
 
     The file must not change meanwhile. Raises `NotFound` if it is not there. `guard` as in `write_bytes`, but
-    a file in parts is one attempt of many requests, which the client repeats by itself.
+    a file of more than 4 MiB is one attempt of many requests, which the client repeats by itself.
     """
     if not os.path.isfile(local):
         raise NotFound(f"cannot put {local!r}: there is no such local file")
@@ -92,7 +93,7 @@ def put_file(local: str, url: str, *, guard: Guard | None = None) -> None:
         if wanted != found:
             raise failures.Passing(f"{wanted} bytes were sent and the store has {found}")
 
-    _attempt("put", url, put, guard, is_single=False)
+    _attempt("put", url, put, guard, is_single=os.stat(local).st_size <= _WHOLE_BYTES)
 
 
 def get_file(url: str, local: str) -> None:
@@ -148,9 +149,16 @@ def list_names(url: str) -> list[str]:
     return _attempt("list", url, lambda store, path: _unless_missing(store.names, path))
 
 
-def list_tree(url: str) -> list[Entry]:
-    """Every file below a folder, by one flat listing, sorted by path; `[]` where there is nothing."""
-    return _attempt("list", url, lambda store, path: _unless_missing(store.tree, path))
+def list_tree(url: str, *, unreadable: Unreadable | None = None) -> list[Entry]:
+    """Every file below a folder, by one flat listing, sorted by path; `[]` where there is nothing.
+
+    Args:
+        url: the folder.
+        unreadable: told of each local folder below that may not be read, which is then passed over.
+    """
+    return _attempt(
+        "list", url, lambda store, path: _unless_missing(lambda top: store.tree(top, unreadable), path)
+    )
 
 
 def reconnect() -> None:

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from ..errors import StorageError
-from .backend import Entry
+from .backend import Entry, Unreadable
 from .settings import Settings
 from .urls import scheme
 
@@ -76,7 +76,7 @@ class RemoteBackend:
         found = {entry["name"].rstrip("/") for entry in self.fs.ls(path, detail=True)}
         return sorted(name.rpartition("/")[2] for name in found if name.strip("/") != own)
 
-    def tree(self, path: str) -> list[Entry]:
+    def tree(self, path: str, unreadable: Unreadable | None = None) -> list[Entry]:
         prefix = self._stripped(path) + "/"
         entries = []
         for info in self._find(path):

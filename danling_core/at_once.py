@@ -1,0 +1,30 @@
+"""The same work for many items at once, in threads."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def at_once(limit: int, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """What `work` returns for each item, in their order, with the caller's storage settings.
+
+    The first failure, or a Ctrl-C, is raised once the calls under way have ended; no others begin.
+
+    Args:
+        limit: so many calls at once.
+        work: called from threads.
+        items: one call for each.
+    """
+    with ThreadPoolExecutor(limit, thread_name_prefix="danling-at-once") as pool:
+        calls = [pool.submit(contextvars.copy_context().run, work, item) for item in items]
+        try:
+            return [call.result() for call in calls]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
