@@ -154,8 +154,7 @@ class Config(Model):
         None, lt=1, description="decay of the weights' moving average; null: none"
     )
     non_finite: Literal["raise", "skip"] = Field(
-        "raise",
-        description="when a loss or a gradient is NaN or infinite",
+        "raise", description="when a loss or a gradient is NaN or infinite"
     )
     compile: bool = Field(False, description="torch.compile the model")
     channels_last: bool = Field(False, description="channels-last memory format for images")
@@ -231,12 +230,15 @@ class Config(Model):
             return cls.from_dict(apply(source.dict(), renamed_overrides(overrides)))
         if isinstance(source, Mapping):
             return cls.from_dict(apply(renamed(source), renamed_overrides(overrides)))
-        values = documents.read_mapping(source)
+        return cls._of_file(documents.read_mapping(source), str(source), overrides)
+
+    @classmethod
+    def _of_file(cls, values: Mapping[str, Any], file: str, overrides: Overrides = ()) -> Self:
         try:
             check_kind(values, "run")
             return cls.from_dict(apply(renamed(values), renamed_overrides(overrides)))
         except ConfigError as error:
-            raise labelled(str(source), error) from None
+            raise labelled(file, error) from None
 
     def override(self, overrides: Overrides) -> Self:
         """A new config with dotted overrides applied: `config.override(["params.lr=0.01"])`."""
@@ -282,8 +284,10 @@ class Config(Model):
 
     @classmethod
     def from_yaml(cls, file: str | Path) -> Self:
-        """A config from a YAML file or URL."""
-        return cls.load(file)
+        """A config from a file or URL that holds YAML, whatever its name."""
+        label = str(file)
+        value = documents.parse_yaml(documents.read_text(label), label)
+        return cls._of_file(documents.as_mapping(value, label), label)
 
     @classmethod
     def from_jsons(cls, text: str) -> Self:
@@ -292,8 +296,10 @@ class Config(Model):
 
     @classmethod
     def from_json(cls, file: str | Path) -> Self:
-        """A config from a JSON file or URL."""
-        return cls.load(file)
+        """A config from a file or URL that holds JSON, whatever its name."""
+        label = str(file)
+        value = documents.parse_json(documents.read_text(label), label)
+        return cls._of_file(documents.as_mapping(value, label), label)
 
 
 def check_kind(values: Mapping[str, Any], wanted: Literal["run", "experiment", "group"]) -> None:

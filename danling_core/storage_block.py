@@ -24,6 +24,12 @@ LOADED = "DANLING_STORAGE_BLOCK"
 """The variable that says which block's content is in the environment; flows set it, their children inherit it."""
 
 
+def is_on_store(config: Config) -> bool:
+    """Whether the run's folder or its checkpoints are on a store, which wants credentials."""
+    urls = (config.dir or config.project_root, config.checkpoint_dir)
+    return not all(storage.is_local(url) for url in urls if url)
+
+
 def check_loaded(config: Config) -> None:
     """Where a store is to be reached with a block that nobody loaded: a warning if there are other credentials.
 
@@ -33,8 +39,7 @@ def check_loaded(config: Config) -> None:
         ConfigError: there are none.
     """
     name = config.storage_block
-    urls = (config.dir, config.project_root, config.checkpoint_dir)
-    if name is None or os.environ.get(LOADED) == name or all(storage.is_local(url) for url in urls if url):
+    if name is None or os.environ.get(LOADED) == name or not is_on_store(config):
         return
     instead = KINDS[name.partition("/")[0]]
     if any(os.environ.get(variable) for variable in instead):

@@ -106,10 +106,8 @@ def _of_client(name: str, block: Any) -> dict[str, str | None]:
     if block.region_name:
         found["AWS_DEFAULT_REGION"] = block.region_name
     if client.endpoint_url:
-        found |= {
-            "AWS_ENDPOINT_URL": client.endpoint_url,
-            "AWS_ENDPOINT_URL_S3": None,
-        }  # which would go before
+        # The second would go before the first.
+        found |= {"AWS_ENDPOINT_URL": client.endpoint_url, "AWS_ENDPOINT_URL_S3": None}
     if client.verify_cert_path:
         found["AWS_CA_BUNDLE"] = str(client.verify_cert_path)
     return found

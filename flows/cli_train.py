@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         ending = session.call(
             lambda configs: _Flows().run(configs[0], fresh=arguments.fresh, return_state=True)
         )
-    return _conclude(ending, 1, _again(arguments))
+    return _conclude(ending, 1, arguments)
 
 
 def experiment(arguments: argparse.Namespace) -> int:
@@ -47,7 +47,7 @@ def experiment(arguments: argparse.Namespace) -> int:
     with console.showing():
         ending = session.call(lambda configs: _Flows().experiment(spec, arguments.fresh, return_state=True))
     _print_leaderboard(ending.outcomes, f"Leaderboard of {configs[0].experiment_name}")
-    return _conclude(ending, len(configs), _again(arguments))
+    return _conclude(ending, len(configs), arguments)
 
 
 def group(arguments: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def group(arguments: argparse.Namespace) -> int:
     with console.showing():
         ending = session.call(lambda configs: _Flows().group(spec, arguments.fresh, return_state=True))
     _print_leaderboard(ending.outcomes, f"Leaderboard of {spec.group}")
-    return _conclude(ending, len(configs), _again(arguments))
+    return _conclude(ending, len(configs), arguments)
 
 
 def _refuse_lists(overrides: Sequence[str]) -> None:
@@ -103,9 +103,9 @@ def _print_leaderboard(outcomes: Sequence[RunOutcome], title: str) -> None:
         print_table(leaderboard(outcomes), title)
 
 
-def _conclude(ending: Ending, total: int, again: str) -> int:
+def _conclude(ending: Ending, total: int, arguments: argparse.Namespace) -> int:
     """Say on stderr what did not go well, a rank's traceback last; the exit code."""
-    code = _report(ending, total, again)
+    code = _report(ending, total, arguments)
     if ending.is_api_lost:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -113,7 +113,7 @@ def _conclude(ending: Ending, total: int, again: str) -> int:
     return code
 
 
-def _report(ending: Ending, total: int, again: str) -> int:
+def _report(ending: Ending, total: int, arguments: argparse.Namespace) -> int:
     bad = [outcome for outcome in ending.outcomes if outcome.status in ("failed", "refused")]
     stopped = [outcome for outcome in ending.outcomes if outcome.status == "interrupted"]
     if ending.is_api_lost:
@@ -125,7 +125,7 @@ def _report(ending: Ending, total: int, again: str) -> int:
     if len(ending.outcomes) == total and not bad and not stopped:
         return DONE
     if ending.is_ctrl_c or (stopped and not bad):
-        _say(f"interrupted; to resume: {again}")
+        _say_how_to_resume(stopped, ending.outcomes, arguments)
         return INTERRUPTED if ending.is_ctrl_c else RESUMABLE
     if bad:
         _say(summarise(bad, total) if total > 1 else f"{bad[0].key} failed: {bad[0].error}")
@@ -142,9 +142,17 @@ def _report_failure(failure: BaseException) -> int:
     return BAD_INPUT if isinstance(failure, ConfigError) else FAILED
 
 
-def _again(arguments: argparse.Namespace) -> str:
-    """The command that resumes: `--fresh` would begin anew once more."""
-    return shlex.join(["danling", *(word for word in arguments.words if word != "--fresh")])
+def _say_how_to_resume(
+    stopped: Sequence[RunOutcome], outcomes: Sequence[RunOutcome], arguments: argparse.Namespace
+) -> None:
+    """The command that resumes. `--fresh` would begin anew what has begun, and without it what has not begun
+    is not anew."""
+    is_begun = any(outcome.folder for outcome in outcomes)
+    words = [word for word in arguments.words if word != "--fresh" or not is_begun]
+    _say(f"interrupted; to resume: {shlex.join(['danling', *words])}")
+    waiting = ", ".join(outcome.name for outcome in stopped if outcome.folder is None)
+    if arguments.fresh and is_begun and waiting:
+        _say(f"not begun yet, and where complete from before not trained anew by that command: {waiting}")
 
 
 def _say(message: str) -> None:

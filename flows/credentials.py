@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from danling_core import storage
 from danling_core.config import Config
 from danling_core.errors import ConfigError
-from danling_core.storage_block import LOADED
+from danling_core.storage_block import LOADED, is_on_store
 from flows.blocks import read_block
 
 _GOOGLE_FILE = "GOOGLE_APPLICATION_CREDENTIALS"
@@ -57,9 +57,7 @@ def store_credentials(configs: Sequence[Config]) -> Iterator[None]:
 def named_block(configs: Sequence[Config]) -> str | None:
     """The block that the configs name; all that keep their run on a store must agree on it, or ConfigError."""
     names = {
-        config.storage_block
-        for config in configs
-        if config.storage_block is not None or not storage.is_local(config.dir or config.project_root)
+        config.storage_block for config in configs if config.storage_block is not None or is_on_store(config)
     }
     if len(names) > 1:
         shown = " and ".join(sorted(str(name or "none") for name in names))
@@ -107,9 +105,8 @@ def _load(name: str) -> _Loaded:
     variables = {**found.variables, LOADED: name}
     file = None
     if found.key is not None:
-        descriptor, file = tempfile.mkstemp(
-            prefix="danling-google-", suffix=".json"
-        )  # readable by its owner only
+        # Readable by its owner only.
+        descriptor, file = tempfile.mkstemp(prefix="danling-google-", suffix=".json")
         with open(descriptor, "w") as stream:
             json.dump(found.key, stream)
         variables[_GOOGLE_FILE] = file

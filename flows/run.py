@@ -187,9 +187,8 @@ def _ended(config: Config, identity: Identity, opened: OpenedRun, **told: Any) -
         status = None
     if status is None:
         return RunOutcome(**{**_names(config, identity), "folder": opened.folder.url, **told})
-    if (
-        told["status"] == "complete" and not status.is_complete
-    ):  # the stages asked for are done, others are not
+    # The stages asked for are done, others are not.
+    if told["status"] == "complete" and not status.is_complete:
         told["error"] = status.error
     return RunOutcome.from_status(status, opened.folder, **told)
 

@@ -21,13 +21,16 @@ def complete_already(prepared: Sequence[Prepared]) -> list[RunOutcome] | None:
 
     None also where that cannot be told: the run's flow meets the same trouble, and reports it.
     """
+    found: list[RunOutcome] = []
     try:
-        outcomes = [_outcome(one) for one in prepared]
+        for one in prepared:
+            if (outcome := _outcome(one)) is None:
+                return None
+            found.append(outcome)
     except (DanLingError, OSError) as error:
         logger.debug("it is not known whether the runs are complete: %s", error)
         return None
-    found = [outcome for outcome in outcomes if outcome is not None]
-    return found if len(found) == len(prepared) else None
+    return found
 
 
 def _outcome(prepared: Prepared) -> RunOutcome | None:

@@ -100,4 +100,6 @@ def _closes(event: Event, opening: Event) -> bool:
 
 def _is_later_epoch(event: Event, opening: Event) -> bool:
     """In step mode, what begins inside a stage is its own rest after a restart."""
-    return event["event"] == "epoch_began" and None is not opening["index"] < event["index"]
+    if event["event"] != "epoch_began" or opening["index"] is None:
+        return False
+    return bool(event["index"] > opening["index"])

@@ -347,6 +347,23 @@ def test_a_signal_saves_and_stops_and_the_same_command_resumes(
     assert printed[0] == str(status.epochs), "it goes on with the first epoch that was not finished"
 
 
+def test_an_interrupted_sweep_says_which_runs_the_resume_command_does_not_begin_anew(
+    prefect_server: PrefectServer, toy_config: Make, write: Callable[[Any], str], tmp_path: Path
+) -> None:
+    config = toy_config(epoch_end=40, params={"sleep_seconds": 0.05})
+    process = _danling(prefect_server, "experiment", write(config), "--fresh", "--sweep", "seed=0,1,2")
+    events = (tmp_path / "experiments").glob
+    assert _await(lambda: any("epoch_finished" in path.read_text() for path in events("*/*/events.jsonl")))
+    process.terminate()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    [resume, left] = error.strip().splitlines()[-2:]
+    assert "to resume: danling experiment" in resume and "--fresh" not in resume
+    begun = {folder.url.split("/")[-2].rpartition("-")[0] for folder, _ in list_runs(config["project_root"])}
+    for name in ("toy-run-seed=0", "toy-run-seed=1", "toy-run-seed=2"):
+        assert (name in left) == (name not in begun)
+
+
 def test_a_rank_that_raises_fails_the_run_with_its_traceback_last_and_leaves_no_process(
     prefect_server: PrefectServer, toy_config: Make, write: Callable[[Any], str], tmp_path: Path
 ) -> None:

@@ -302,6 +302,13 @@ def test_a_file_written_is_a_file_read(tmp_path: Path) -> None:
     assert Config.from_dict(made.dict()) == made
 
 
+def test_a_file_is_read_as_what_the_caller_says_whatever_its_name(tmp_path: Path) -> None:
+    made = config(params={"x": 1})
+    (tmp_path / "a.txt").write_text(made.jsons().replace("  ", "\t"))
+    (tmp_path / "b.json").write_text(made.yamls())
+    assert Config.from_json(tmp_path / "a.txt") == Config.from_yaml(tmp_path / "b.json") == made
+
+
 def test_a_config_is_read_and_written_at_a_url() -> None:
     made = config(params={"x": 1e-3})
     made.yaml("memory://configs/run.yaml")

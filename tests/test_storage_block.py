@@ -149,9 +149,10 @@ def test_a_block_is_read_once_and_kept_until_the_last_run_ends(
 
 
 def test_runs_that_want_different_credentials_are_not_one_command() -> None:
-    for other in ("aws-credentials/b", None):
+    on_store = {"root": "experiments", "checkpoint_dir": "s3://bucket/checkpoints"}
+    for other in (config("aws-credentials/b"), config(None), config(None, **on_store)):
         with pytest.raises(ConfigError, match="wanted one storage_block .* train them apart"):
-            store_credentials([config("aws-credentials/a"), config(other)]).__enter__()
+            store_credentials([config("aws-credentials/a"), other]).__enter__()
 
 
 def test_what_no_variable_can_say_is_refused(prefect_server: PrefectServer) -> None:
