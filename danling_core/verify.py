@@ -15,9 +15,9 @@ from danling_core.errors import CheckpointError, DanLingError, NotFound
 from danling_core.json_safe import from_json_safe
 from danling_core.results import Results
 from danling_core.run_folder import EVENTS, RunFolder, Status, checkpoints_url, read_log
+from danling_core.writers.protocol import told_end
 
 Value = TypeVar("Value")
-TERMINAL = {"complete": "completed", "failed": "failed", "interrupted": "interrupted"}
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,7 @@ def _verify_events(report: VerifyReport, folder: RunFolder, status: Status, resu
             report.bad("results.json", f"has a result {index}, which no event reports")
         elif not same(reported[index], result):
             report.bad("results.json", f"result {index} is {result}, its event says {reported[index]}")
-    wanted = TERMINAL.get(status.status)
-    if wanted is not None and (last or {}).get("event") != wanted:
+    if status.status != "running" and (last is None or told_end(last) != status.status):
         found = last and last.get("event")
         report.odd("events.jsonl", f"ends with {found!r}, status.json says {status.status!r}")
 

@@ -197,6 +197,23 @@ def test_the_evaluate_stage_goes_on_without_a_damaged_best(tmp_path: Path) -> No
     assert "the newest good one takes its place" in Path(later.dir, "run.log").read_text()
 
 
+class LosesItsBest(SmallRunner):
+    """Its newest checkpoint, which is the best, is damaged before it is evaluated."""
+
+    def _load_best(self) -> Any:
+        damage(store_of(self), "best")
+        return super()._load_best()
+
+
+def test_an_evaluation_names_the_result_of_the_checkpoint_that_it_fell_back_to(tmp_path: Path) -> None:
+    runner = LosesItsBest(config(tmp_path, epoch_end=3))
+    runner.run()
+    before = store_of(runner).records()[1]
+    assert runner.best_index == 2 and before.names == ("latest", "best")
+    said = json.loads(Path(runner.dir, "evaluation.json").read_text())
+    assert (said["checkpoint"], said["index"]) == (before.name, 1)
+
+
 def test_old_checkpoints_that_cannot_be_removed_do_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

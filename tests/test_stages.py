@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from danling_core.errors import ConfigError, RunInterrupted
+from danling_core.verify import verify
 from tests.small_runner import SmallRunner, config, events, weights
 
 
@@ -70,6 +71,8 @@ def test_a_run_that_is_only_trained_is_not_complete_and_the_next_one_only_evalua
     status = status_of(runner)
     assert (status["status"], status["progress"]) == ("interrupted", 1.0)
     assert "stage evaluate is still to do" in status["error"]
+    assert verify(runner.dir).findings == []
+    assert "the run is interrupted: stage evaluate is still to do" in Path(runner.dir, "run.log").read_text()
     again = WithTest(config(tmp_path, epoch_end=3))
     again.run()
     status = status_of(again)

@@ -389,6 +389,22 @@ def test_mlflow_continues_the_run_after_a_resume_and_begins_another_for_another_
     assert len(client.search_runs([experiment.experiment_id])) == 2
 
 
+def test_a_run_whose_evaluation_is_still_to_do_is_not_finished_for_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    wanted = config(tmp_path / "runs", loggers=["mlflow"], experiment_name="digits")
+    client = MlflowClient()
+    for stage, told in (("train", "KILLED"), ("evaluate", "FINISHED")):
+        Scoring(wanted).run([stage])
+        experiment = client.get_experiment_by_name("digits")
+        assert experiment is not None
+        [run] = client.search_runs([experiment.experiment_id])
+        assert run.info.status == told
+
+
 def test_a_service_that_fails_later_costs_its_curves_and_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -268,7 +268,7 @@ class TorchRunner(TorchSetUp):
         record = checkpointing.load_best(self)
         if record is None:
             return None, None
-        return record.name, self.best_index if "best" in record.names else None
+        return record.name, record.info.get("best_index") if "best" in record.names else None
 
 
 def _input_and_target(data: Any) -> tuple[Any, Any]:

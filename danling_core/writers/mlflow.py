@@ -8,13 +8,14 @@ from importlib import import_module
 from typing import Any
 
 from danling_core.result_values import flatten
-from danling_core.writers.protocol import Event
+from danling_core.writers.protocol import Event, told_end
 from danling_core.writers.tensorboard import SCORE_TAG, hyperparameters
 
 ID_TAG = "danling.id"
 _GROUP_TAG = "danling.group"
 _PARAMS_AT_ONCE = 100  # the most that a server takes
 _LONGEST_PARAM = 6000  # characters, likewise
+_ENDS = {"complete": "FINISHED", "interrupted": "KILLED"}
 
 
 class MLflowWriter:
@@ -27,7 +28,6 @@ class MLflowWriter:
         experiment: the MLflow experiment, made where it does not exist.
         run_id: tells the run from all others of the experiment; a resumed run gives the same again.
         config: the run's canonical config.
-        log_dir: not used: MLflow keeps its files where MLFLOW_TRACKING_URI says.
     """
 
     def __init__(
@@ -37,7 +37,6 @@ class MLflowWriter:
         name: str | None = None,
         group: str | None = None,
         config: Mapping[str, Any] | None = None,
-        log_dir: str | None = None,
     ) -> None:
         self._entities: Any = import_module("mlflow.entities")
         self._client: Any = import_module("mlflow.tracking").MlflowClient()
@@ -67,9 +66,7 @@ class MLflowWriter:
         elif kind == "completed":
             score = (event.get("status") or {}).get("best_score")
             self._log({} if score is None else {SCORE_TAG: score}, self._index)
-            self._end = "FINISHED"
-        elif kind == "interrupted":
-            self._end = "KILLED"
+        self._end = _ENDS.get(told_end(event) or "", self._end)
 
     def add_scalar(self, tag: str, value: float, index: int) -> None:
         """One value of a curve, at `index`."""

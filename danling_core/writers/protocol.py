@@ -13,6 +13,17 @@ TERMINAL = frozenset({"completed", "failed", "interrupted"})
 """The kinds of which every attempt ends with exactly one."""
 
 
+def told_end(event: Event) -> str | None:
+    """The status of a run after this event: complete, interrupted, failed; None where the event ends nothing.
+
+    An attempt that did what it was asked for says "completed", also where the run has something to do still.
+    """
+    kind = event.get("event")
+    if kind == "completed":
+        return str((event.get("status") or {}).get("status", "complete"))
+    return kind if kind in TERMINAL else None
+
+
 @runtime_checkable
 class Writer(Protocol):
     """Told of every event, in order, by the main rank or by who follows its event log."""

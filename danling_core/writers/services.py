@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -57,7 +58,7 @@ def open_service(
     """
     require([name])
     try:
-        return _Guarded(name, _make(name)(experiment, run_id, run_name, group, config, log_dir))
+        return _Guarded(name, _make(name, log_dir)(experiment, run_id, run_name, group, config))
     except Exception as error:
         raise ConfigError(
             f"loggers names {name!r}, and it could not be opened: {type(error).__name__}: {error} "
@@ -71,11 +72,11 @@ _HINTS = {
 }
 
 
-def _make(name: str) -> Callable[..., Service]:
+def _make(name: str, log_dir: str) -> Callable[..., Service]:
     if name == "wandb":
         from danling_core.writers.wandb import WandbWriter
 
-        return WandbWriter
+        return functools.partial(WandbWriter, log_dir=log_dir)
     from danling_core.writers.mlflow import MLflowWriter
 
     return MLflowWriter

@@ -9,7 +9,7 @@ import time
 from typing import TextIO
 
 from danling_core.formatting import format_duration, format_epoch_result, format_metrics, format_step_result
-from danling_core.writers.protocol import Event
+from danling_core.writers.protocol import Event, told_end
 
 LOGGER_NAME = "danling"
 
@@ -136,7 +136,7 @@ def describe(event: Event, *, total: int | None = None, label: str = "epoch") ->
     if kind == "interrupted":
         return logging.WARNING, f"interrupted: {event.get('reason')}; run it again to resume"
     if kind == "completed":
-        return logging.INFO, "completed"
+        return logging.INFO, _describe_completion(event)
     return logging.DEBUG, f"{kind}"
 
 
@@ -153,6 +153,13 @@ def _describe_start(event: Event) -> str:
         return f"started on {where}"
     step, epoch, record = (resumed.get(name) for name in ("step", "epoch", "record"))
     return f"resumed on {where} from step {step}, epoch {epoch} (checkpoint {record})"
+
+
+def _describe_completion(event: Event) -> str:
+    end, why = told_end(event), (event.get("status") or {}).get("error")
+    if end == "complete":
+        return "completed"
+    return f"did what was asked; the run is {end}{f': {why}' if why else ''}"
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from danling_core.result_values import flatten
-from danling_core.writers.protocol import Event
+from danling_core.writers.protocol import Event, told_end
 from danling_core.writers.tensorboard import SCORE_TAG
 
 
@@ -62,7 +62,7 @@ class WandbWriter:
             self._run.summary.update(_numbers({"evaluation": event["result"]}))
         elif kind == "completed":
             self._run.summary[SCORE_TAG] = (event.get("status") or {}).get("best_score")
-            self._exit_code = 0
+            self._exit_code = 0 if told_end(event) == "complete" else 1
 
     def add_scalar(self, tag: str, value: float, index: int) -> None:
         """One value of a curve, against `index`."""
