@@ -38,8 +38,9 @@ example: torchrun --nproc-per-node 2 -m danling_core.worker run.yaml seed=1 opti
 
 SIGTERM, Ctrl-C and max_seconds save the run, and its ranks exit with 75: the same command resumes it. torchrun
 knows no such ending: it prints a banner of a failure and exits with 1 itself, kills ranks that are still saving
-30 s after a signal, and with --max-restarts it starts a run again that stopped of its own accord. What happened is
-in the last line of the run's log. A second Ctrl-C does not wait for the save.
+30 s after a signal (on several nodes ranks stop at every 16th step only, so 16 steps have to fit, too), and with
+--max-restarts it starts a run again that stopped of its own accord. What happened is in the last line of the run's
+log. A second Ctrl-C gives that save up; one that is under way already, and its delivery to a store, are waited for.
 """
 
 
@@ -91,18 +92,22 @@ def execute(config: Config, context: RunContext, stages: Sequence[str], threads:
     """
     torch.set_num_threads(threads)
     storage.configure(config.storage_options)
-    control = context.control
-    with _recording_failures(config, context), _stopping_on_signals(context), use(context):
-        cls = load_runner(config)[1]
-        if distributed.rank() == 0:
-            check_sources(context.sources)
-        runner = cls(config)
-        try:
-            status = runner.run(stages)
-        except RunInterrupted:
-            _leave(runner, control)
-            raise
-        _leave(runner, control)
+    # The signals outermost: torchrun sends SIGTERM to a rank that is recording what another one failed of.
+    with _stopping_on_signals(context), use(context):
+        status, interruption = None, None
+        with _recording_failures(config, context):
+            cls = load_runner(config)[1]
+            if distributed.rank() == 0:
+                check_sources(context.sources)
+            runner = cls(config)
+            try:
+                status = runner.run(stages)
+            except RunInterrupted as error:
+                interruption = error
+        # How the run ended is told by now: what goes wrong here changes nothing.
+        _leave(runner, context.control)
+        if interruption is not None:
+            raise interruption
         return status
 
 

@@ -77,6 +77,23 @@ def test_the_rank_that_failed_is_told_and_not_the_one_that_lost_it(
     assert "the toy fails" not in json.dumps([status, events]) + log
 
 
+def test_a_sigterm_while_a_failure_is_recorded_does_not_keep_it_from_that(tmp_path: Path) -> None:
+    with start(tmp_path, fails_in_constructor=True, sigterm_when_told=True) as process:
+        errors = process.stderr.read()
+    status, events, _ = told(tmp_path)
+    assert "the toy fails loudly" in status["error"], errors
+    assert (status["status"], events[-1]["event"]) == ("failed", "failed")
+
+
+def test_a_rank_that_is_lost_after_the_completion_record_makes_no_failure(tmp_path: Path) -> None:
+    with start(tmp_path, leaves_at_the_end=True) as process:
+        errors = process.stderr.read()
+    assert "by peer" in errors, "rank 0 met it when it left"
+    status, events, log = told(tmp_path)
+    assert status["status"] == "complete" and [e["event"] for e in events].count("completed") == 1
+    assert "failed" not in log and "danling: None" not in errors
+
+
 def test_a_ctrl_c_at_torchrun_saves_the_run(tmp_path: Path) -> None:
     def is_training() -> bool:
         return any('"epoch_finished"' in path.read_text() for path in tmp_path.glob("runs/*/*/events.jsonl"))

@@ -24,6 +24,16 @@ class ToyParams(dl.Params):
     kill_at_step: int | None = None
     sigterm_at_step: int | None = None
     fails_in_constructor: bool = False
+    sigterm_when_told: bool = False
+    leaves_at_the_end: bool = False
+
+
+class Loud(ValueError):
+    """A SIGTERM comes while it is told, as from a launcher that saw another rank end."""
+
+    def __str__(self) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return "the toy fails loudly"
 
 
 class ToyRunner(dl.TorchRunner):
@@ -44,7 +54,13 @@ class ToyRunner(dl.TorchRunner):
             self.optimizer = torch.optim.SGD(self.model.parameters(), lr=self.params.lr, momentum=0.9)
         self.metrics = MetricGroup(accuracy=Accuracy())
         if self.params.fails_in_constructor and self.rank == self.params.fail_rank:
-            raise ValueError("the toy fails in its constructor")
+            raise Loud if self.params.sigterm_when_told else ValueError("the toy fails in its constructor")
+
+    def run(self, stages: object = None) -> object:
+        status = super().run(stages)  # type: ignore[arg-type]
+        if self.params.leaves_at_the_end and self.rank == 1:
+            os._exit(0)
+        return status
 
     def train_step(self, data: object) -> tuple[object, torch.Tensor]:
         params = self.params
