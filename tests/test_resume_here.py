@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import danling_core as dl
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import ConfigError, NonFiniteLossError, RunInterrupted
 from tests.ranks import RankFailed, Ranks
@@ -140,6 +141,33 @@ def test_a_criterion_that_trains_is_refused_on_several_ranks(two_ranks: Ranks, t
     with pytest.raises(RankFailed, match="Criterion has parameters to train.*a part of the model"):
         two_ranks.run(trained_with_criterion, str(tmp_path), Tempered)
     assert len(two_ranks.run(trained_with_criterion, str(tmp_path), Fixed)) == 2
+
+
+class Frozen(Tempered):
+    """Of all weights only the criterion's is trained."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        self.model.requires_grad_(False)
+
+    def _step(self) -> None:
+        dl.TorchRunner._step(self)
+
+
+class Wild(Frozen):
+    def train_step(self, data: Any) -> Any:
+        found = super().train_step(data)
+        if self.steps == 7:
+            self.criterion.scale.data.fill_(float("nan"))
+        return found
+
+
+def test_a_criterion_may_be_all_that_is_trained_and_its_weights_are_looked_at_too(tmp_path: Path) -> None:
+    runner = Frozen(config(tmp_path / "frozen"))
+    runner.train()
+    assert runner.steps == 8 and runner.criterion.scale.item() != 1.0
+    with pytest.raises(NonFiniteLossError, match="a weight is not finite"):
+        Wild(config(tmp_path / "wild")).train()
 
 
 class Cliff(Stopped):

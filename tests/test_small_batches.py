@@ -17,22 +17,42 @@ NORM: dict[str, Any] = {"width": 4, "batch_norm": True}
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_a_batch_of_one_is_refused_before_it_meets_batch_norm(tmp_path: Path, drop_last: bool) -> None:
+def test_a_batch_of_one_is_warned_of_and_explained_when_it_meets_batch_norm(
+    tmp_path: Path, drop_last: bool
+) -> None:
     loader = {"batch_size": 5, "train": {"drop_last": drop_last}}
     runner = SmallRunner(config(tmp_path, params={**NORM, "samples": 21}, dataloader=loader))
     if drop_last:
         runner.train()
-        return
-    with pytest.raises(ConfigError, match=r"21 samples.*dataloader.train.drop_last=true"):
-        runner.train()
-    assert runner.steps == 0
+    else:
+        with pytest.raises(ConfigError, match=r"a batch of 1 on rank 0.*dataloader.train.drop_last=true"):
+            runner.train()
+        assert runner.steps == 4
+    log = Path(runner.dir, "run.log").read_text()
+    assert ("21 samples in batches of 5 on 1 rank(s) leave some rank one sample" in log) is not drop_last
 
 
-def test_a_share_of_one_is_refused_on_all_ranks(two_ranks: Ranks, tmp_path: Path) -> None:
-    with pytest.raises(
-        RankFailed, match=r"22 samples in batches of 5 on 2 rank\(s\) leave some rank one sample"
-    ):
+def test_a_share_of_one_is_explained_on_several_ranks(two_ranks: Ranks, tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match=r"a batch of 1 on rank \d.*drop_last"):
         two_ranks.run(train, str(tmp_path), params={**NORM, "samples": 22})
+
+
+class OverLength(SmallRunner):
+    """Normalizes each channel over the samples and a length of 2, so that one sample will do."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        head = torch.nn.Linear(2, 2)
+        self.model = torch.nn.Sequential(
+            torch.nn.Unflatten(1, (1, 2)), torch.nn.BatchNorm1d(1), torch.nn.Flatten(), head
+        )
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+
+
+def test_batch_norm_over_a_length_takes_batches_of_one(tmp_path: Path) -> None:
+    runner = OverLength(config(tmp_path, dataloader={"batch_size": 1}))
+    runner.train()
+    assert runner.steps == 40
 
 
 def test_batch_norm_that_does_not_train_takes_batches_of_one(tmp_path: Path) -> None:

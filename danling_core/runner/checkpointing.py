@@ -108,9 +108,13 @@ def _refuse_non_finite(runner: TorchRunner) -> None:
     Raises:
         NonFiniteLossError: alike on all ranks, which hold the same weights.
     """
-    weights = [p.detach() for p in runner.unwrap(runner.model).parameters() if p.requires_grad and p.numel()]
+    parts = runner.unwrap(runner.model), runner.criterion
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    weights = [p.detach() for m in modules for p in m.parameters() if p.requires_grad and p.numel()]
+    if not weights:
+        return
     norms = torch._foreach_norm([torch.view_as_real(w) if w.is_complex() else w for w in weights], math.inf)
-    if norms and not torch.stack([norm.double() for norm in norms]).isfinite().all():
+    if not torch.stack([norm.double() for norm in norms]).isfinite().all():
         raise NonFiniteLossError(
             f"a weight is not finite after step {runner.steps}, though no loss was: a gradient was not. Nothing is "
             "saved, and a resume begins with the checkpoint before; lower the learning rate, clip gradients, or set "

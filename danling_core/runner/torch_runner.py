@@ -49,7 +49,8 @@ class TorchRunner(TorchSetUp):
             metrics.reset()
         self._begin_split()
         self._inside_split = True
-        train_segment(self, self._stream(split))
+        with self._explaining_batch_norm(split):
+            train_segment(self, self._stream(split))
         flush_losses(self)
         self._inside_split = False
         if self.meters.iters == 0:

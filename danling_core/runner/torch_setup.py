@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -147,32 +148,47 @@ class TorchSetUp(TorchData):
                 "over the ranks: make it a part of the model, and have the model's forward use it"
             )
 
-    def _check_batch_norm(self, split: str) -> None:
-        """Refuse a batch of one sample, which BatchNorm cannot normalize: it would fail at the end of the pass."""
+    def _warn_of_single_samples(self, split: str) -> None:
+        """Some BatchNorm may fail at the end of the pass: one over (batch, channels) needs two samples."""
         sampler = getattr(self._stream(split).loader, "global_batches", None)
         if not isinstance(sampler, GlobalBatchSampler) or sampler.smallest_share > 1:
             return
         self.model.train()
-        for name, module in self.model.named_modules():
-            if isinstance(module, torch.nn.BatchNorm1d) and module.training:
-                raise ConfigError(
-                    f"{sampler.length} samples in batches of {sampler.batch_size} on {self.world_size} rank(s) leave "
-                    f"some rank one sample, and {name} (BatchNorm1d) needs two: set "
-                    f"dataloader.{split}.drop_last=true, or another batch_size"
-                )
+        norms = [m for m in self.model.modules() if isinstance(m, torch.nn.BatchNorm1d) and m.training]
+        if norms and self.is_main_process:
+            self.logger.warning(
+                "%d samples in batches of %d on %d rank(s) leave some rank one sample, and BatchNorm1d needs more than "
+                "one value per channel",
+                *(sampler.length, sampler.batch_size, self.world_size),
+            )
+
+    @contextlib.contextmanager
+    def _explaining_batch_norm(self, split: str) -> Iterator[None]:
+        """Raises ConfigError for torch's word that a batch is too small to be normalized."""
+        try:
+            yield
+        except ValueError as error:
+            if "Expected more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigError(
+                f"a batch of {self._count or 1} on rank {self.rank} is too small for a BatchNorm ({error}): set "
+                f"dataloader.{split}.drop_last=true if it is the last of a pass, or another batch_size, or normalize "
+                "over all ranks (torch.nn.SyncBatchNorm)"
+            ) from error
 
     def _make_trainable(self, train_splits: Sequence[str]) -> None:
         if self.config.steps_per_epoch is not None and len(train_splits) > 1:
             raise ConfigError(f"steps_per_epoch goes with one split to train on, found {list(train_splits)}")
         self._train_splits = tuple(train_splits)
         for split in train_splits:
-            self._check_batch_norm(split)
+            self._warn_of_single_samples(split)
         if self.distributed:
             self._check_criterion()
         self._build_optimisation()
         self._wrap_model()
         if self.world_size > 2 and not self.config.find_unused_parameters:
-            rebuild_buckets(self, train_splits[0])
+            with self._explaining_batch_norm(train_splits[0]):
+                rebuild_buckets(self, train_splits[0])
         self._is_trainable = True
 
     def _announce(self) -> None:
