@@ -84,10 +84,12 @@ def mirrored(root: str, work: str, megabytes: int) -> tuple[float, float]:
     os.makedirs(work)
     store = CheckpointStore(os.path.join(work, "checkpoints"))
     with MirrorProcess(work, f"{root}/run-{uuid.uuid4().hex[:8]}", interval_seconds=600) as mirror:
-        mirror.wait_synced(mirror.request_sync())  # it is started, and connected
+        mirror.request_sync()
+        mirror.wait_synced()  # it is started, and connected
         store.commit(lambda file: _fill(file, megabytes), step=1, attempt="1.0", info={})
         began = time.perf_counter()
-        mirror.wait_synced(mirror.request_sync())
+        mirror.request_sync()
+        mirror.wait_synced()
         seconds = time.perf_counter() - began
         return seconds, _peak_megabytes(mirror.pid)
 

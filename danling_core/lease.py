@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 from . import storage
@@ -91,7 +91,7 @@ class Lease:
         cls, url: str, generation: int, description: str, now: Callable[[], float]
     ) -> Lease | None:
         owner = this_process(description, now())
-        with storage.prompt(_ANSWER_SECONDS):
+        with _prompt():
             is_created = storage.create_exclusive(_generation_url(url, generation), owner.dumps())
         if not is_created:
             return None
@@ -175,7 +175,7 @@ class Lease:
             raise Fenced(_fenced_message(self.url, self.generation, holder))
 
     def _write(self, owner: Owner) -> None:
-        with storage.prompt(_ANSWER_SECONDS):
+        with _prompt():
             storage.write_bytes(_generation_url(self.url, self.generation), owner.dumps(), is_durable=False)
         self._owner = owner
 
@@ -250,9 +250,14 @@ def _generation_url(url: str, generation: int) -> str:
 
 
 def _generations(url: str) -> list[int]:
-    with storage.prompt(_ANSWER_SECONDS):
+    with _prompt():
         names = storage.list_names(url)
     return sorted(int(match.group(1)) for name in names if (match := _FILE.fullmatch(name)))
+
+
+def _prompt() -> AbstractContextManager[None]:
+    """How the files of a lease are asked for."""
+    return storage.prompt(_ANSWER_SECONDS)
 
 
 def _highest(url: str) -> tuple[int, Owner | None]:
@@ -262,7 +267,7 @@ def _highest(url: str) -> tuple[int, Owner | None]:
 
 def _read(url: str, generation: int) -> Owner | None:
     try:
-        with storage.prompt(_ANSWER_SECONDS):
+        with _prompt():
             return Owner.parse(storage.read_bytes(_generation_url(url, generation)))
     except NotFound:
         return None

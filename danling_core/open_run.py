@@ -99,13 +99,18 @@ def open_run(
             raise
 
 
-def bring_checkpoints(opened: OpenedRun, config: Config) -> None:
-    """The newest and the best checkpoint of a complete remote run, for whoever wants its weights here. Of one
-    that is resumed they are here already."""
-    if opened.complete is not None and opened.remote_url is not None:
-        name = config.checkpoint_dir_name
-        local = os.path.join(opened.work_dir, name)
-        pull_checkpoints(storage.join(opened.remote_url, name), local, os.path.join(opened.work_dir, STAGING))
+def bring_checkpoints(url: str, work_dir: str, config: Config) -> None:
+    """The newest and the best checkpoint of a complete remote run, for whoever wants its weights here: its mirror
+    deletes them when it is done. Of a run that is resumed they are here already.
+
+    Args:
+        url: the run's folder on the store.
+        work_dir: its local one.
+        config: of the run.
+    """
+    name = config.checkpoint_dir_name
+    local = os.path.join(work_dir, name)
+    pull_checkpoints(storage.join(url, name), local, os.path.join(work_dir, STAGING))
 
 
 def work_dir(config: Config, folder: RunFolder) -> str:

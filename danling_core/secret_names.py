@@ -30,9 +30,9 @@ def is_secret_name(key: str) -> bool:
 
 
 def is_secret_option(key: str) -> bool:
-    """Whether an option of a store's client may hold a secret: also every `key` and `..._key`."""
+    """Whether an option of a store's client may hold a secret: also everything that ends in `key` or `token`."""
     name = _snake(key)
-    return name == "key" or name.endswith("_key") or looks_secret(name)
+    return name.endswith(("key", "token")) or looks_secret(name)
 
 
 def _snake(key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from danling_core import storage
 from tests.gcs_server import GCSServer
+from tests.processes import wait_until
 from tests.s3_faults import CANARY, FaultyProxy
 
 KEY_ID = "AKIATESTKEY00001234"
@@ -37,16 +39,14 @@ def rclone_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     words = ["serve", "s3", "--addr", "127.0.0.1:0", "--config", str(folder / "no.conf")]
     (folder / "data").mkdir()
     command = [program, *words, "--auth-key", f"{KEY_ID},{CANARY}", str(folder / "data")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        said = ""
-        while "Starting s3 server on [" not in said:
-            line = server.stderr.readline()
-            assert line, f"rclone ended: {said}"
-            said += line
-        yield said.rpartition("Starting s3 server on [")[2].partition("]")[0].rstrip("/")
+    log = folder / "rclone.log"
+    with log.open("w") as errors, subprocess.Popen(command, stderr=errors) as server:
+        begun = re.compile(r"Starting s3 server on \[(.*?)/?\]")
+        wait_until(lambda: bool(begun.search(log.read_text())) or server.poll() is not None, "rclone")
+        found = begun.search(log.read_text())
+        assert found, f"rclone ended: {log.read_text()}"
+        yield found[1]
         server.terminate()
-        server.communicate()
 
 
 @pytest.fixture(scope="session")

@@ -427,7 +427,10 @@ SECRET = "hunter2"
         for name in ("password", "secret", "api_key", "apiKey", "API-KEY", "token", "hf_token")
     ]
     + [{"params": {"deep": [{"secret_key": SECRET}]}}, {"optim": {"name": "sgd", "token": SECRET}}]
-    + [{"storage_options": {name: SECRET}} for name in ("key", "secret", "token", "account_key", "password")]
+    + [
+        {"storage_options": {name: SECRET}}
+        for name in ("key", "secret", "accesstoken", "account_key", "password")
+    ]
     + [{"storage_options": {"client_kwargs": {"aws_secret_access_key": SECRET}}}]
     + [{"storage_options": {"headers": {"Authorization": SECRET}}}]
     + [

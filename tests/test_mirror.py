@@ -649,6 +649,19 @@ def test_a_mirror_that_dies_again_and_again_is_given_up_with_its_last_words(loca
         wait_until(lambda: delivery.is_done(5.0), "the end", 60)
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_last_words_of_a_mirror_are_its_own(is_there: bool, local: Path) -> None:
+    append(local / ".mirror.log", "what an earlier one said\n")
+    mirror = MirrorProcess(os.fspath(local), "gs://danling/a/b")
+    os.kill(mirror.pid, signal.SIGKILL)
+    mirror._process.wait()
+    if not is_there:
+        (local / ".mirror.log").unlink()
+    mirror.request_sync()
+    with pytest.raises(StoreUnavailable, match="it said nothing" if is_there else "is gone"):
+        mirror.close()
+
+
 def test_a_mirror_that_cannot_write_its_state_down_delivers(local: Path, remote: str) -> None:
     fill(local)
     (local / "mirror.json").unlink()
@@ -666,7 +679,8 @@ def test_a_new_mirror_ends_the_one_that_still_delivers(local: Path, gcs_server: 
     wait_until(lambda: lock.exists() and lock.read_text().startswith(f"{old.pid} "), "the mirror's lock")
     gcs_server.fault = lambda method, path: None
     with MirrorProcess(os.fspath(local), "gs://danling/a/b") as new:
-        assert new.request_sync() and new.wait_synced(timeout_seconds=60)
+        new.request_sync()
+        assert new.wait_synced(timeout_seconds=60)
         with pytest.raises(StoreUnavailable, match=f"code {-signal.SIGTERM}"):
             old.close()
     assert gcs_server.buckets["danling"]["a/b/run/000001.log"].data == b"line\n"

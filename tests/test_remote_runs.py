@@ -141,6 +141,21 @@ def test_a_complete_run_is_used_from_a_script_on_another_machine(s3_root: str, t
     assert _contents(list_runs(s3_root)[0][0].url) == before, "nobody owns it, so nobody writes"
 
 
+def test_a_runner_goes_on_with_a_run_whose_payloads_left_its_scratch(s3_root: str, tmp_path: Path) -> None:
+    def runner() -> SmallRunner:
+        return SmallRunner(small_config(s3_root, scratch=str(tmp_path / "scratch")))
+
+    first, second = runner(), runner()
+    results = first.train()
+    wanted = weights(first)
+    assert not list(tmp_path.glob("scratch/*/checkpoints/data/*")), "the store has them"
+    assert second.train() == results and weights(second) == wanted
+    shutil.rmtree(next(tmp_path.glob("scratch/*/checkpoints/data")))
+    for one in (first, second):
+        assert len(one.infer("val")) == 7 and one.train() == results
+        assert one.evaluate(["val"])["val"] == results[1]["val"] and weights(one) == wanted
+
+
 def _contents(url: str) -> dict[str, int]:
     return {entry.path: entry.size for entry in storage.list_tree(url)}
 

@@ -45,12 +45,8 @@ class MirrorProcess:
         drain_seconds: float = 600.0,
     ) -> None:
         command = [sys.executable, "-P", "-m", "danling_core.mirror", "--local", local, "--remote", remote]
-        command += [
-            "--checkpoints",
-            checkpoints,
-            "--storage-options",
-            json.dumps(dict(storage_options or {})),
-        ]
+        command += ["--checkpoints", checkpoints]
+        command += ["--storage-options", json.dumps(dict(storage_options or {}))]
         command += ["--interval-seconds", str(interval_seconds), "--drain-seconds", str(drain_seconds)]
         if lease_url is not None:
             command += ["--lease", lease_url, "--generation", str(generation)]
@@ -60,6 +56,7 @@ class MirrorProcess:
         self._answered = 0
         self._changed = threading.Condition()
         self._log = os.path.join(local, ".mirror.log")
+        self._log_began_at = os.path.getsize(self._log) if os.path.exists(self._log) else 0
         self._process = _start(command, self._log)
         self._reader = threading.Thread(target=self._read_replies, name="danling-mirror", daemon=True)
         self._reader.start()
@@ -74,23 +71,21 @@ class MirrorProcess:
         """Asks for an early pass without TensorBoard's files, and does not wait: for every epoch's end."""
         self._send("soon")
 
-    def request_sync(self) -> int:
-        """Asks for everything that exists now, and returns the number to wait for."""
+    def request_sync(self) -> None:
+        """Asks for everything that exists now."""
         with self._changed:
             self._asked += 1
-            number = self._asked
             self._send("sync")
-        return number
 
-    def wait_synced(self, number: int | None = None, timeout_seconds: float | None = None) -> bool:
-        """Waits until sync `number` (by default the latest) is done; False at the timeout.
+    def wait_synced(self, timeout_seconds: float | None = None) -> bool:
+        """Waits until the latest sync that was asked for is done; False at the timeout.
 
         Raises:
             Fenced: another process owns the run.
             StoreUnavailable: the mirror's process ended.
         """
         with self._changed:
-            wanted = self._asked if number is None else number
+            wanted = self._asked
             self._changed.wait_for(lambda: self._answered >= wanted or self._has_ended, timeout_seconds)
             if self._answered >= wanted:
                 return True
@@ -155,8 +150,12 @@ class MirrorProcess:
             )
 
     def _last_words(self) -> str:
-        with open(self._log, encoding="utf-8", errors="replace") as file:
-            lines = file.read().splitlines()
+        try:
+            with open(self._log, "rb") as file:
+                file.seek(self._log_began_at)
+                lines = file.read().decode("utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return f"{self._log} is gone"
         return f"{lines[-1]} (more in {self._log})" if lines else "it said nothing"
 
     def _send(self, line: str) -> None:

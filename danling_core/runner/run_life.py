@@ -208,6 +208,10 @@ class RunLife(Reporting):
         self._created_at = self._broadcast(self._created_at if previous is None else previous.timestamp)
         if not self.is_main_process:
             return
+        if previous is not None and previous.is_complete and not (self._is_local or context.is_launched):
+            from danling_core.open_run import bring_checkpoints
+
+            bring_checkpoints(context.url, context.work_dir, self.config)
         self._files = RunFiles(
             context,
             previous or self._first_status(),
@@ -254,7 +258,7 @@ class RunLife(Reporting):
 
     def _claim_run(self) -> RunContext:
         """Find or create the run's folder when the runner works without a driver. Collective."""
-        from danling_core.open_run import bring_checkpoints, open_run
+        from danling_core.open_run import open_run
 
         claimed = None
         if self.is_main_process:
@@ -263,7 +267,6 @@ class RunLife(Reporting):
             if opened.lease is not None:
                 self._closing.callback(opened.lease.release)
                 self._closing.enter_context(opened.lease.beating())
-            bring_checkpoints(opened, self.config)
             claimed = RunContext(opened.work_dir, opened.folder.url, opened.generation)
         return self._broadcast(claimed)
 
