@@ -78,7 +78,9 @@ class Config(Model):
     log_path: Url | None = _aside(
         None, "the text log, in place of {dir}/run.log; one on a store gets there when the run ends"
     )
-    checkpoint_dir: Url | None = _aside(None, "the checkpoints, in place of {dir}/{checkpoint_dir_name}")
+    checkpoint_dir: Url | None = _aside(
+        None, "the checkpoints, in place of {dir}/{checkpoint_dir_name}; refused for a run on a store"
+    )
     checkpoint_dir_name: Name = _aside(
         "checkpoints", "the name of the checkpoints' folder in the run's folder"
     )

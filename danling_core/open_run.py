@@ -221,6 +221,8 @@ def _create(
     }
     entry = _attempt(lease, config)
     storage.write_json(folder.metadata_url, metadata.with_attempt(facts, entry), guard=lease.check)
+    if config.checkpoint_dir is not None:  # which prune and verify look for from other folders
+        config = config.replace(checkpoint_dir=_absolute(config.checkpoint_dir))
     storage.write_bytes(folder.config_url, config.yamls().encode(), guard=lease.check)
 
 

@@ -16,7 +16,7 @@ from danling_core.errors import ConfigError, RunBusy
 from danling_core.identity import Identity, identify
 from danling_core.lease import Lease
 from danling_core.open_run import OpenedRun, open_run
-from danling_core.run_folder import RunFolder, Status
+from danling_core.run_folder import RunFolder, Status, find_checkpoints
 from danling_core.storage.settings import current
 
 
@@ -178,6 +178,16 @@ def test_the_storage_options_of_a_run_are_not_those_of_the_process(tmp_path: Pat
     opened = open_run(config, identity)
     assert opened.lease is not None and current() == before
     opened.lease.release()
+
+
+def test_a_place_for_checkpoints_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    opened = open_run(*make("root", tmp_path, checkpoint_dir="fast/mine"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert find_checkpoints(opened.folder) == str(tmp_path / "fast/mine")
 
 
 def test_a_place_for_checkpoints_outside_a_remote_run_is_refused(tmp_path: Path) -> None:

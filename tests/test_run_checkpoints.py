@@ -61,9 +61,16 @@ def test_a_checkpoint_dir_that_holds_another_runs_checkpoints_is_refused(tmp_pat
     first.train()
     before = store_of(first).records()
     second = SmallRunner(config(tmp_path, seed=2, **shared))
-    with pytest.raises(ConfigError, match=f"run {first.identity.run_id}.*leave checkpoint_dir out"):
+    with pytest.raises(
+        ConfigError, match=f"run {first.identity.run_id}.*leave checkpoint_dir out"
+    ) as refused:
         second.train()
     assert store_of(first).records() == before and second.results == {}
+    for fields in ({"seed": 2}, {"seed": 3}):
+        place = str(refused.value).rpartition(" such as ")[2]
+        assert SmallRunner(config(tmp_path, **fields, checkpoint_dir=place)).train()
+        with pytest.raises(ConfigError) as refused:
+            SmallRunner(config(tmp_path, **{**fields, "seed": 4}, checkpoint_dir=place)).train()
 
 
 def test_a_run_that_begins_beside_another_one_saves_nothing_into_its_checkpoint_dir(tmp_path: Path) -> None:

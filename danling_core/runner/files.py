@@ -154,8 +154,8 @@ class RunFiles:
             if found != mine:
                 raise ConfigError(
                     f"checkpoint_dir {self.store.url} holds checkpoints of run {found[0]} of {found[1]}, and this is "
-                    f"{mine[0]} of {mine[1]}: leave checkpoint_dir out, or give each run its own, "
-                    f"such as {storage.join(self.store.url, f'{self.status.name}-{self.status.id}')}"
+                    f"{mine[0]} of {mine[1]}: leave checkpoint_dir out, or give each run its own, also "
+                    f"each --fresh one, such as {self.store.url.rstrip('/')}-{self.status.timestamp}"
                 )
 
     def flush(self) -> None:
