@@ -140,7 +140,9 @@ class Config(Model):
     progress_bar: bool = _aside(True, "show a progress bar on a terminal")
     save_interval: Count | None = _aside(None, "epochs between kept epoch-N checkpoints")
     save_interval_steps: Count | None = _aside(None, "steps between checkpoints inside an epoch")
-    keep_last: Count = _aside(2, "newest checkpoints to keep, besides best and epoch-N")
+    keep_last: Count = _aside(
+        2, "newest checkpoints to keep, besides best, epoch-N and whatever else was saved by name"
+    )
 
     dataloader: DataLoaderConfig = Field(DataLoaderConfig(), description="how data is loaded, per split")
     optim: OptimConfig | None = Field(None, description="the optimizer; null: set by the runner")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from danling_core.errors import ConfigError
+
+logger = logging.getLogger("danling")
 
 _VALUES = (type(None), bool, int, float, complex, str, bytes)
 
@@ -72,6 +75,11 @@ def merged(metric: Any, states: Sequence[Any], *, is_first: bool) -> Any:
             key: merged(each, [s[key] for s in states], is_first=is_first) for key, each in metric.items()
         }
     if not is_additive(metric):
+        if is_first:
+            logger.warning(
+                "what a %s has counted of this epoch does not add over ranks: its value is of the rest of the epoch",
+                type(metric).__name__,
+            )
         return None
     total = torch.stack(list(states)).sum(0)
     return total if is_first else torch.zeros_like(total)

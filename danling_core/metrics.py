@@ -43,10 +43,9 @@ class Additive(Protocol):
 class MetricGroup(dict[str, Any]):
     """Named metrics of one split, used as one. A mapping as a value is the group of one task.
 
-    A task's group is given `pred[name]` and `target[name]`. The metrics of torchmetrics and the like are kept
-    as they
-    are: they belong on the device of the predictions (`to`), and reduce themselves, so `compute` is then
-        collective.
+    A task's group is given `pred[name]` and `target[name]`. The metrics of torchmetrics and the like are kept as
+    they are: they belong on the device of the predictions (`to`), and reduce themselves, so `compute` is then
+    collective.
     """
 
     def __init__(self, metrics: Mapping[str, Any] | None = None, **named: Any) -> None:

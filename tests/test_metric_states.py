@@ -104,7 +104,7 @@ def test_a_metric_that_would_report_one_ranks_part_is_refused(two_ranks: Ranks, 
     assert all("self_reduced" in found for found in two_ranks.run(judged, str(tmp_path), SelfReduced()))
 
 
-def test_counts_of_former_ranks_are_merged_where_they_add() -> None:
+def test_counts_of_former_ranks_are_merged_where_they_add(caplog: pytest.LogCaptureFixture) -> None:
     def counted(hits: int) -> MetricGroup:
         group = MetricGroup(a=Accuracy(), own=Hits())
         group.update(torch.eye(4)[:, :2], torch.tensor([0] * hits + [1] * (4 - hits)))
@@ -117,6 +117,8 @@ def test_counts_of_former_ranks_are_merged_where_they_add() -> None:
     wanted = [a + b for a, b in zip(states[0]["a"].tolist(), states[1]["a"].tolist(), strict=True)]
     assert whole["a"].state().tolist() == wanted and wanted[1] == 8
     assert rest["a"].state().tolist() == [0, 0]
+    [told] = [record.getMessage() for record in caplog.records]
+    assert "a Hits has counted of this epoch does not add" in told
 
 
 def test_what_is_saved_is_what_a_checkpoint_may_hold() -> None:

@@ -142,6 +142,16 @@ def test_checkpoints_are_loaded_by_name(tmp_path: Path, fields: dict[str, Any]) 
         other.load_checkpoint(f"{runner.checkpoint_dir}/epoch-9")
 
 
+def test_checkpoints_beside_a_config_of_another_program_are_loaded(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path))
+    runner.train()
+    shutil.copytree(runner.checkpoint_dir, tmp_path / "export" / "checkpoints")
+    (tmp_path / "export" / "config.yaml").write_text("model_type: bert\n")
+    other = SmallRunner(config(tmp_path / "other"))
+    other.load_pretrained(tmp_path / "export")
+    assert weights(other) == weights(runner)
+
+
 # what they hold
 class Remembering(SmallRunner):
     """Has state of its own."""

@@ -9,6 +9,9 @@ import pytest
 
 from danling_core import storage
 from danling_core.launch import Launcher
+from tests.s3_faults import FaultyProxy
+from tests.small_runner import SmallRunner
+from tests.small_runner import config as small_config
 from tests.whole_runs import Ended, config, launch
 
 
@@ -42,3 +45,15 @@ def test_a_log_on_a_store_is_there_at_the_end(launcher: Launcher, tmp_path: Path
     ended = trained(launcher, tmp_path, log_path=f"{s3_root}/mine.log")
     assert storage.read_bytes(f"{s3_root}/mine.log").decode() in ended.log
     assert b"epoch" in storage.read_bytes(f"{s3_root}/mine.log")
+
+
+def test_a_log_goes_to_its_store_once_and_while_the_run_is_held(
+    tmp_path: Path, s3_root: str, s3_proxy: FaultyProxy
+) -> None:
+    fields = {"scratch": str(tmp_path / "scratch"), "log_path": f"{s3_root}/mine.log"}
+    runner = SmallRunner(small_config(s3_root, epoch_end=1, **fields))
+    runner.train()
+    runner.close()
+    puts = [path.partition("?")[0] for method, path in s3_proxy.requests if method == "PUT"]
+    assert [path.endswith("/mine.log") for path in puts].count(True) == 1
+    assert "/lease/" in puts[-1], "the release of the run comes last"

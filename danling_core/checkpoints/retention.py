@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 
 from danling_core.checkpoints.record import Record
 
 
-def pinned(pointers: Mapping[str, Record], keep_names: Sequence[str]) -> set[str]:
-    """Names of the records that `latest` or a pointer matching a shell pattern in `keep_names` means."""
-    patterns = ("latest", *keep_names)
-    return {
-        record.name
-        for pointer, record in pointers.items()
-        if any(fnmatchcase(pointer, each) for each in patterns)
-    }
+def pinned(pointers: Mapping[str, Record], names: Sequence[str]) -> set[str]:
+    """Names of the records that `latest` or a pointer in `names` means."""
+    return {record.name for pointer, record in pointers.items() if pointer in ("latest", *names)}
 
 
 def doomed(records: Sequence[Record], keep_last: int, keep: set[str]) -> list[Record]:

@@ -130,16 +130,11 @@ class CheckpointStore:
             self._check_guard()
             self._ledger.point(name, record)
 
-    def prune(
-        self,
-        keep_last: int = 2,
-        keep_names: Sequence[str] = ("*",),
-    ) -> list[str]:
+    def prune(self, keep_last: int = 2) -> list[str]:
         """Remove what need not be kept, judging by the files alone. Returns the names of what was removed.
 
-        Kept: the newest `keep_last`, what `latest` and every pointer matching `keep_names` (shell patterns; by
-        default all) mean, and the newest one that verifies. Payloads without a record, and damaged records, go once
-        nobody has touched them for an hour.
+        Kept: the newest `keep_last`, what a pointer means, and the newest one that verifies. Payloads without a
+        record, and damaged records, go once nobody has touched them for an hour.
         """
         if keep_last < 1:
             raise CheckpointError(
@@ -149,7 +144,7 @@ class CheckpointStore:
             self._check_guard()
             records = self._ledger.records()
             pointers = self._ledger.pointers(records)
-            keep = retention.pinned(pointers, keep_names)
+            keep = {record.name for record in pointers.values()}
             doomed = retention.doomed(records, keep_last, keep)
             doomed = retention.spare_last_good(records, doomed, self._payloads.is_good)
             for record in doomed:

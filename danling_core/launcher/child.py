@@ -48,9 +48,8 @@ def run_rank(order: Mapping[str, Any]) -> None:
         _write_failure(order["failure_path"].format(rank=local_rank), {**failure, "step": cells.step})
         if isinstance(error, Exception):
             raise
-        raise RuntimeError(
-            failure["error"]
-        ) from error  # else elastic would take the silent end for a success
+        # Else elastic would take the silent end for a success.
+        raise RuntimeError(failure["error"]) from error
     cells.finish()
 
 
@@ -153,9 +152,8 @@ def is_lost_peer(error: BaseException) -> bool:
     """Whether the error may be no more than the echo of another process's death."""
     if isinstance(error, ConfigError) or not isinstance(error, (RuntimeError, OSError)):
         return False
-    if any(
-        base.__name__ == "DistError" for base in type(error).__mro__
-    ):  # by name: this module loads no torch
+    # By name: this module loads no torch.
+    if any(base.__name__ == "DistError" for base in type(error).__mro__):
         return True
     text = str(error).lower()
     if "dataloader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):

@@ -97,16 +97,15 @@ def _raised(index: int, rank: RankEnd) -> Verdict:
 
 def _echo(index: int, rank: RankEnd) -> Verdict:
     found = _raised(index, rank)
-    is_worker_killed = (
-        "killed by signal" in _failure(rank)["error"]
-    )  # a loader's worker: a death like any other
+    # That of a loader's worker is a death like any other.
+    is_worker_killed = "killed by signal" in _failure(rank)["error"]
     return Verdict("died" if is_worker_killed else "raised", found.message, index, rank.step, found.traceback)
 
 
 def _hung(hang: Hang) -> Verdict:
     message = (
         f"rank {hang.rank} hung{_at(hang.step)}: silent for {hang.silent_seconds:.0f} s; "
-        "the stacks of all ranks are in their logs; if it was only slow, raise hang_timeout_seconds"
+        "the stacks of all ranks are in their logs, unless log=false; if it was only slow, raise hang_timeout_seconds"
     )
     return Verdict("hung", message, hang.rank, hang.step)
 

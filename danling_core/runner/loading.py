@@ -10,8 +10,8 @@ from danling_core import storage
 from danling_core.checkpoints.codec import load_state
 from danling_core.checkpoints.record import is_simple_name
 from danling_core.checkpoints.store import CheckpointStore
-from danling_core.errors import CheckpointError
-from danling_core.run_folder import RunFolder, find_checkpoints
+from danling_core.errors import CheckpointError, ConfigError
+from danling_core.run_folder import RunFolder, checkpoints_url, find_checkpoints
 from danling_core.runner import checkpointing
 from danling_core.runner.methods import File
 from danling_core.runner.serialization import load_tensors
@@ -84,7 +84,7 @@ def read(checkpoint: File | Mapping[str, Any], name: str = "latest") -> Mapping[
         if not isinstance(state, Mapping):
             raise CheckpointError(f"{url} holds a {type(state).__name__}, not a state dict")
         return state
-    for folder in (find_checkpoints(RunFolder(url)), url):  # a run's own latest.json is no pointer
+    for folder in (_checkpoints_of(url), url):  # a run's own latest.json is no pointer
         store = CheckpointStore(folder)
         record = store.pointed(name) or store.newest_good()[0]
         if record is not None:
@@ -95,3 +95,12 @@ def read(checkpoint: File | Mapping[str, Any], name: str = "latest") -> Mapping[
     if record is None:
         raise CheckpointError(f"there is no committed checkpoint at {url}")
     return load_state(store, record, map_location="cpu")
+
+
+def _checkpoints_of(url: str) -> str:
+    """Where the run in this folder has its checkpoints; a config.yaml of another program's says nothing of that."""
+    folder = RunFolder(url)
+    try:
+        return find_checkpoints(folder)
+    except ConfigError:
+        return checkpoints_url(folder, None)

@@ -171,7 +171,10 @@ class RunnerMethods(ABC):
     # checkpoints --------------------------------------------------------------------------------------------
     @abstractmethod
     def state_dict(self) -> Values:
-        """Everything a bitwise resume needs that is equal on all ranks; per-rank state is gathered beside it."""
+        """Everything a bitwise resume needs that is equal on all ranks; per-rank state is gathered beside it.
+
+        A save calls it on rank 0 only: no collective may be in it.
+        """
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

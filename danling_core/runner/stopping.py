@@ -42,7 +42,7 @@ def share(node: str | None = None) -> Shared:
     nodes = distributed.all_gather_objects(node)
     first = nodes.index(node)
     folder = None
-    if is_owner := first == min(distributed.rank(), len(nodes) - 1):
+    if is_owner := first == distributed.rank():
         folder = tempfile.mkdtemp(prefix="danling-")
         Control.create(os.path.join(folder, "control"), nodes.count(node)).close()
     folder = distributed.all_gather_objects(folder)[first]

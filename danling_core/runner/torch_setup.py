@@ -291,6 +291,8 @@ class TorchSetUp(TorchData):
     def init_logging(self) -> None:
         self._log = writing.open_text_log(self)
         self._log.process = self._speaker
+        if self.is_main_process:  # before the run's lease is released
+            self._closing.callback(writing.store_text_log, self)
 
     def init_tensorboard(self) -> None:
         if self._files is not None:
@@ -298,8 +300,6 @@ class TorchSetUp(TorchData):
 
     def close(self) -> None:
         super().close()
-        if self.is_main_process:
-            writing.store_text_log(self)
         self._evaluate_loaders.clear()
         self._is_announced, self._inside_split, self._resume_is_due = False, False, True
         self._rng_before_evaluation = None
