@@ -8,9 +8,8 @@ from typing import Any
 
 from danling_core.secret_names import is_secret_name, is_secret_option
 
-_PUBLIC_OPTION_VALUES = frozenset(
-    {"anon", "google_default", "cache", "cloud", "browser"}
-)  # gcsfs: ways to log in
+# gcsfs: ways to log in
+_PUBLIC_OPTION_VALUES = frozenset({"anon", "google_default", "cache", "cloud", "browser"})
 _USERINFO = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<userinfo>[^/?#\s@]*)@", re.IGNORECASE)
 _USER_IS_AN_ADDRESS = frozenset({"abfs", "abfss", "wasb", "wasbs", "sftp", "ssh"})
 _SIGNATURE = re.compile(

@@ -39,9 +39,8 @@ class GCSServer:
         self.counter = itertools.count(1)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"store": self}))
         self._server.daemon_threads = True
-        self._server.handle_error = lambda request, address: (
-            None
-        )  # clients that hang up are part of the tests
+        # clients that hang up are part of the tests
+        self._server.handle_error = lambda request, address: None
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 

@@ -160,9 +160,8 @@ def test_of_two_drivers_started_at_once_one_creates_and_one_is_told(tmp_path: Pa
         process.join(60)
     assert answers[0].startswith(root) and answers[1].startswith("busy: ")
     _, identity = make(root, tmp_path)
-    assert (
-        len(storage.list_names(os.path.join(root, f"experiment-run-{identity.id}"))) == 2
-    )  # lease and one run
+    names = storage.list_names(os.path.join(root, f"experiment-run-{identity.id}"))
+    assert len(names) == 2, "the lease and one run"
 
 
 def test_the_lease_is_where_the_folder_says(tmp_path: Path) -> None:

@@ -66,9 +66,8 @@ class Server:
         """Warm up, then serve until the driver is gone."""
         signal.signal(signal.SIGTERM, lambda *_: os.write(self._signal_fd, b"t"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        faulthandler.register(
-            signal.SIGUSR1, file=2, all_threads=True
-        )  # for a person with a launcher that hangs
+        # for a person with a launcher that hangs
+        faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
         threading.Thread(target=self._listen, name="danling-listen", daemon=True).start()
         self._warm_up()
         while (message := self._queue.get()) is not None:

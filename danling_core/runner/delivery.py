@@ -91,9 +91,8 @@ class Delivery:
 
     def scratch_bytes(self) -> int:
         """What the working folder takes on the local disk; payloads under way count once."""
-        files = storage.list_tree(
-            self._work_dir, unreadable=lambda path, error: None
-        )  # the mirror tells of it
+        # what cannot be read is told of by the mirror
+        files = storage.list_tree(self._work_dir, unreadable=lambda path, error: None)
         return sum(entry.size for entry in files if not entry.path.startswith("."))
 
     def request(self) -> None:
