@@ -146,7 +146,8 @@ def test_restarts_are_counted(launcher: Launcher, tmp_path: Path) -> None:
 def test_a_stuck_rank_is_found_its_stacks_are_dumped_and_it_is_relaunched(
     launcher: Launcher, tmp_path: Path
 ) -> None:
-    fields = {"bad": "hang", "rank": 1, "hang_timeout_seconds": 3.0}
+    # One rank: two would write their stacks into each other's, in the file that they share here.
+    fields = {"bad": "hang", "rank": 0, "nproc": 1, "hang_timeout_seconds": 3.0}
     kinds, outcome = finish(launcher, tmp_path, "misbehave", **fields)
     assert kinds == ["run_started", "restarting", "run_started", "completed"]
     assert "hung at step 3" in (tmp_path / "events.jsonl").read_text()
