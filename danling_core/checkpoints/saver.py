@@ -19,6 +19,7 @@ from danling_core.errors import CheckpointError, DanLingError, StoreUnavailable
 
 T = TypeVar("T")
 OnCommit = Callable[[Record, tuple[str, ...]], None]
+Inspect = Callable[[Any], None]
 _WORTH_A_RETRY = {
     errno.EIO,
     errno.EINTR,
@@ -43,6 +44,7 @@ class _Job:
     info: Mapping[str, Any]
     names: tuple[str, ...]
     is_required: bool
+    inspect: Inspect | None
 
 
 class BackgroundSaver:
@@ -93,11 +95,16 @@ class BackgroundSaver:
         info: Mapping[str, Any],
         names: Sequence[str] = ("latest",),
         required: bool = False,
+        inspect: Inspect | None = None,
     ) -> bool:
         """Snapshot `state` and commit it in the background. Returns as soon as the state may change again.
 
         A periodic save gives way to a newer one that comes before it is written. A required one, or one with
         a pointer other than `latest`, never does: if two are waiting already, this call waits.
+
+        Args:
+            inspect: given the snapshot in the background, before anything of it is written; what it raises
+                surfaces like a failed save.
 
         Returns:
             False if this (periodic) save was left out because a required one is still waiting.
@@ -116,11 +123,8 @@ class BackgroundSaver:
             except BaseException:
                 self._give_back(staging)
                 raise
-            self._submit(
-                _Job(
-                    tree, layout.size, staging, step, attempt, deepcopy(dict(info)), tuple(names), is_required
-                )
-            )
+            told = step, attempt, deepcopy(dict(info)), tuple(names)
+            self._submit(_Job(tree, layout.size, staging, *told, is_required, inspect))
         self.last_stall_seconds = time.perf_counter() - began
         return staging is not None
 
@@ -221,6 +225,8 @@ class BackgroundSaver:
 
     def _write(self, job: _Job) -> None:
         job.staging.wait()
+        if job.inspect is not None:
+            job.inspect(job.tree)
         record = self._with_one_retry(
             lambda: self._store.publish(
                 lambda file: codec.write(job.tree, file),

@@ -77,8 +77,6 @@ def save(
     """See `TorchRunner.save_checkpoint`; a `required` save is never given up for a newer one. Collective."""
     if runner.meters is not None:  # nothing was trained yet
         flush_losses(runner)
-    if runner.config.non_finite == "raise":
-        _refuse_non_finite(runner)
     ranks = distributed.gather_objects(rank_state(runner))
     files = runner._files
     if files is None:
@@ -99,27 +97,39 @@ def save(
         info={**_info(runner), "run_id": files.status.run_id, "timestamp": files.status.timestamp},
         names=names,
         required=required or len(names) > 1 or runner._progress.finished,
+        inspect=_weights_check(runner) if runner.config.non_finite == "raise" else None,
     )
 
 
-def _refuse_non_finite(runner: TorchRunner) -> None:
-    """A finite loss may have a gradient that is not: weights are looked at before they become the newest.
+def _weights_check(runner: TorchRunner) -> Callable[[Mapping[str, Any]], None]:
+    """Looks at the trained weights of a snapshot, in the background: the loop would wait for it as for the copy.
 
-    Raises:
-        NonFiniteLossError: alike on all ranks, which hold the same weights.
+    A finite loss may have a gradient that is not, and a resume from such weights could only fail. What it
+    returns raises NonFiniteLossError.
     """
-    parts = runner.unwrap(runner.model), runner.criterion
-    modules = [part for part in parts if isinstance(part, nn.Module)]
-    weights = [p.detach() for m in modules for p in m.parameters() if p.requires_grad and p.numel()]
-    if not weights:
-        return
-    norms = torch._foreach_norm([torch.view_as_real(w) if w.is_complex() else w for w in weights], math.inf)
-    if not torch.stack([norm.double() for norm in norms]).isfinite().all():
-        raise NonFiniteLossError(
-            f"a weight is not finite after step {runner.steps}, though no loss was: a gradient was not. Nothing is "
-            "saved, and a resume begins with the checkpoint before; lower the learning rate, clip gradients, or set "
-            "non_finite=skip"
-        )
+    parts = {"model": runner.unwrap(runner.model), "criterion": runner.criterion}
+    modules = {part: module for part, module in parts.items() if isinstance(module, nn.Module)}
+    trained = [(part, n) for part, m in modules.items() for n, p in m.named_parameters() if p.requires_grad]
+    step = runner.steps
+
+    def check(state: Mapping[str, Any]) -> None:
+        for part, name in trained:
+            weight = (state.get(part) or {}).get(name)
+            if weight is not None and not _is_finite(weight):
+                raise NonFiniteLossError(
+                    f"weight {name!r} of the {part} is not finite after step {step}, though no loss was: a gradient "
+                    "was not. Nothing is saved, and a resume begins with the checkpoint before; lower the learning "
+                    "rate, clip gradients, or set non_finite=skip"
+                )
+
+    return check
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    if not weight.numel():
+        return True
+    values = torch.view_as_real(weight) if weight.is_complex() else weight
+    return all(math.isfinite(end.item()) for end in torch.aminmax(values))
 
 
 def _info(runner: TorchRunner) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from danling_core.data import TrainStream, to_device
-from danling_core.errors import ConfigError, NonFiniteLossError
+from danling_core.errors import ConfigError, DanLingError, NonFiniteLossError
 
 _TELL_SECONDS = 0.2
 
@@ -167,7 +167,15 @@ def flush_losses(runner: TorchRunner) -> None:
 
 
 def located(runner: TorchRunner, error: NonFiniteLossError) -> NonFiniteLossError:
-    """The same error, with the step and the rank, and what to do."""
+    """The same error, with the step and the rank, and what to do; or the one before it, where a save that is
+    under way finds that the weights were not finite already."""
+    try:
+        if runner._files is not None:
+            runner._files.saver.drain()
+    except NonFiniteLossError as earlier:
+        return earlier
+    except DanLingError as unsaved:
+        runner.logger.error("besides, a checkpoint was not saved: %s", unsaved)
     step = runner._steps_at_split + (runner.meters.iters - 1) // runner.accum_steps
     return NonFiniteLossError(
         f"{error} (step {step}, rank {runner.rank}, split {runner.split!r}): nothing was saved since; "
