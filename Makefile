@@ -42,7 +42,7 @@ demo: $(STAMP)  ## Train a group on scikit-learn's digits and print its leaderbo
 test: $(STAMP)  ## Run the tests, without the long ones, two files at a time
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
-test-long: $(STAMP)  ## Run the long tests, two at a time: about 20 minutes
+test-long: $(STAMP)  ## Run the long tests, two at a time: about 25 minutes
 	$(BIN)/python -m pytest -m long --numprocesses 2 --dist worksteal $(TESTS)
 
 bench: $(STAMP)  ## Measure what is claimed about speed; for a quiet machine, and a long break

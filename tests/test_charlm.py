@@ -182,6 +182,7 @@ def test_after_a_crash_the_run_goes_on_from_the_last_saved_step(
 
 
 # two ranks
+@pytest.mark.long
 @pytest.mark.timeout(300)  # three launches
 def test_an_interrupted_run_on_two_ranks_ends_with_the_same_bits(tmp_path: Path) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"

@@ -133,6 +133,7 @@ def test_keys_lists_what_a_config_may_say(capsys: pytest.CaptureFixture[str]) ->
     assert main(["keys", "no such thing"]) == 2
 
 
+@pytest.mark.long
 def test_a_run_is_swept_from_the_command_line_resumed_and_begun_anew(
     prefect_server: PrefectServer,
     toy_config: Make,
@@ -202,6 +203,7 @@ def test_a_metric_that_no_split_reports_fails_at_the_first_result_and_names_the_
     assert status is not None and status.status == "failed"
 
 
+@pytest.mark.long
 def test_what_keeps_a_run_from_being_opened_is_said(
     prefect_server: PrefectServer,
     toy_config: Make,
@@ -402,6 +404,7 @@ def test_the_embedded_server_serves_without_configuration_and_ends_with_the_comm
         assert database.execute("select count(*) from flow_run").fetchone() == (1,)
 
 
+@pytest.mark.long
 def test_a_configured_api_that_cannot_be_reached_is_named_and_done_without(
     toy_config: Make, write: Callable[[Any], str], tmp_path: Path
 ) -> None:
@@ -416,6 +419,7 @@ def test_a_configured_api_that_cannot_be_reached_is_named_and_done_without(
     assert api_url in line and "refused" in line and "prefect config unset PREFECT_API_URL" in line
 
 
+@pytest.mark.long
 def test_modules_of_the_users_folder_do_not_shadow_those_of_the_server_and_the_launcher(
     toy_config: Make, write: Callable[[Any], str], tmp_path: Path
 ) -> None:

@@ -158,6 +158,7 @@ def _records(root: str) -> list[str]:
     return storage.list_names(storage.join(runs[-1][0].checkpoints_url, "records")) if runs else []
 
 
+@pytest.mark.long
 def test_a_second_driver_is_refused_and_a_killed_owner_is_followed_at_once(
     s3_root: str, tmp_path: Path
 ) -> None:
@@ -176,6 +177,7 @@ def test_a_second_driver_is_refused_and_a_killed_owner_is_followed_at_once(
         opened.lease.release()
 
 
+@pytest.mark.long
 def test_a_frozen_owner_is_taken_over_and_writes_nothing_when_it_wakes(s3_root: str, tmp_path: Path) -> None:
     with driver(s3_root, tmp_path) as (process, folder):
         # A request that is under way when its process is frozen arrives when it is thawed: nobody can take it

@@ -248,6 +248,7 @@ def test_code_that_is_edited_during_a_sweep_is_not_trained_under_the_old_id(
     assert [outcome.status for outcome in pool.outcomes.values()] == ["complete"] * 2
 
 
+@pytest.mark.long
 def test_code_that_is_edited_during_a_run_is_not_relaunched(
     flows_on: Any, toy_config: Make, tmp_path: Path
 ) -> None:

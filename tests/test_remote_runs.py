@@ -141,6 +141,7 @@ def test_a_complete_run_is_used_from_a_script_on_another_machine(s3_root: str, t
     assert _contents(list_runs(s3_root)[0][0].url) == before, "nobody owns it, so nobody writes"
 
 
+@pytest.mark.long
 def test_a_runner_goes_on_with_a_run_whose_payloads_left_its_scratch(s3_root: str, tmp_path: Path) -> None:
     def runner() -> SmallRunner:
         return SmallRunner(small_config(s3_root, scratch=str(tmp_path / "scratch")))
@@ -160,6 +161,7 @@ def _contents(url: str) -> dict[str, int]:
     return {entry.path: entry.size for entry in storage.list_tree(url)}
 
 
+@pytest.mark.long
 def test_another_name_of_the_checkpoints_folder_is_found_elsewhere(
     s3_root: str, launcher: Launcher, in_peace: Ended, tmp_path: Path
 ) -> None:
@@ -199,6 +201,7 @@ def test_training_goes_on_while_the_store_is_away(
     assert remote.folder.read_status() == remote.ended.status
 
 
+@pytest.mark.long
 def test_ranks_that_wait_for_a_long_absence_are_not_taken_for_hung(
     s3_root: str, s3_proxy: FaultyProxy, launcher: Launcher, tmp_path: Path
 ) -> None:
@@ -224,6 +227,7 @@ def test_ranks_that_wait_for_a_long_absence_are_not_taken_for_hung(
     assert status is not None and status.is_complete
 
 
+@pytest.mark.long
 def test_a_run_stops_where_it_may_not_run_further_ahead(
     s3_root: str, s3_proxy: FaultyProxy, launcher: Launcher, tmp_path: Path, in_peace: Ended
 ) -> None:
@@ -250,6 +254,7 @@ def test_a_run_stops_where_it_may_not_run_further_ahead(
     assert copy.json("results.json")["results"] == in_peace.json("results.json")["results"]
 
 
+@pytest.mark.long
 def test_a_run_that_stops_of_its_own_accord_is_not_taken_for_hung_while_the_store_is_away(
     s3_root: str, s3_proxy: FaultyProxy, launcher: Launcher, tmp_path: Path
 ) -> None:

@@ -408,7 +408,7 @@ def test_a_wrong_key_is_denied_at_once_without_showing_the_secret(s3_root: str) 
     assert CANARY not in told and "AKIATESTKEY" not in str(caught.value)
 
 
-@pytest.mark.parametrize("fault", [503, "reset", "lost"])
+@pytest.mark.parametrize("fault", [pytest.param(503, marks=pytest.mark.long), "reset", "lost"])
 def test_every_operation_survives_a_faulty_store(
     fault: str | int, gcs_root: str, gcs_server: GCSServer, tmp_path: os.PathLike[str]
 ) -> None:

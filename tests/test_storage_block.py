@@ -211,7 +211,7 @@ def test_an_api_that_is_not_there_is_named() -> None:
         blocks.read_block("aws-credentials/prod")
 
 
-@pytest.fixture(params=["s3", "gcs"])
+@pytest.fixture(params=["s3", pytest.param("gcs", marks=pytest.mark.long)])
 def block_and_root(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
     root = request.getfixturevalue(f"{request.param}_root")
     yield request.getfixturevalue("aws_block" if request.param == "s3" else "gcp_block"), root

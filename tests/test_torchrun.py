@@ -77,6 +77,7 @@ def test_the_rank_that_failed_is_told_and_not_the_one_that_lost_it(
     assert "the toy fails" not in json.dumps([status, events]) + log
 
 
+@pytest.mark.long
 def test_a_sigterm_while_a_failure_is_recorded_does_not_keep_it_from_that(tmp_path: Path) -> None:
     with start(tmp_path, fails_in_constructor=True, sigterm_when_told=True) as process:
         errors = process.stderr.read()
@@ -85,6 +86,7 @@ def test_a_sigterm_while_a_failure_is_recorded_does_not_keep_it_from_that(tmp_pa
     assert (status["status"], events[-1]["event"]) == ("failed", "failed")
 
 
+@pytest.mark.long
 def test_a_rank_that_is_lost_after_the_completion_record_makes_no_failure(tmp_path: Path) -> None:
     with start(tmp_path, leaves_at_the_end=True) as process:
         errors = process.stderr.read()
@@ -94,6 +96,7 @@ def test_a_rank_that_is_lost_after_the_completion_record_makes_no_failure(tmp_pa
     assert "failed" not in log and "danling: None" not in errors
 
 
+@pytest.mark.long
 def test_a_ctrl_c_at_torchrun_saves_the_run(tmp_path: Path) -> None:
     def is_training() -> bool:
         return any('"epoch_finished"' in path.read_text() for path in tmp_path.glob("runs/*/*/events.jsonl"))
@@ -109,6 +112,7 @@ def test_a_ctrl_c_at_torchrun_saves_the_run(tmp_path: Path) -> None:
     assert saved[-1] == status["steps"]
 
 
+@pytest.mark.long
 def test_the_owner_beats_on_a_store_that_only_its_config_names(
     s3_root: str, moto_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +133,7 @@ def test_the_owner_beats_on_a_store_that_only_its_config_names(
             process.stderr.read()
 
 
+@pytest.mark.long
 def test_a_signal_on_one_of_two_nodes_saves_the_run_and_it_resumes(tmp_path: Path) -> None:
     for status_wanted, steps in (("interrupted", 16), ("complete", 100)):
         with socket.socket() as free:
