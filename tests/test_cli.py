@@ -9,8 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import yaml
 from danling_core.run_folder import RunFolder, Status, list_runs
 from flows.cli import main
 from tests.prefect_fixtures import PrefectServer
+from tests.processes import wait_until
 
 Make = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).resolve().parent.parent
@@ -291,6 +291,10 @@ def _danling(server: PrefectServer, *words: str) -> subprocess.Popen[str]:
     )
 
 
+def _has_told(glob: Callable[[str], Iterable[Path]], event: str) -> bool:
+    return any(event in path.read_text() for path in glob("*/*/events.jsonl"))
+
+
 def _processes_naming(text: str) -> list[str]:
     """Command lines and environments of the processes alive that mention `text`."""
     found = []
@@ -302,15 +306,6 @@ def _processes_naming(text: str) -> list[str]:
         except (OSError, IndexError):
             continue
     return [line for line in found if not line.startswith(f"{os.getpid()} ")]
-
-
-def _await(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def _marked(server: PrefectServer, tmp_path: Path) -> tuple[PrefectServer, str]:
@@ -333,12 +328,12 @@ def test_a_signal_saves_and_stops_and_the_same_command_resumes(
     words = ["run", write(config)]
     process = _danling(server, *words)
     events = (tmp_path / "experiments").glob
-    assert _await(lambda: any("epoch_finished" in path.read_text() for path in events("*/*/events.jsonl")))
+    wait_until(lambda: _has_told(events, "epoch_finished"), "epoch_finished")
     os.killpg(process.pid, number)
     out, error = process.communicate(timeout=60)
     assert process.returncode == code, error
     assert "to resume: danling run" in error
-    assert _await(lambda: not _processes_naming(mark), 15.0), _processes_naming(mark)
+    wait_until(lambda: not _processes_naming(mark), f"the end of {mark}", 15)
     [(folder, status)] = list_runs(config["project_root"])
     assert status is not None and status.status == "interrupted" and 0 < status.epochs < 40
     again = _danling(server, *words, "params.sleep_seconds=0.05")
@@ -355,7 +350,7 @@ def test_an_interrupted_sweep_says_which_runs_the_resume_command_does_not_begin_
     config = toy_config(epoch_end=40, params={"sleep_seconds": 0.05})
     process = _danling(prefect_server, "experiment", write(config), "--fresh", "--sweep", "seed=0,1,2")
     events = (tmp_path / "experiments").glob
-    assert _await(lambda: any("epoch_finished" in path.read_text() for path in events("*/*/events.jsonl")))
+    wait_until(lambda: _has_told(events, "epoch_finished"), "epoch_finished")
     process.terminate()
     _, error = process.communicate(timeout=60)
     assert process.returncode == 75, error
@@ -377,7 +372,7 @@ def test_a_rank_that_raises_fails_the_run_with_its_traceback_last_and_leaves_no_
     assert error.startswith("danling: ")
     assert "Traceback (most recent call last)" in error and "toy_runner.py" in error
     assert error.rstrip().splitlines()[-1].startswith("ValueError")
-    assert _await(lambda: not _processes_naming(mark), 15.0), _processes_naming(mark)
+    wait_until(lambda: not _processes_naming(mark), f"the end of {mark}", 15)
 
 
 def test_the_embedded_server_serves_without_configuration_and_ends_with_the_command(
@@ -389,7 +384,7 @@ def test_the_embedded_server_serves_without_configuration_and_ends_with_the_comm
     out, error = process.communicate(timeout=110)
     assert process.returncode == 0, error
     assert "complete" in out and error == ""
-    assert _await(lambda: not _processes_naming(mark), 15.0), _processes_naming(mark)
+    wait_until(lambda: not _processes_naming(mark), f"the end of {mark}", 15)
     import sqlite3
 
     with sqlite3.connect(tmp_path / "home" / "prefect.db") as database:
@@ -447,7 +442,7 @@ def test_a_second_ctrl_c_kills_at_once_and_what_was_saved_is_still_there(
     config = toy_config(epoch_end=40, nproc_per_node=2, stop_grace_seconds=600, params={"sleep_seconds": 2.0})
     process = _danling(server, "run", write(config))
     events = (tmp_path / "experiments").glob
-    assert _await(lambda: any("epoch_began" in path.read_text() for path in events("*/*/events.jsonl")))
+    wait_until(lambda: _has_told(events, "epoch_began"), "epoch_began")
     os.killpg(process.pid, signal.SIGINT)
     assert process.stderr is not None and "stopping" in (
         process.stderr.readline() + process.stderr.readline()
@@ -455,7 +450,7 @@ def test_a_second_ctrl_c_kills_at_once_and_what_was_saved_is_still_there(
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 130
-    assert _await(lambda: not _processes_naming(mark), 15.0), _processes_naming(mark)
+    wait_until(lambda: not _processes_naming(mark), f"the end of {mark}", 15)
     [(folder, _)] = list_runs(config["project_root"])
     assert main(["show", folder.url]) == 0
 
@@ -477,7 +472,7 @@ def test_a_prefect_api_that_goes_away_in_the_middle_costs_no_epoch_and_no_result
     environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_API_URL": api_url}
     process = _danling(PrefectServer(api_url, environment), "run", write(config))
     events = (tmp_path / "experiments").glob
-    assert _await(lambda: any("epoch_finished" in path.read_text() for path in events("*/*/events.jsonl")))
+    wait_until(lambda: _has_told(events, "epoch_finished"), "epoch_finished")
     embedded.stop()
     out, error = process.communicate(timeout=110)
     assert process.returncode == 0, error

@@ -74,6 +74,26 @@ class HeldUp:
             assert self.let_go.wait(60)
 
 
+class RefusedLate:
+    """Answers the first write of one file with a 503 that comes after `taken` is set, and notes those after it."""
+
+    def __init__(self, proxy: FaultyProxy, end: str) -> None:
+        self.has_failed, self.taken = threading.Event(), threading.Event()
+        self.landed: list[str] = []
+        self._end = end
+        proxy.intercept = self
+
+    def __call__(self, method: str, path: str) -> str | None:
+        if method != "PUT" or not path.endswith(self._end):
+            return None
+        if self.taken.is_set():
+            self.landed.append(path)
+            return None
+        self.has_failed.set()
+        self.taken.wait(60)
+        return "503"
+
+
 def mirrored(local: Path, remote: str, lease: Lease) -> MirrorProcess:
     return MirrorProcess(str(local), remote, lease_url=lease.url, generation=lease.generation)
 
@@ -118,28 +138,15 @@ def test_a_write_that_fails_is_not_tried_again_after_a_takeover(
     remote = storage.join(s3_root, "digits-1", "20261121-103249-123456")
     (tmp_path / "status.json").write_text("old")
     first = Lease.acquire(storage.parent(remote), "the first owner")
-    has_failed, taken = threading.Event(), threading.Event()
-    landed: list[str] = []
-
-    def fail_until_taken(method: str, path: str) -> str | None:
-        if method != "PUT" or not path.endswith("/status.json"):
-            return None
-        if taken.is_set():
-            landed.append(path)
-            return None
-        has_failed.set()
-        taken.wait(60)  # the answer is a failure that comes after the takeover
-        return "503"
-
-    s3_proxy.intercept = fail_until_taken
+    late = RefusedLate(s3_proxy, "/status.json")
     mirror = mirrored(tmp_path, remote, first)
     mirror.request_sync()
-    assert has_failed.wait(60)
+    assert late.has_failed.wait(60)
     taken_over(storage.parent(remote))
-    taken.set()
+    late.taken.set()
     with pytest.raises(Fenced):
         mirror.close()
-    assert landed == []
+    assert late.landed == []
     assert not storage.exists(storage.join(remote, "status.json"))
 
 
@@ -159,31 +166,18 @@ def copying(root: str, tmp_path: Path) -> None:
 def test_a_config_that_fails_to_arrive_is_not_sent_again_after_a_takeover(
     begin: Callable[[str, Path], None], s3_root: str, s3_proxy: FaultyProxy, tmp_path: Path
 ) -> None:
-    has_failed, taken = threading.Event(), threading.Event()
-    landed: list[str] = []
-
-    def fail_until_taken(method: str, path: str) -> str | None:
-        if method != "PUT" or not path.endswith("/config.yaml"):
-            return None
-        if taken.is_set():
-            landed.append(path)
-            return None
-        has_failed.set()
-        taken.wait(60)  # the answer is a failure that comes after the takeover
-        return "503"
-
-    s3_proxy.intercept = fail_until_taken
+    late = RefusedLate(s3_proxy, "/config.yaml")
     with ThreadPoolExecutor(1) as pool:
         begun = pool.submit(begin, s3_root, tmp_path)
         try:
-            assert has_failed.wait(60)
+            assert late.has_failed.wait(60)
             [name] = storage.list_names(s3_root)
             taken_over(storage.join(s3_root, name))
         finally:
-            taken.set()
+            late.taken.set()
         with pytest.raises(Fenced):
             begun.result(60)
-    assert landed == []
+    assert late.landed == []
 
 
 def events(root: Path) -> str:

@@ -9,8 +9,7 @@ import signal
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from danling_core.run_folder import RunFolder, read_log
 from danling_core.runner.delivery import Delivery
 from danling_core.segments import segments_by_file
 from tests.gcs_server import GCSServer
+from tests.other_user import as_owner_of
 from tests.processes import wait_until
 
 
@@ -259,7 +259,7 @@ def test_a_folder_that_may_not_be_read_holds_nothing_up_and_is_said_once(
     remote: str, writes: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert storage.list_tree(remote) == []  # imports the client, which another user may not be able to do
-    with tempfile.TemporaryDirectory() as folder, as_another_user(folder):
+    with tempfile.TemporaryDirectory() as folder, as_owner_of(folder):
         local = Path(folder)
         append(local / "status.json", "{}")
         append(local / "notes/mine/hers.txt", "hers")
@@ -271,20 +271,6 @@ def test_a_folder_that_may_not_be_read_holds_nothing_up_and_is_said_once(
         os.chmod(local / "notes/mine", 0o700)
     assert writes == ["status.json"]
     assert len([record for record in caplog.records if "notes/mine" in record.getMessage()]) == 1
-
-
-@contextmanager
-def as_another_user(folder: str) -> Iterator[None]:
-    """The owner of this folder, who is not root: to that one nothing is forbidden."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.chown(folder, 65534, 65534)
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.mark.parametrize("status", ["complete", "interrupted"])
