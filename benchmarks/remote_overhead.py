@@ -27,9 +27,9 @@ import danling_core as dl
 from benchmarks.ratios import Ratio, table, turns
 from benchmarks.s3 import make_bucket, moto
 from danling_core.config import Config
-from danling_core.identity import identify
-from danling_core.launch import Launcher, RunRequest
-from danling_core.open_run import open_run
+from danling_core.identity.ids import identify
+from danling_core.launch.client import Launcher, RunRequest
+from danling_core.session.open_run import open_run
 
 LIMIT = 1.1
 FIRST_STEP = 100

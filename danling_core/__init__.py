@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from danling_core import errors as errors
     from danling_core.config import Config as Config
+    from danling_core.config.sections import FreeParams as FreeParams
+    from danling_core.config.sections import Params as Params
     from danling_core.errors import AccessDenied as AccessDenied
     from danling_core.errors import CheckpointCorrupt as CheckpointCorrupt
     from danling_core.errors import CheckpointError as CheckpointError
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from danling_core.runner import RunnerBase as RunnerBase
     from danling_core.runner import RunnerMode as RunnerMode
     from danling_core.runner import TorchRunner as TorchRunner
-    from danling_core.sections import FreeParams as FreeParams
-    from danling_core.sections import Params as Params
 
 _ERRORS = (
     "AccessDenied",
@@ -52,8 +52,8 @@ _ERRORS = (
 )
 _HOMES = {
     "Config": "danling_core.config",
-    "Params": "danling_core.sections",
-    "FreeParams": "danling_core.sections",
+    "Params": "danling_core.config.sections",
+    "FreeParams": "danling_core.config.sections",
     "Runner": "danling_core.runner",
     "RunnerBase": "danling_core.runner",
     "BaseRunner": "danling_core.runner",

@@ -14,19 +14,20 @@ from typing import Any
 
 import torch
 
-from danling_core import distributed, storage
+from danling_core import storage
 from danling_core.config import Config
-from danling_core.context import RunContext, use
-from danling_core.control import Control
 from danling_core.errors import ConfigError, DanLingError, RunInterrupted
-from danling_core.identity import identify
-from danling_core.prepare import load_runner, pin, prepare
-from danling_core.rank_failures import RankFailures
-from danling_core.run_folder import Status
-from danling_core.runner.stopping import share
+from danling_core.identity.ids import identify
+from danling_core.identity.sources import check_sources
+from danling_core.launch.prepare import load_runner, pin, prepare
+from danling_core.parallel import distributed
+from danling_core.parallel.control import Control
+from danling_core.parallel.stopping import share
 from danling_core.runner.torch_runner import TorchRunner
 from danling_core.runner.writing import text_log_path
-from danling_core.sources import check_sources
+from danling_core.runs.folder import Status
+from danling_core.session.context import RunContext, use
+from danling_core.session.rank_failures import RankFailures
 from danling_core.writers import TextLog
 
 __all__ = ["execute", "main", "prepare", "run_rank"]
@@ -127,8 +128,8 @@ def _recording_failures(config: Config, context: RunContext) -> Iterator[None]:
 
 
 def _record(config: Config, context: RunContext, failure: Mapping[str, Any]) -> None:
-    from danling_core.launcher.ending import record
-    from danling_core.launcher.messages import Outcome, RunRequest
+    from danling_core.launch.ending import record
+    from danling_core.launch.messages import Outcome, RunRequest
 
     fields = {name: failure[name] for name in ("error", "traceback", "rank", "step")}
     with TextLog(text_log_path(config.log_path, context.work_dir) if config.log else None) as log:
@@ -238,7 +239,7 @@ def _open_together(
 
 
 def _open(config: Config, source: str | None, fresh: bool, stack: contextlib.ExitStack) -> Any:
-    from danling_core.open_run import open_run
+    from danling_core.session.open_run import open_run
 
     storage.configure(config.storage_options)  # of this process, and so of the thread that beats
     opened = open_run(config, identify(config, source), fresh=fresh, source_file=source)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from danling_core.errors import ConfigError
-from danling_core.redaction import redact
+from danling_core.secrets import redact
 
 _CLASSES = {
     "aws-credentials": ("prefect_aws", "AwsCredentials"),

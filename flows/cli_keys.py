@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from danling_core.config import Config, DataLoaderConfig, OptimConfig, SchedulerConfig
+from danling_core.config import Config
+from danling_core.config.sections import DataLoaderConfig, OptimConfig, SchedulerConfig
 from flows.exit_codes import BAD_INPUT, DONE
 
 _SECTIONS: dict[str, type[BaseModel]] = {

@@ -7,13 +7,14 @@ import shlex
 from datetime import UTC, datetime
 from typing import Any
 
-from danling_core import documents, storage
+from danling_core import storage
 from danling_core.checkpoints.record import Record
 from danling_core.checkpoints.store import CheckpointStore
+from danling_core.config import documents
 from danling_core.errors import NotFound
-from danling_core.formatting import format_duration, format_result
-from danling_core.lease import seems_held
-from danling_core.run_folder import TIMESTAMP, RunFolder, Status, find_checkpoints, list_runs, resolve
+from danling_core.results.formatting import format_duration, format_result
+from danling_core.runs.folder import TIMESTAMP, RunFolder, Status, find_checkpoints, list_runs, resolve
+from danling_core.runs.lease import seems_held
 from flows.cli_table import print_table
 
 

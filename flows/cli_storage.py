@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from flows.cli_parsers import add_command, add_endpoint, add_run
 
 if TYPE_CHECKING:
-    from danling_core.lease_owner import Owner
-    from danling_core.run_folder import RunFolder
-    from danling_core.transfer import Progress
+    from danling_core.runs.folder import RunFolder
+    from danling_core.runs.lease_owner import Owner
+    from danling_core.tools.transfer import Progress
 
 _PULL = """\
 examples:
@@ -63,7 +63,7 @@ def run_pull(arguments: argparse.Namespace) -> int:
     """Copy one run to a local root, and check it."""
     from danling_core import storage
     from danling_core.errors import ConfigError
-    from danling_core.run_folder import resolve
+    from danling_core.runs.folder import resolve
 
     if not storage.is_local(arguments.to):
         raise ConfigError(f"DIR is {arguments.to!r}, and `pull` copies to a local folder: see `danling push`")
@@ -74,7 +74,7 @@ def run_pull(arguments: argparse.Namespace) -> int:
 def run_push(arguments: argparse.Namespace) -> int:
     """Copy the runs of a folder to another root, and check them; 1 if one of several could not be copied."""
     from danling_core.errors import DanLingError
-    from danling_core.transfer import dead_owners
+    from danling_core.tools.transfer import dead_owners
 
     folders, failures = _runs_in(arguments.folder), 0
     for folder, dead_owner in zip(folders, dead_owners(folders), strict=True):
@@ -91,7 +91,7 @@ def run_push(arguments: argparse.Namespace) -> int:
 def run_prune(arguments: argparse.Namespace) -> int:
     """Print what may go, and delete it if told to; 1 if something could not be deleted."""
     from danling_core.errors import ConfigError
-    from danling_core.prune import carry_out, plan
+    from danling_core.tools.prune import carry_out, plan
 
     if not arguments.keep_best and arguments.keep_last is None:
         raise ConfigError("say what is to stay: --keep-best, --keep-last K, or both")
@@ -116,7 +116,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
 
 
 def _runs_in(url: str) -> list[RunFolder]:
-    from danling_core.run_folder import RunFolder, list_runs, resolve
+    from danling_core.runs.folder import RunFolder, list_runs, resolve
 
     folder = RunFolder(url.rstrip("/") or "/")
     if folder.holds_run():
@@ -125,7 +125,7 @@ def _runs_in(url: str) -> list[RunFolder]:
 
 
 def _copy(folder: RunFolder, root: str, dead_owner: Owner | None = None) -> None:
-    from danling_core.transfer import copy_run
+    from danling_core.tools.transfer import copy_run
 
     with _bar(folder.url) as progress:
         done = copy_run(folder, root, progress, dead_owner=dead_owner)

@@ -11,9 +11,9 @@ import traceback
 from collections.abc import Sequence
 
 from danling_core.config import Config
+from danling_core.config.overrides import parse_sweep
+from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from danling_core.errors import ConfigError, DanLingError
-from danling_core.overrides import parse_sweep
-from danling_core.sweep import ExperimentSpec, GroupSpec
 from flows.cli_session import Ending, Session
 from flows.cli_table import print_table
 from flows.console import GroupConsole, RunConsole

@@ -41,8 +41,8 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def run_verify(arguments: argparse.Namespace) -> int:
     """Print what is wrong with a run, then one line; 1 if anything is damaged."""
-    from danling_core.run_folder import resolve
-    from danling_core.verify import verify
+    from danling_core.runs.folder import resolve
+    from danling_core.tools.verify import verify
 
     report = verify(resolve(arguments.root, arguments.run).url)
     for finding in report.findings:
@@ -54,8 +54,8 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_reproduce(arguments: argparse.Namespace) -> int:
     """Print how a replayed epoch compares; 1 if it differs."""
-    from danling_core.reproduce import reproduce
-    from danling_core.run_folder import resolve
+    from danling_core.runs.folder import resolve
+    from danling_core.tools.reproduce import reproduce
 
     url = resolve(arguments.root, arguments.run).url
     report = reproduce(url, arguments.epoch, from_start=arguments.from_start)

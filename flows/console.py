@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from danling_core.config import Config
-from danling_core.formatting import format_duration, format_epoch_result
+from danling_core.results.formatting import format_duration, format_epoch_result
 from danling_core.writers.progress_bar import ProgressBar
 from flows.leaderboard import flat_metrics
 from flows.naming import counted

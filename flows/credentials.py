@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from danling_core import storage
 from danling_core.config import Config
+from danling_core.config.storage_block import LOADED, is_on_store
 from danling_core.errors import ConfigError
-from danling_core.storage_block import LOADED, is_on_store
 from flows.blocks import read_block
 
 _GOOGLE_FILE = "GOOGLE_APPLICATION_CREDENTIALS"

@@ -11,8 +11,8 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run as runtime
 
 from danling_core.config import Config
+from danling_core.config.sweep import ExperimentSpec
 from danling_core.errors import RunInterrupted
-from danling_core.sweep import ExperimentSpec
 from flows.cancellation import heeding_cancel
 from flows.credentials import store_credentials
 from flows.endings import conclude_all

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from danling_core.errors import ConfigError
-from danling_core.launch import Prepared
+from danling_core.launch.client import Prepared
 
 logger = logging.getLogger("danling.flows")
 

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from danling_core.sweep import ExperimentSpec, GroupSpec
+from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from flows.cancellation import heeding_cancel
 from flows.credentials import store_credentials
 from flows.endings import conclude_all

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from danling_core.formatting import format_value
-from danling_core.run_folder import RunFolder, Status
+from danling_core.results.formatting import format_value
+from danling_core.runs.folder import RunFolder, Status
 
 Ending = Literal["complete", "failed", "interrupted", "refused"]
 

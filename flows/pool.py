@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from danling_core.config import Config
 from danling_core.errors import DanLingError, LaunchError, RunInterrupted
-from danling_core.launch import Launcher, Prepared, RunHandle
+from danling_core.launch.client import Launcher, Prepared, RunHandle
 from flows import gpus
 from flows.outcome import RunOutcome
 

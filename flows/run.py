@@ -15,12 +15,12 @@ import flows.own_names  # noqa: F401
 from danling_core import storage
 from danling_core.config import Config
 from danling_core.errors import CodeChanged, DanLingError, LeaseError, RunInterrupted, StorageError
-from danling_core.formatting import format_epoch_result
-from danling_core.identity import Identity, identify
-from danling_core.launch import Prepared, RunHandle, RunRequest
-from danling_core.open_run import OpenedRun, open_run
-from danling_core.run_folder import RunFolder
-from danling_core.sources import check_sources
+from danling_core.identity.ids import Identity, identify
+from danling_core.identity.sources import check_sources
+from danling_core.launch.client import Prepared, RunHandle, RunRequest
+from danling_core.results.formatting import format_epoch_result
+from danling_core.runs.folder import RunFolder
+from danling_core.session.open_run import OpenedRun, open_run
 from flows.cancellation import heeding_cancel
 from flows.credentials import store_credentials
 from flows.endings import conclude_run

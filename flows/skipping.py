@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from danling_core import storage
 from danling_core.errors import DanLingError
-from danling_core.identity import identify
-from danling_core.launch import Prepared
-from danling_core.open_run import newest_complete
+from danling_core.identity.ids import identify
+from danling_core.launch.client import Prepared
+from danling_core.session.open_run import newest_complete
 from flows.outcome import RunOutcome
 from flows.pool import pinned
 

@@ -14,15 +14,15 @@ PAGE = ROOT / "docs" / "reference.md"
 SOURCES = {
     "Attributes and properties": ("danling_core/runner/base.py", "RunnerBase"),
     "Methods": ("danling_core/runner/methods.py", "RunnerMethods"),
-    "Config": ("danling_core/config.py", "Config"),
-    "Config: dataloader": ("danling_core/sections.py", "DataLoaderConfig"),
-    "Config: one split of dataloader": ("danling_core/sections.py", "SplitOptions"),
-    "Config: optim": ("danling_core/sections.py", "OptimConfig"),
-    "Config: scheduler": ("danling_core/sections.py", "SchedulerConfig"),
-    "Experiment files": ("danling_core/sweep.py", "ExperimentSpec"),
-    "Group files": ("danling_core/sweep.py", "GroupSpec"),
-    "MetricGroup": ("danling_core/metrics.py", "MetricGroup"),
-    "Accuracy": ("danling_core/meters.py", "Accuracy"),
+    "Config": ("danling_core/config/config.py", "Config"),
+    "Config: dataloader": ("danling_core/config/sections.py", "DataLoaderConfig"),
+    "Config: one split of dataloader": ("danling_core/config/sections.py", "SplitOptions"),
+    "Config: optim": ("danling_core/config/sections.py", "OptimConfig"),
+    "Config: scheduler": ("danling_core/config/sections.py", "SchedulerConfig"),
+    "Experiment files": ("danling_core/config/sweep.py", "ExperimentSpec"),
+    "Group files": ("danling_core/config/sweep.py", "GroupSpec"),
+    "MetricGroup": ("danling_core/metrics/group.py", "MetricGroup"),
+    "Accuracy": ("danling_core/metrics/meters.py", "Accuracy"),
 }
 _WITH_FIELDS = ("Config", "Options", "Spec")
 _KNOWN = ("Attributes and properties", "Methods")  # their docstrings are for those who write them

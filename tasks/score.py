@@ -9,8 +9,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from danling_core.formatting import format_value
-from danling_core.run_folder import RunFolder
+from danling_core.results.formatting import format_value
+from danling_core.runs.folder import RunFolder
 
 
 @task(name="score", task_run_name="score", cache_policy=NO_CACHE, persist_result=False)

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from danling_core.run_folder import RunFolder, find_checkpoints
+from danling_core.runs.folder import RunFolder, find_checkpoints
 from danling_core.storage import exists
 
 RESULTS = ("config", "metadata", "events", "results", "latest", "best", "evaluation", "status")

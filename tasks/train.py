@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 
-from danling_core.formatting import format_epoch_result
+from danling_core.results.formatting import format_epoch_result
 from tasks.observation import Event, Observation
 
 

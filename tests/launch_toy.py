@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from danling_core.control import Control, RankControl
 from danling_core.errors import ConfigError
-from danling_core.launcher.child import load
+from danling_core.launch.child import load
+from danling_core.parallel.control import Control, RankControl
 from danling_core.writers.events import EventLog
 
 HERE = "tests.launch_toy"

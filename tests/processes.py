@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from danling_core.lifeline import children_of
+from danling_core.process_tree import children_of
 
 KINDS = ("driver", "launcher", "fork server", "rank", "loader worker")
 

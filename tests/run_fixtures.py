@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from danling_core.launch import Launcher
+    from danling_core.launch.client import Launcher
     from tests.whole_runs import Ended
 
 
 @pytest.fixture(scope="session")
 def launcher() -> Iterator[Launcher]:
-    from danling_core.launch import Launcher
+    from danling_core.launch.client import Launcher
 
     with Launcher() as launcher:
         yield launcher

@@ -9,7 +9,7 @@ import sys
 
 from danling_core.config import Config
 from danling_core.errors import DanLingError
-from danling_core.launch import Launcher
+from danling_core.launch.client import Launcher
 from tests.whole_runs import launch
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import CheckpointError
-from danling_core.run_folder import RunFolder
+from danling_core.runs.folder import RunFolder
 
 
 def look(path: Path) -> tuple[int, list[str]]:

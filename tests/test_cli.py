@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from danling_core.run_folder import RunFolder, Status, list_runs
+from danling_core.runs.folder import RunFolder, Status, list_runs
 from flows.cli import main
 from tests.prefect_fixtures import PrefectServer
 from tests.processes import wait_until

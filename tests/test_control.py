@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from danling_core.control import Control, collective_timeout, silence_allowed
 from danling_core.errors import ConfigError
-from danling_core.launcher.child import describe, is_lost_peer
-from danling_core.launcher.verdict import GroupEnd, RankEnd, judge
-from danling_core.launcher.watch import Hang, Watch
-from danling_core.lifeline import is_alive, kill_tree, start_time
+from danling_core.launch.verdict import GroupEnd, RankEnd, judge
+from danling_core.launch.watch import Hang, Watch
+from danling_core.parallel.control import Control, collective_timeout, silence_allowed
+from danling_core.process_tree import is_alive, kill_tree, start_time
+from danling_core.session.rank_failures import describe, is_lost_peer
 from tests.processes import wait_until
 
 
@@ -302,7 +302,7 @@ def test_a_secret_in_an_error_is_masked(monkeypatch: pytest.MonkeyPatch) -> None
 
 PARENT = """
 import os, signal, sys, time
-from danling_core.lifeline import children_die_with_us, die_with_parent, start_time, watch_parent
+from danling_core.process_tree import children_die_with_us, die_with_parent, start_time, watch_parent
 pid = os.fork()
 if pid == 0:
     {tie}
@@ -329,7 +329,7 @@ def test_a_process_dies_with_the_one_it_is_tied_to(tie: str, death: signal.Signa
 
 
 def test_children_forked_later_die_with_their_parent() -> None:
-    source = "from danling_core.lifeline import children_die_with_us as tie; tie()\n" + PARENT.format(
+    source = "from danling_core.process_tree import children_die_with_us as tie; tie()\n" + PARENT.format(
         tie="pass"
     )
     with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True) as parent:

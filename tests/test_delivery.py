@@ -14,7 +14,7 @@ import pytest
 
 from danling_core.config import Config
 from danling_core.errors import Fenced, StoreUnavailable
-from danling_core.runner.delivery import Delivery
+from danling_core.session.delivery import Delivery
 
 
 class Mirror:

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from danling_core.config import Config
-from danling_core.run_folder import list_runs
-from danling_core.sweep import ExperimentSpec, GroupSpec
+from danling_core.config.sweep import ExperimentSpec, GroupSpec
+from danling_core.runs.folder import list_runs
 from tests.prefect_fixtures import PrefectServer
 
 ROOT = Path(__file__).resolve().parent.parent

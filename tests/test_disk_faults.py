@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from danling_core.launch import Launcher
+from danling_core.launch.client import Launcher
 from tests.whole_runs import config, fault, launch
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from danling_core.distributed import resolve_device
 from danling_core.errors import ConfigError
+from danling_core.parallel.distributed import resolve_device
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from danling_core.ema import EMA
+from danling_core.optim.ema import EMA
 from tests.small_runner import SmallRunner, config, points
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from danling_core.config import Config
+from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from danling_core.errors import ConfigError
-from danling_core.sweep import ExperimentSpec, GroupSpec
 from examples.digits import CNNRunner, MLPRunner
 from examples.digits.data import digits, shifted
 

@@ -20,13 +20,13 @@ from danling_core import storage
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.config import Config
 from danling_core.errors import RunBusy
-from danling_core.identity import identify
-from danling_core.launch import Launcher
-from danling_core.lease import STALE_AFTER_SECONDS, Lease
-from danling_core.lifeline import start_time
+from danling_core.identity.ids import identify
+from danling_core.launch.client import Launcher
 from danling_core.mirror.pull import pull
-from danling_core.open_run import open_run
-from danling_core.run_folder import RunFolder, list_runs, read_log
+from danling_core.process_tree import start_time
+from danling_core.runs.folder import RunFolder, list_runs, read_log
+from danling_core.runs.lease import STALE_AFTER_SECONDS, Lease
+from danling_core.session.open_run import open_run
 from tests.processes import tree, wait_until
 from tests.s3_faults import FAULTS, FaultyProxy
 from tests.whole_runs import ROOT, Ended, config, launch

@@ -15,14 +15,14 @@ import pytest
 
 from danling_core import storage
 from danling_core.errors import Fenced
-from danling_core.identity import identify
-from danling_core.lease import Lease
-from danling_core.lifeline import start_time
+from danling_core.identity.ids import identify
 from danling_core.mirror.process import MirrorProcess
 from danling_core.mirror.pull import pull
-from danling_core.open_run import open_run
-from danling_core.run_folder import RunFolder, read_log
-from danling_core.transfer import copy_run
+from danling_core.process_tree import start_time
+from danling_core.runs.folder import RunFolder, read_log
+from danling_core.runs.lease import Lease
+from danling_core.session.open_run import open_run
+from danling_core.tools.transfer import copy_run
 from tests.processes import tree, wait_until
 from tests.s3_faults import FaultyProxy
 from tests.whole_runs import ROOT, config

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from danling_core.config import Config
+from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from danling_core.errors import ConfigError, RunFailed
-from danling_core.run_folder import list_runs
-from danling_core.sweep import ExperimentSpec, GroupSpec
+from danling_core.runs.folder import list_runs
 from flows.pool import LauncherPool, using
 from tests.gcs_server import GCSServer
 from tests.prefect_fixtures import PrefectServer
@@ -268,9 +268,9 @@ def test_code_that_is_edited_during_a_run_is_not_relaunched(
 
 
 def test_a_run_that_another_process_owns_is_refused_by_name(flows_on: Any, toy_config: Make) -> None:
-    from danling_core.identity import identify
-    from danling_core.lease import Lease
-    from danling_core.run_folder import parent_url
+    from danling_core.identity.ids import identify
+    from danling_core.runs.folder import parent_url
+    from danling_core.runs.lease import Lease
     from flows.pool import pinned
     from flows.run import run
 
@@ -476,9 +476,9 @@ def test_an_experiment_whose_flow_fails_before_its_runs_is_told_run_by_run(
 def test_a_store_that_is_away_at_the_end_costs_no_outcome(
     toy_config: Make, gcs_server: GCSServer, tmp_path: Path
 ) -> None:
-    from danling_core.identity import identify
-    from danling_core.open_run import open_run
-    from danling_core.run_folder import RunFolder, Status
+    from danling_core.identity.ids import identify
+    from danling_core.runs.folder import RunFolder, Status
+    from danling_core.session.open_run import open_run
     from flows.run import _ended, _release
 
     config = Config.from_dict(toy_config(project_root="gs://danling/away", scratch=str(tmp_path)))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from danling_core.errors import StorageError
-from danling_core.follow import end_of_lines, follow
 from danling_core.writers import EventLog
+from danling_core.writers.follow import end_of_lines, follow
 
 
 class Script:

@@ -6,14 +6,14 @@ import math
 
 import pytest
 
-from danling_core.formatting import (
+from danling_core.results.formatting import (
     format_duration,
     format_epoch_result,
     format_result,
     format_step_result,
     format_value,
 )
-from danling_core.results import Results
+from danling_core.results.history import Results
 
 
 @pytest.mark.parametrize(

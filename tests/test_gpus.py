@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from danling_core.config import Config
+from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from danling_core.errors import ConfigError
-from danling_core.launch import Launcher, Prepared, RunRequest
-from danling_core.sweep import ExperimentSpec, GroupSpec
+from danling_core.launch.client import Launcher, Prepared, RunRequest
 from danling_core.writers.events import EventLog
 from flows.gpus import runs_at_once, shares
 from flows.pool import LauncherPool

@@ -10,10 +10,10 @@ from uuid import UUID, uuid5
 
 import pytest
 
-from danling_core import code_state
 from danling_core.config import Config
 from danling_core.errors import ConfigError
-from danling_core.identity import NO_SOURCE, experiment_id_of, identify, new_timestamp
+from danling_core.identity import code_state
+from danling_core.identity.ids import NO_SOURCE, experiment_id_of, identify, new_timestamp
 
 SETTINGS = [
     "diff.external=false",

@@ -21,7 +21,7 @@ from danling_core.checkpoints.store import CheckpointStore
 from danling_core.config import Config
 from danling_core.data import to_device
 from danling_core.errors import DanLingError
-from danling_core.runner.meter import LossMeter
+from danling_core.train.meters import LossMeter
 from tests.ranks import Ranks
 from tests.small_runner import SmallRunner, config, events, weights
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from danling_core.errors import ConfigError, LaunchError, RunFailed, RunInterrupted
-from danling_core.launch import Launcher, Outcome, RunHandle, RunRequest
-from danling_core.lifeline import children_of, is_alive, start_time
-from danling_core.run_folder import RunFolder
+from danling_core.launch.client import Launcher, Outcome, RunHandle, RunRequest
+from danling_core.process_tree import children_of, is_alive, start_time
+from danling_core.runs.folder import RunFolder
 from tests.processes import wait_until
 
 END = signal.SIGUSR2  # as the fork server has it, which is no module to import here
@@ -386,7 +386,7 @@ def test_what_a_runner_prints_does_not_disturb_the_protocol(
 DRIVER = """
 import json, os, sys
 from pathlib import Path
-from danling_core.launch import Launcher, RunRequest
+from danling_core.launch.client import Launcher, RunRequest
 launcher = Launcher(**json.loads(sys.argv[1]))
 config = {"role": sys.argv[3]}
 handle = launcher.run(RunRequest(config, sys.argv[2], nproc=2, stop_grace_seconds=1.0, max_restarts=0))

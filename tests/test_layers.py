@@ -15,17 +15,20 @@ ROOT = Path(__file__).parents[1]
 
 # What the orchestrator's process does, and what it must not load for it: it must start fast.
 LIGHT = {
-    "import danling_core, danling_core.sweep, danling_core.identity; danling_core.Config; dir(danling_core)": {
+    "import danling_core, danling_core.config.sweep, danling_core.identity.ids; danling_core.Config\n"
+    "dir(danling_core)": {"torch", "prefect", "fsspec", "numpy"},
+    "import danling_core.config.overrides, danling_core.runs.folder, danling_core.runs.metadata\n"
+    "import danling_core.session.open_run, danling_core.launch.client, danling_core.parallel.control": {
         "torch",
         "prefect",
         "fsspec",
-        "numpy",
     },
-    "import danling_core.overrides, danling_core.run_folder, danling_core.metadata, danling_core.open_run, "
-    "danling_core.launch, danling_core.control": {"torch", "prefect", "fsspec"},
-    "from danling_core import results, formatting, follow, json_safe, writers": {"torch", "prefect"},
+    "from danling_core.results import history, formatting\nfrom danling_core import writers": {
+        "torch",
+        "prefect",
+    },
     "import danling_core.checkpoints": {"torch", "prefect"},
-    "import tempfile, danling_core.lease, danling_core.mirror.process, danling_core.mirror.uploader\n"
+    "import tempfile, danling_core.runs.lease, danling_core.mirror.process, danling_core.mirror.uploader\n"
     "danling_core.storage.write_bytes(tempfile.mkdtemp() + '/x', b'1')": {
         "torch",
         "prefect",

@@ -17,7 +17,7 @@ import pytest
 
 from danling_core import storage
 from danling_core.errors import Fenced, RunBusy, StoreUnavailable
-from danling_core.lease import (
+from danling_core.runs.lease import (
     Lease,
     Owner,
     check_generation,
@@ -91,7 +91,7 @@ def test_the_second_waits_for_the_first_to_finish(parent: str) -> None:
 
 def test_a_dead_owner_on_this_machine_is_replaced_at_once(tmp_path: os.PathLike[str]) -> None:
     parent = os.path.join(tmp_path, "run")
-    code = f"from danling_core.lease import Lease; Lease.acquire({parent!r}, 'child')"
+    code = f"from danling_core.runs.lease import Lease; Lease.acquire({parent!r}, 'child')"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert current_owner(parent) is not None and not is_held(parent)
     assert Lease.acquire(parent, "second").generation == 2
@@ -166,7 +166,7 @@ def test_a_killed_or_stopped_driver_is_taken_over_and_the_woken_one_writes_nothi
     parent = os.path.join(tmp_path, "run")
     code = f"""
 import sys
-from danling_core.lease import Lease
+from danling_core.runs.lease import Lease
 lease = Lease.acquire({parent!r}, 'driver')
 with lease.beating(interval=0.05, on_fenced=lambda error: print('fenced', flush=True)):
     print('owns', flush=True)
@@ -250,7 +250,7 @@ def test_of_two_owners_of_one_generation_the_first_to_look_is_fenced(parent: str
 def test_a_connection_that_dies_silently_costs_one_beat_and_not_the_lease(
     s3_root: str, s3_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("danling_core.lease._ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("danling_core.runs.lease._ANSWER_SECONDS", 0.5)
     parent = storage.join(s3_root, "run-1")
     lease = Lease.acquire(parent, "first")
     is_silent, is_over = threading.Event(), threading.Event()

@@ -9,9 +9,8 @@ import sys
 
 import pytest
 
-from danling_core import metadata
-from danling_core.redaction import redact, redact_command
-from danling_core.secret_names import looks_secret
+from danling_core.runs import metadata
+from danling_core.secrets import looks_secret, redact, redact_command
 
 SECRET = "canary-secret-7f3a9b2c"
 

@@ -10,8 +10,8 @@ import torch
 
 from danling_core.checkpoints.plain import to_plain
 from danling_core.errors import ConfigError, RunInterrupted
-from danling_core.metric_states import merged, restore, saved
 from danling_core.metrics import Accuracy, MetricGroup
+from danling_core.metrics.states import merged, restore, saved
 from tests.ranks import RankFailed, Ranks
 from tests.small_runner import config
 from tests.test_resume_here import Stopped

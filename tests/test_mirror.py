@@ -19,15 +19,15 @@ from danling_core import storage
 from danling_core.checkpoints import CheckpointStore, Record
 from danling_core.config import Config
 from danling_core.errors import CheckpointError, Fenced, NotFound, StorageError, StoreUnavailable
-from danling_core.lease import Lease, check_generation
 from danling_core.mirror.process import MirrorProcess
 from danling_core.mirror.pull import pull
 from danling_core.mirror.segments import SegmentedFile
 from danling_core.mirror.service import FENCED, INCOMPLETE, Service
 from danling_core.mirror.uploader import Uploader
-from danling_core.run_folder import RunFolder, read_log
-from danling_core.runner.delivery import Delivery
-from danling_core.segments import segments_by_file
+from danling_core.runs.folder import RunFolder, read_log
+from danling_core.runs.lease import Lease, check_generation
+from danling_core.runs.segments import segments_by_file
+from danling_core.session.delivery import Delivery
 from tests.gcs_server import GCSServer
 from tests.other_user import as_owner_of
 from tests.processes import wait_until

@@ -13,10 +13,10 @@ import pytest
 from danling_core import storage
 from danling_core.config import Config
 from danling_core.errors import ConfigError, RunBusy
-from danling_core.identity import Identity, identify
-from danling_core.lease import Lease
-from danling_core.open_run import OpenedRun, open_run
-from danling_core.run_folder import RunFolder, Status, find_checkpoints
+from danling_core.identity.ids import Identity, identify
+from danling_core.runs.folder import RunFolder, Status, find_checkpoints
+from danling_core.runs.lease import Lease
+from danling_core.session.open_run import OpenedRun, open_run
 from danling_core.storage.settings import current
 
 
@@ -129,7 +129,7 @@ def test_a_failure_gives_the_lease_back(root: str, tmp_path: Path, monkeypatch: 
         raise RuntimeError("on purpose")
 
     with monkeypatch.context() as patch:
-        patch.setattr("danling_core.open_run._create", fail)
+        patch.setattr("danling_core.session.open_run._create", fail)
         with pytest.raises(RuntimeError, match="on purpose"):
             open_run(config, identity)
     assert open_run(config, identity).generation == 2

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, CyclicLR, LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from danling_core.errors import ConfigError
-from danling_core.optim import (
+from danling_core.optim.optimizers import (
     build_optimizer,
     build_scheduler,
     check_scheduler,

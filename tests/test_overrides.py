@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from danling_core.config import Config
+from danling_core.config.overrides import apply, grid, parse_override, run_names
 from danling_core.errors import ConfigError
-from danling_core.overrides import apply, grid, parse_override, run_names
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from danling_core.precision import Precision
+from danling_core.optim.precision import Precision
 from tests.small_runner import SmallRunner, config
 
 

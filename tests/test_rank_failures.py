@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from danling_core.launch import Launcher
+from danling_core.launch.client import Launcher
 from tests.processes import wait_until
 from tests.test_launch import descendants
 from tests.whole_runs import config, fault, launch

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from danling_core.config import Config
+from danling_core.config.sections import OptimConfig, SplitOptions
 from danling_core.runner.base import RunnerBase
-from danling_core.sections import OptimConfig, SplitOptions
 from scripts.make_reference import PAGE, SOURCES, entries, page
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from danling_core import storage
-from danling_core.run_folder import list_runs
+from danling_core.runs.folder import list_runs
 from flows.cli import main
 from tests.prefect_fixtures import PrefectServer
 from tests.s3_faults import CANARY, FaultyProxy

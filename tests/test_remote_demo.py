@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from danling_core.lifeline import start_time
 from danling_core.mirror.pull import pull
-from danling_core.run_folder import RunFolder, list_runs
+from danling_core.process_tree import start_time
+from danling_core.runs.folder import RunFolder, list_runs
 from tests.prefect_fixtures import PrefectServer
 from tests.processes import tree, wait_until
 from tests.whole_runs import EXPERIMENT_ID, ROOT, Ended

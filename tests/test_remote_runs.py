@@ -18,12 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from danling_core import storage
 from danling_core.config import Config
 from danling_core.errors import AccessDenied, NotFound, RunBusy
-from danling_core.identity import identify
-from danling_core.launch import Launcher
-from danling_core.lease import Lease
+from danling_core.identity.ids import identify
+from danling_core.launch.client import Launcher
 from danling_core.mirror.pull import pull
-from danling_core.open_run import open_run
-from danling_core.run_folder import RunFolder, Status, list_runs, read_log, resolve
+from danling_core.runs.folder import RunFolder, Status, list_runs, read_log, resolve
+from danling_core.runs.lease import Lease
+from danling_core.session.open_run import open_run
 from tests.processes import wait_until
 from tests.s3_faults import FaultyProxy
 from tests.small_runner import SmallRunner, weights

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from danling_core.errors import ConfigError, ScoreError
-from danling_core.results import Results
-from danling_core.scoring import best_index_of, resolve_score_mode
+from danling_core.results.history import Results
+from danling_core.results.scoring import best_index_of, resolve_score_mode
 
 
 def with_scores(*scores: float, name: str = "loss") -> Results:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from danling_core.launch import Launcher
+from danling_core.launch.client import Launcher
 from tests.damage import empty, flip, truncate
 from tests.whole_runs import ROOT, Ended, config, fault, launch
 

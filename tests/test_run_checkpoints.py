@@ -13,10 +13,10 @@ import torch
 
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import CheckpointError, ConfigError
-from danling_core.prune import plan
-from danling_core.run_folder import RunFolder, find_checkpoints
-from danling_core.transfer import copy_run
-from danling_core.verify import verify
+from danling_core.runs.folder import RunFolder, find_checkpoints
+from danling_core.tools.prune import plan
+from danling_core.tools.transfer import copy_run
+from danling_core.tools.verify import verify
 from tests.s3_faults import FaultyProxy
 from tests.small_runner import SmallRunner, config, events, weights
 

@@ -12,7 +12,7 @@ import pytest
 
 from danling_core import storage
 from danling_core.errors import ConfigError, NotFound, StorageError
-from danling_core.run_folder import RunFolder, Status, find_folders, list_runs, read_log, resolve
+from danling_core.runs.folder import RunFolder, Status, find_folders, list_runs, read_log, resolve
 
 ID = "abcdef1212345678"
 OTHER = "abcd000012345678"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from danling_core import storage
-from danling_core.launch import Launcher
+from danling_core.launch.client import Launcher
 from tests.s3_faults import FaultyProxy
 from tests.small_runner import SmallRunner
 from tests.small_runner import config as small_config

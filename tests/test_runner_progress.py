@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from danling_core.errors import ConfigError
-from danling_core.progress import Progress
-from danling_core.runner.lengths import Lengths
+from danling_core.train.lengths import Lengths
+from danling_core.train.progress import Progress
 from tests.ranks import Ranks
 from tests.small_runner import SmallRunner, config, events, trained
 

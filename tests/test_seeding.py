@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import danling_core as dl
-from danling_core import seeding
+from danling_core.parallel import seeding
 from tests.ranks import Ranks
 from tests.small_runner import SmallRunner, config, points, weights
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from danling_core.errors import CodeChanged
-from danling_core.sources import check_sources, loaded_sources
+from danling_core.identity.sources import check_sources, loaded_sources
 
 
 @pytest.fixture

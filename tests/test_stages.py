@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from danling_core.errors import ConfigError, RunInterrupted
-from danling_core.verify import verify
+from danling_core.tools.verify import verify
 from tests.small_runner import SmallRunner, config, events, weights
 
 

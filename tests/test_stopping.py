@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from danling_core.control import Control
 from danling_core.errors import RunInterrupted
-from danling_core.runner.stopping import Stopping, share
+from danling_core.parallel.control import Control
+from danling_core.parallel.stopping import Stopping, share
 from tests.ranks import Ranks
 
 STRIDE = 4

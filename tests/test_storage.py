@@ -19,7 +19,7 @@ import pytest
 
 from danling_core import storage
 from danling_core.errors import AccessDenied, Fenced, NotFound, RunBusy, StorageError, StoreUnavailable
-from danling_core.lease import Lease, check_generation, lease_url
+from danling_core.runs.lease import Lease, check_generation, lease_url
 from danling_core.storage import failures, operations
 from danling_core.storage.local import LocalBackend
 from danling_core.storage.remote import RemoteBackend

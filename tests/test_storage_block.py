@@ -22,9 +22,9 @@ from prefect_gcp import GcpCredentials
 from danling_core import storage
 from danling_core.config import Config
 from danling_core.errors import ConfigError
-from danling_core.identity import identify
-from danling_core.open_run import open_run
-from danling_core.run_folder import list_runs
+from danling_core.identity.ids import identify
+from danling_core.runs.folder import list_runs
+from danling_core.session.open_run import open_run
 from flows import blocks
 from flows.cli import main
 from flows.credentials import store_credentials

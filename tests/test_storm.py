@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from danling_core.config import Config
-from danling_core.launch import Launcher
-from danling_core.lifeline import start_time
-from danling_core.run_folder import RunFolder
+from danling_core.launch.client import Launcher
+from danling_core.process_tree import start_time
+from danling_core.runs.folder import RunFolder
 from tests.processes import tree
 from tests.whole_runs import ROOT, Ended, config, launch
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from danling_core.config import Config
-from danling_core.documents import dump_yaml
+from danling_core.config.documents import dump_yaml
+from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from danling_core.errors import ConfigError
-from danling_core.sweep import ExperimentSpec, GroupSpec
 
 MLP: dict[str, Any] = {
     "experiment_name": "mlp",

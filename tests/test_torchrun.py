@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from danling_core import storage
-from danling_core.lease import current_owner
+from danling_core.runs.lease import current_owner
 from tests.processes import wait_until
 from tests.whole_runs import EXPERIMENT_ID, ROOT
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from danling_core import storage
-from danling_core.at_once import at_once
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import CheckpointCorrupt, ConfigError, RunBusy
-from danling_core.launch import Launcher
-from danling_core.lease import Lease, current_owner
-from danling_core.run_folder import RunFolder, list_runs
+from danling_core.launch.client import Launcher
+from danling_core.runs.folder import RunFolder, list_runs
+from danling_core.runs.lease import Lease, current_owner
 from danling_core.storage.settings import current
-from danling_core.transfer import copy_run, dead_owners
+from danling_core.tools.at_once import at_once
+from danling_core.tools.transfer import copy_run, dead_owners
 from flows.cli import main
 from tests.whole_runs import Ended, config, launch
 
@@ -122,7 +122,7 @@ def test_owners_that_may_be_dead_are_watched_together(
         together.wait(60)
         return parent_url == parents[0]
 
-    monkeypatch.setattr("danling_core.transfer.is_held", watched)
+    monkeypatch.setattr("danling_core.tools.transfer.is_held", watched)
     assert [owner is not None for owner in dead_owners(folders)] == [False, True]
 
 

@@ -14,9 +14,9 @@ import torch
 from danling_core.checkpoints import codec
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import ConfigError, NotFound
-from danling_core.launch import Launcher
-from danling_core.reproduce import differences, reproduce
-from danling_core.verify import verify
+from danling_core.launch.client import Launcher
+from danling_core.tools.reproduce import differences, reproduce
+from danling_core.tools.verify import verify
 from flows import cli_verify
 from tests.damage import flip
 from tests.whole_runs import EXPERIMENT_ID, ROOT, config, fault, launch

@@ -17,10 +17,10 @@ import pytest
 
 import danling_core as dl
 from danling_core.errors import ConfigError, StorageError
-from danling_core.follow import follow
-from danling_core.json_safe import dumps, from_json_safe, to_json_safe
-from danling_core.prepare import prepare
+from danling_core.launch.prepare import prepare
+from danling_core.storage.json_safe import dumps, from_json_safe, to_json_safe
 from danling_core.writers import EventLog, ProgressBar, TensorBoardWriter, TextLog, Writer, Writers
+from danling_core.writers.follow import follow
 from danling_core.writers.services import require
 from danling_core.writers.tensorboard import SCORE_TAG, hyperparameters
 from tests.small_runner import SmallRunner, config

@@ -15,10 +15,10 @@ import torch
 from danling_core.checkpoints.codec import load_state
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.config import Config
-from danling_core.identity import identify
-from danling_core.launch import Launcher, Outcome, RunRequest
-from danling_core.open_run import open_run
-from danling_core.run_folder import RunFolder, Status
+from danling_core.identity.ids import identify
+from danling_core.launch.client import Launcher, Outcome, RunRequest
+from danling_core.runs.folder import RunFolder, Status
+from danling_core.session.open_run import open_run
 from tests.faulty_runner import FAULT
 
 ROOT = str(Path(__file__).parent.parent)

@@ -11,7 +11,7 @@ from typing import Any
 import xxhash
 
 from danling_core.errors import CheckpointCorrupt, CheckpointError
-from danling_core.json_safe import NON_FINITE, to_json_safe
+from danling_core.storage.json_safe import NON_FINITE, to_json_safe
 
 VERSION = 1
 _SIMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from danling_core.config.sections import LoaderOptions
 from danling_core.data.fetch import PassClock, SeededSamples, as_tensor_batches, collate_samples, ready
 from danling_core.data.given import (
     BatchShardSampler,
@@ -20,7 +21,6 @@ from danling_core.data.iterable import StreamShards
 from danling_core.data.pass_loader import PassLoader
 from danling_core.data.samplers import GlobalBatchSampler, ShardBatchSampler
 from danling_core.errors import ConfigError
-from danling_core.sections import LoaderOptions
 
 Collate = Callable[[Any], Any]
 

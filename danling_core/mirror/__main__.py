@@ -8,13 +8,13 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from .. import storage
-from ..errors import Fenced, StorageError
-from ..lease import guard
-from ..run_folder import CHECKPOINTS
-from .alone import alone
-from .service import FENCED, Service
-from .uploader import Uploader
+from danling_core import storage
+from danling_core.errors import Fenced, StorageError
+from danling_core.mirror.alone import alone
+from danling_core.mirror.service import FENCED, Service
+from danling_core.mirror.uploader import Uploader
+from danling_core.runs.folder import CHECKPOINTS
+from danling_core.runs.lease import guard
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import IO
 
-from ..lifeline import start_time
+from danling_core.process_tree import start_time
 
 _FILE = ".mirror.lock"
 _PATIENCE_SECONDS = 5.0

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from .. import storage
-from ..checkpoints.record import Record, pointer_from_bytes
-from ..errors import CheckpointError
-from .layout import Layout
+from danling_core import storage
+from danling_core.checkpoints.record import Record, pointer_from_bytes
+from danling_core.errors import CheckpointError
+from danling_core.mirror.layout import Layout
 
 logger = logging.getLogger("danling")
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ..run_folder import LEASE, STATUS, TENSORBOARD
-from ..storage import Entry
+from danling_core.runs.folder import LEASE, STATUS, TENSORBOARD
+from danling_core.storage import Entry
 
 STATE_FILE = "mirror.json"
 STAGING = ".mirror"

@@ -11,11 +11,11 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import Fenced, StoreUnavailable
-from ..python_path import python_path
-from ..run_folder import CHECKPOINTS
-from .layout import STATE_FILE
-from .service import FENCED, OK
+from danling_core.errors import Fenced, StoreUnavailable
+from danling_core.mirror.layout import STATE_FILE
+from danling_core.mirror.service import FENCED, OK
+from danling_core.python_path import python_path
+from danling_core.runs.folder import CHECKPOINTS
 
 
 class MirrorProcess:

@@ -7,12 +7,13 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 
-from .. import storage
-from ..checkpoints.ledger import BadCheckpoint, all_damaged
-from ..checkpoints.record import Record
-from ..checkpoints.store import CheckpointStore
-from ..errors import CheckpointError, NotFound
-from ..run_folder import (
+from danling_core import storage
+from danling_core.checkpoints.ledger import BadCheckpoint, all_damaged
+from danling_core.checkpoints.record import Record
+from danling_core.checkpoints.store import CheckpointStore
+from danling_core.errors import CheckpointError, NotFound
+from danling_core.mirror.layout import STAGING, Layout
+from danling_core.runs.folder import (
     BEST,
     CHECKPOINTS,
     CONFIG,
@@ -25,8 +26,7 @@ from ..run_folder import (
     RunFolder,
     read_log,
 )
-from ..segments import is_segment, segments_by_file
-from .layout import STAGING, Layout
+from danling_core.runs.segments import is_segment, segments_by_file
 
 logger = logging.getLogger("danling")
 

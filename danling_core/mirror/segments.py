@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
-from .. import storage
-from ..segments import Segment, is_segment, segment_name, segments_url
+from danling_core import storage
+from danling_core.runs.segments import Segment, is_segment, segment_name, segments_url
 
 SEGMENT_BYTES = 1 << 20
 

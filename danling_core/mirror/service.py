@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from .. import storage
-from ..errors import Fenced, StorageError
-from .uploader import Uploader
+from danling_core import storage
+from danling_core.errors import Fenced, StorageError
+from danling_core.mirror.uploader import Uploader
 
 logger = logging.getLogger("danling")
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from .. import storage
-from ..errors import StorageError
-from ..run_folder import BEST, CHECKPOINTS, EVALUATION, LATEST, RESULTS, STATUS, RunFolder
-from ..segments import Segment, segments_by_file
-from .checkpoints import CheckpointUploader
-from .layout import STAGING, STATE_FILE, Layout
-from .segments import SegmentedFile
+from danling_core import storage
+from danling_core.errors import StorageError
+from danling_core.mirror.checkpoints import CheckpointUploader
+from danling_core.mirror.layout import STAGING, STATE_FILE, Layout
+from danling_core.mirror.segments import SegmentedFile
+from danling_core.runs.folder import BEST, CHECKPOINTS, EVALUATION, LATEST, RESULTS, STATUS, RunFolder
+from danling_core.runs.segments import Segment, segments_by_file
 
 logger = logging.getLogger("danling")
 

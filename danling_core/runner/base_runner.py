@@ -10,22 +10,22 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from danling_core import context as run_context
 from danling_core import storage
 from danling_core.config import Config
-from danling_core.context import RunContext
 from danling_core.errors import ConfigError, RunInterrupted
-from danling_core.identity import Identity, new_timestamp
-from danling_core.progress import Progress, Unit
-from danling_core.results import Results
-from danling_core.run_folder import Status
+from danling_core.identity.ids import Identity, new_timestamp
+from danling_core.results.history import Results
 from danling_core.runner.base import RunnerMode
-from danling_core.runner.files import RunFiles
 from danling_core.runner.methods import History, Splits, Values
 from danling_core.runner.resolve import resolve
 from danling_core.runner.run_life import RunLife
 from danling_core.runner.serialization import Serialization
+from danling_core.runs.folder import Status
+from danling_core.session import context as run_context
+from danling_core.session.context import RunContext
+from danling_core.session.files import RunFiles
 from danling_core.suggest import nearest
+from danling_core.train.progress import Progress, Unit
 
 
 class BaseRunner(RunLife, Serialization):

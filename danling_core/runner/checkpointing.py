@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from danling_core import distributed, metric_states, seeding
 from danling_core.checkpoints.codec import load_state
 from danling_core.checkpoints.ledger import all_damaged
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import CheckpointCorrupt, CheckpointError, DanLingError, NonFiniteLossError
+from danling_core.metrics import states as metric_states
+from danling_core.parallel import distributed, seeding
 from danling_core.runner.loop import flush_losses
 
 if TYPE_CHECKING:
     from danling_core.checkpoints.record import Record
-    from danling_core.runner.files import RunFiles
     from danling_core.runner.torch_runner import TorchRunner
     from danling_core.runner.torch_setup import TorchSetUp
+    from danling_core.session.files import RunFiles
 
 VERSION = 1
 

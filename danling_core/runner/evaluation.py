@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from danling_core import distributed
 from danling_core.data import batch_size_of, to_device
 from danling_core.data.dealt import DealtBatches
 from danling_core.errors import RunInterrupted
 from danling_core.metrics import Additive
-from danling_core.runner.meter import LossMeter
+from danling_core.parallel import distributed
+from danling_core.train.meters import LossMeter
 
 if TYPE_CHECKING:
     from danling_core.runner.torch_runner import TorchRunner

@@ -11,10 +11,10 @@ from danling_core.checkpoints.codec import load_state
 from danling_core.checkpoints.record import is_simple_name
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import CheckpointError, ConfigError
-from danling_core.run_folder import RunFolder, checkpoints_url, find_checkpoints
 from danling_core.runner import checkpointing
 from danling_core.runner.methods import File
 from danling_core.runner.serialization import load_tensors
+from danling_core.runs.folder import RunFolder, checkpoints_url, find_checkpoints
 
 if TYPE_CHECKING:
     from danling_core.runner.torch_runner import TorchRunner

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from danling_core.formatting import format_epoch_result, format_result, format_step_result
+from danling_core.results.formatting import format_epoch_result, format_result, format_step_result
 from danling_core.runner.base import RunnerMode
 from danling_core.runner.methods import Values
 from danling_core.runner.views import RunnerViews
 
 if TYPE_CHECKING:
-    from danling_core.runner.files import RunFiles
+    from danling_core.session.files import RunFiles
     from danling_core.writers.services import Service
 
 

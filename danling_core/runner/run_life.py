@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from danling_core import storage
-from danling_core.context import RunContext
 from danling_core.errors import DanLingError, RunInterrupted
-from danling_core.rank_failures import failure_of
-from danling_core.redaction import redact
-from danling_core.run_folder import RunFolder, Status
-from danling_core.runner.files import RunFiles
 from danling_core.runner.reporting import Reporting
+from danling_core.runs.folder import RunFolder, Status
+from danling_core.secrets import redact
+from danling_core.session.context import RunContext
+from danling_core.session.files import RunFiles
+from danling_core.session.rank_failures import failure_of
 
 _DELIVERY_TURN_SECONDS = 2.0
 
@@ -209,7 +209,7 @@ class RunLife(Reporting):
         if not self.is_main_process:
             return
         if previous is not None and previous.is_complete and not (self._is_local or context.is_launched):
-            from danling_core.open_run import bring_checkpoints
+            from danling_core.session.open_run import bring_checkpoints
 
             bring_checkpoints(context.url, context.work_dir, self.config)
         self._files = RunFiles(
@@ -232,7 +232,7 @@ class RunLife(Reporting):
         if self._is_local or context.generation == 0:
             return None
         from danling_core.mirror.process import MirrorProcess
-        from danling_core.runner.delivery import Delivery
+        from danling_core.session.delivery import Delivery
 
         start = functools.partial(
             MirrorProcess,
@@ -258,7 +258,7 @@ class RunLife(Reporting):
 
     def _claim_run(self) -> RunContext:
         """Find or create the run's folder when the runner works without a driver. Collective."""
-        from danling_core.open_run import open_run
+        from danling_core.session.open_run import open_run
 
         claimed = None
         if self.is_main_process:

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Self, get_args
 
-from danling_core import documents, storage
-from danling_core.config import Config
+from danling_core import storage
+from danling_core.config import Config, documents
+from danling_core.config.overrides import apply
 from danling_core.errors import CheckpointError, ConfigError, NotFound
-from danling_core.json_safe import from_json_safe
-from danling_core.overrides import apply
 from danling_core.runner.methods import Action, File, Values
 from danling_core.runner.resolve import import_runner
 from danling_core.runner.views import RunnerViews
+from danling_core.storage.json_safe import from_json_safe
 
 _TENSORS = (".pt", ".pth", ".bin", ".ckpt")
 _YAML = (".yaml", ".yml")

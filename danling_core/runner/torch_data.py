@@ -7,11 +7,11 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from danling_core import distributed
 from danling_core.data import TrainStream, build_evaluate_loader, build_train_loader
 from danling_core.data.dealt import DealtBatches
+from danling_core.parallel import distributed
 from danling_core.runner.base_runner import BaseRunner
-from danling_core.runner.lengths import Lengths
+from danling_core.train.lengths import Lengths
 
 
 class TorchData(BaseRunner):

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from danling_core import seeding
 from danling_core.errors import ConfigError, NonFiniteLossError
-from danling_core.optim import needs_metric
+from danling_core.optim.optimizers import needs_metric
+from danling_core.parallel import seeding
 from danling_core.runner import checkpointing, evaluation, loading
 from danling_core.runner.base import RunnerMode
 from danling_core.runner.loading import LoadedKeys
 from danling_core.runner.loop import flush_losses, located, train_segment
-from danling_core.runner.meter import LossMeter
 from danling_core.runner.methods import File, Values
 from danling_core.runner.torch_setup import TorchSetUp
+from danling_core.train.meters import LossMeter
 
 
 class TorchRunner(TorchSetUp):

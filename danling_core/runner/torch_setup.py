@@ -10,24 +10,25 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from danling_core import distributed, metric_states, seeding
-from danling_core.control import collective_timeout
 from danling_core.data import GlobalBatchSampler
-from danling_core.ema import EMA
 from danling_core.errors import ConfigError
-from danling_core.optim import (
+from danling_core.metrics import states as metric_states
+from danling_core.optim.ema import EMA
+from danling_core.optim.optimizers import (
     build_optimizer,
     build_scheduler,
     default_interval,
     needs_metric,
     parameter_groups,
 )
-from danling_core.precision import Precision, is_bf16_native
+from danling_core.optim.precision import Precision, is_bf16_native
+from danling_core.parallel import distributed, seeding
+from danling_core.parallel.control import collective_timeout
+from danling_core.parallel.stopping import Stopping, share
 from danling_core.runner import checkpointing, writing
-from danling_core.runner.stopping import Stopping, share
-from danling_core.runner.timing import Timings
 from danling_core.runner.torch_data import TorchData
 from danling_core.runner.warm_up import rebuild_buckets
+from danling_core.train.timing import Timings
 
 
 class TorchSetUp(TorchData):

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from danling_core import storage
-from danling_core.context import RunContext
-from danling_core.identity import Identity, identify
-from danling_core.progress import Progress
-from danling_core.results import Results
+from danling_core.identity.ids import Identity, identify
+from danling_core.results.history import Results
 from danling_core.runner.base import RunnerBase
-from danling_core.runner.lengths import Lengths
+from danling_core.session.context import RunContext
+from danling_core.train.lengths import Lengths
+from danling_core.train.progress import Progress
 
 
 class RunnerViews(RunnerBase):

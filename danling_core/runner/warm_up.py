@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from danling_core import seeding
 from danling_core.data import to_device
+from danling_core.parallel import seeding
 
 if TYPE_CHECKING:
     from danling_core.runner.torch_setup import TorchSetUp

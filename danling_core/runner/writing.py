@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from danling_core import storage
 from danling_core.errors import DanLingError
-from danling_core.run_folder import LOG
+from danling_core.runs.folder import LOG
 from danling_core.writers import ProgressBar, TensorBoardWriter, TextLog
 from danling_core.writers.services import Service, open_service
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .backend import Entry
-from .documents import read_json, to_json, write_json
-from .operations import (
+from danling_core.storage.backend import Entry
+from danling_core.storage.documents import read_json, to_json, write_json
+from danling_core.storage.operations import (
     create_exclusive,
     delete,
     exists,
@@ -18,9 +18,9 @@ from .operations import (
     size,
     write_bytes,
 )
-from .retries import Retry
-from .settings import configure, prompt, using
-from .urls import base_name, is_local, join, local_path, parent, scheme
+from danling_core.storage.retries import Retry
+from danling_core.storage.settings import configure, prompt, using
+from danling_core.storage.urls import base_name, is_local, join, local_path, parent, scheme
 
 __all__ = [
     "Entry",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .. import json_safe
-from ..errors import StorageError
-from ..redaction import redact
-from .operations import Guard, read_bytes, write_bytes
+from danling_core.errors import StorageError
+from danling_core.secrets import redact
+from danling_core.storage import json_safe
+from danling_core.storage.operations import Guard, read_bytes, write_bytes
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:

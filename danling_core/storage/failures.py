@@ -6,8 +6,8 @@ import asyncio
 import errno
 import os
 
-from ..errors import AccessDenied, DanLingError, NotFound, StorageError, StoreUnavailable
-from ..redaction import redact
+from danling_core.errors import AccessDenied, DanLingError, NotFound, StorageError, StoreUnavailable
+from danling_core.secrets import redact
 
 _PASSING_ERRNOS = {
     errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE,

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .backend import TEMPORARY_MARK, Entry, Unreadable
+from danling_core.storage.backend import TEMPORARY_MARK, Entry, Unreadable
 
 
 class LocalBackend:

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
-from ..errors import NotFound, StorageError
-from . import failures
-from .backend import TEMPORARY_MARK, Backend, Entry, Unreadable
-from .local import LocalBackend
-from .settings import Settings, current
-from .urls import is_local, local_path
+from danling_core.errors import NotFound, StorageError
+from danling_core.storage import failures
+from danling_core.storage.backend import TEMPORARY_MARK, Backend, Entry, Unreadable
+from danling_core.storage.local import LocalBackend
+from danling_core.storage.settings import Settings, current
+from danling_core.storage.urls import is_local, local_path
 
 T = TypeVar("T")
 Guard = Callable[[], None]
@@ -213,6 +213,6 @@ def _attempt_with(
 def _backend(url: str, settings: Settings) -> tuple[Backend, str, str]:
     if is_local(url):
         return LocalBackend(), local_path(url), ""
-    from .remote import RemoteBackend, describe_identity
+    from danling_core.storage.remote import RemoteBackend, describe_identity
 
     return RemoteBackend(url, settings), url, describe_identity(url, settings.options)

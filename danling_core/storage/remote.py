@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
-from ..errors import StorageError
-from .backend import Entry, Unreadable
-from .settings import Settings
-from .urls import scheme
+from danling_core.errors import StorageError
+from danling_core.storage.backend import Entry, Unreadable
+from danling_core.storage.settings import Settings
+from danling_core.storage.urls import scheme
 
 PART_BYTES = 8 * 2**20
 PARTS_AT_ONCE = 4

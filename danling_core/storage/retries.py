@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..errors import DanLingError, StoreUnavailable
-from .failures import translate
+from danling_core.errors import DanLingError, StoreUnavailable
+from danling_core.storage.failures import translate
 
 T = TypeVar("T")
 

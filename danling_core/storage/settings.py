@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .retries import Retry
+from danling_core.storage.retries import Retry
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 
-from ..errors import StorageError
-from ..redaction import redact
+from danling_core.errors import StorageError
+from danling_core.secrets import redact
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _LOCAL_SCHEMES = ("file", "local")

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from danling_core.errors import StorageError
-from danling_core.follow import end_of_lines
-from danling_core.json_safe import dumps
+from danling_core.storage.json_safe import dumps
+from danling_core.writers.follow import end_of_lines
 from danling_core.writers.protocol import Event
 
 

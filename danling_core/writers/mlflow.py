@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from danling_core.result_values import flatten
+from danling_core.results.values import flatten
 from danling_core.writers.protocol import Event, told_end
 from danling_core.writers.tensorboard import SCORE_TAG, hyperparameters
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from danling_core.formatting import format_duration, format_value
+from danling_core.results.formatting import format_duration, format_value
 from danling_core.writers.protocol import TERMINAL, Event
 
 

@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from danling_core.json_safe import dumps
-from danling_core.result_values import flatten
+from danling_core.results.values import flatten
+from danling_core.storage.json_safe import dumps
 from danling_core.writers.protocol import Event
 
 SCORE_TAG = "score"

@@ -8,7 +8,12 @@ import sys
 import time
 from typing import TextIO
 
-from danling_core.formatting import format_duration, format_epoch_result, format_metrics, format_step_result
+from danling_core.results.formatting import (
+    format_duration,
+    format_epoch_result,
+    format_metrics,
+    format_step_result,
+)
 from danling_core.writers.protocol import Event, told_end
 
 LOGGER_NAME = "danling"

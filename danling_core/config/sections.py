@@ -1,0 +1,227 @@
+"""The sections of a Config: data loading, optimizer, scheduler, and the user's own hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NoReturn
+
+from pydantic import BaseModel, Field, model_validator
+
+from danling_core.config.documents import plain
+from danling_core.config.field_types import Count, NonNegative, NonNegativeWhole
+from danling_core.config.validation import CLOSED, OPEN, Model
+from danling_core.errors import ConfigError
+from danling_core.secrets import refuse_in_values, shown
+from danling_core.suggest import nearest
+
+NOT_IDENTITY: dict[str, Any] = {"identity": False}  # json_schema_extra of a field that cannot change a result
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How one split is loaded, everything decided. `batch_size` counts samples per rank and iteration."""
+
+    batch_size: int
+    num_workers: int
+    shuffle: bool
+    drop_last: bool
+    pin_memory: bool | None  # None: pinned when the device is CUDA
+    persistent_workers: bool
+    prefetch_factor: int | None
+
+
+class SplitOptions(BaseModel):
+    """The options of one split; what is not given comes from the `dataloader` section around it."""
+
+    model_config = CLOSED
+
+    batch_size: Count | None = Field(None, description="samples per rank and iteration")
+    num_workers: NonNegativeWhole | None = Field(
+        None, description="loader processes per rank; 0 loads in the loop"
+    )
+    shuffle: bool | None = Field(None, description="draw in a new order each epoch (training only)")
+    drop_last: bool | None = Field(None, description="leave out the last, smaller batch (training only)")
+    pin_memory: bool | None = Field(
+        None, description="page-locked host memory; null: when on CUDA", json_schema_extra=NOT_IDENTITY
+    )
+    persistent_workers: bool | None = Field(None, description="keep loader processes from epoch to epoch")
+    prefetch_factor: Count | None = Field(
+        None, description="batches that each loader process holds ready", json_schema_extra=NOT_IDENTITY
+    )
+
+
+class DataLoaderConfig(SplitOptions):
+    """Options for all splits, and a sub-section for each that differs: `{batch_size: 64, val: {...}}`."""
+
+    model_config = OPEN
+    __pydantic_extra__: dict[str, SplitOptions]
+    EXTRA: ClassVar[type[BaseModel]] = SplitOptions
+
+    batch_size: Count = Field(32, description="samples per rank and iteration")
+    num_workers: NonNegativeWhole = Field(0, description="loader processes per rank; 0 loads in the loop")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_options(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        for key, value in values.items():
+            if key not in cls.model_fields and not isinstance(value, (Mapping, SplitOptions)):
+                near = nearest(str(key), cls.model_fields)
+                hint = f"did you mean {near!r}?" if near else "a split's options are a mapping"
+                raise ValueError(f"unknown key {key!r}: {hint}")
+        return values
+
+    def for_split(self, split: str, training: bool, trained: bool = False) -> LoaderOptions:
+        """The options of `split`, resolved.
+
+        Training shuffles and keeps the last batch unless told otherwise. Evaluation never shuffles or drops.
+
+        Args:
+            split: the split's name; its own sub-section goes before the general options.
+            training: whether the loader feeds training.
+            trained: whether this split is also trained on, and its `shuffle` and `drop_last` are for that.
+                The split named `train` always is.
+
+        Raises:
+            ConfigError: an evaluation split is told to shuffle or to drop its last batch.
+        """
+        own = (self.__pydantic_extra__ or {}).get(split) or SplitOptions()
+        if not training and not trained and split != "train":
+            for name in ("shuffle", "drop_last"):
+                if getattr(own, name):
+                    raise ConfigError(
+                        f"dataloader.{split}.{name}: wanted false or nothing, found true: an evaluation "
+                        f"counts every sample once, in order"
+                    )
+        workers = self._own_or_general(own, "num_workers")
+        return LoaderOptions(
+            batch_size=self._own_or_general(own, "batch_size"),
+            num_workers=workers,
+            shuffle=training and self._own_or_general(own, "shuffle", True),
+            drop_last=training and self._own_or_general(own, "drop_last", False),
+            pin_memory=self._own_or_general(own, "pin_memory"),
+            persistent_workers=workers > 0 and self._own_or_general(own, "persistent_workers", False),
+            prefetch_factor=self._own_or_general(own, "prefetch_factor") if workers > 0 else None,
+        )
+
+    def _own_or_general(self, own: SplitOptions, name: str, default: Any = None) -> Any:
+        for value in (getattr(own, name), getattr(self, name)):
+            if value is not None:
+                return value
+        return default
+
+
+class _Open(BaseModel):
+    """A section whose extra keys are the arguments of the class that it names."""
+
+    model_config = OPEN
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            values = plain(values)
+            refuse_in_values(values)
+        return values
+
+
+class OptimConfig(_Open):
+    """An optimizer of `torch.optim` by name; extra keys are its arguments: `{name: sgd, momentum: 0.9}`."""
+
+    name: str = Field(min_length=1, description="a class of torch.optim, in any letter case")
+    lr: NonNegative | None = Field(None, description="learning rate; null: the class's own default")
+    groups: list[dict[str, Any]] = Field(
+        [],
+        description='parameters that differ, by a regular expression: [{match: "bias", weight_decay: 0.0}]',
+    )
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for the optimizer's class: the extra keys, and `lr` where it is given."""
+        rate = {} if self.lr is None else {"lr": self.lr}
+        return {**rate, **(self.__pydantic_extra__ or {})}
+
+
+class SchedulerConfig(_Open):
+    """A learning-rate schedule by name; extra keys are the arguments of its class."""
+
+    name: str = Field(
+        min_length=1, description="constant, linear, cosine, or a class of torch.optim.lr_scheduler"
+    )
+    warmup_steps: NonNegativeWhole = Field(
+        0, description="optimizer steps of linear warm-up before the schedule"
+    )
+    interval: Literal["step", "epoch"] | None = Field(
+        None,
+        description="what the schedule counts; null: steps in step mode and for constant, linear, cosine, OneCycleLR, "
+        "CyclicLR and LambdaLR; results for ReduceLROnPlateau; else epochs",
+    )
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for the scheduler's class: the extra keys."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Params(Model):
+    """Base of a runner's own typed hyperparameters: frozen and closed.
+
+    Declare fields in a subclass, and name it in the runner as `params: MyParams`. `MyParams(**config.params)`
+    raises ConfigError with a line `params.key: ..` for each problem.
+    """
+
+    SECTION: ClassVar[str] = "params"
+
+
+class FreeParams(Mapping[str, Any]):
+    """Untyped hyperparameters: any key, read as `params.width` or `params["width"]`, and nested.
+
+    A key that is also the name of a method (`items`, `get`) is the value, as an attribute too.
+    """
+
+    def __init__(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
+        merged = {**(values or {}), **more}
+        nested = {
+            key: FreeParams(item) if isinstance(item, Mapping) else item for key, item in merged.items()
+        }
+        self.__dict__.update(nested)
+
+    def __getitem__(self, key: str) -> Any:
+        return self.__dict__[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dict__)
+
+    def __len__(self) -> int:
+        return len(self.__dict__)
+
+    def __getattr__(self, name: str) -> Any:
+        near = nearest(name, self.__dict__)
+        hint = f"did you mean {near!r}?" if near else f"known are {sorted(self.__dict__)}"
+        raise AttributeError(f"params has no {name!r}: {hint}")
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"params are frozen: override 'params.{name}' in the config instead")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"params are frozen: {name!r} cannot be deleted")
+
+    def __eq__(self, other: object) -> bool:
+        return self.__dict__ == other.__dict__ if isinstance(other, FreeParams) else self.__dict__ == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[type[FreeParams], tuple[dict[str, Any]]]:
+        return FreeParams, (self.model_dump(),)
+
+    def __repr__(self) -> str:
+        return (
+            f"FreeParams({', '.join(f'{key}={shown(item, (key,))}' for key, item in self.__dict__.items())})"
+        )
+
+    def model_dump(self) -> dict[str, Any]:
+        """The values as plain nested dicts, as a typed `Params` gives them."""
+        return {
+            key: FreeParams.model_dump(item) if isinstance(item, FreeParams) else item
+            for key, item in self.__dict__.items()
+        }

@@ -1,0 +1,200 @@
+"""Experiments and groups as files: a config and what varies in it, expanded into the configs of all runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from danling_core.config.config import Config, check_kind, renamed, renamed_overrides
+from danling_core.config.documents import as_mapping, canonical_json, plain, read_mapping
+from danling_core.config.field_types import Count, Name, Values
+from danling_core.config.overrides import Overrides, apply, expand, parse_sweep, run_names
+from danling_core.config.validation import Model, labelled
+from danling_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """An experiment and the config of each of its runs."""
+
+    name: str
+    configs: list[Config]
+
+
+def _plain(value: Any) -> Any:
+    return plain(value)
+
+
+def _as_overrides(value: Any) -> Any:
+    """Overrides as a mapping: `["seed=1"]` and `{seed: 1}` are the same."""
+    if not isinstance(value, (list, tuple, Mapping)):
+        raise ConfigError(
+            f"overrides: wanted a mapping or a list of 'key=value', found a {type(value).__name__}"
+        )
+    return plain(value) if isinstance(value, Mapping) else apply({}, value)
+
+
+PlainValues = Annotated[Values, BeforeValidator(_plain)]
+
+
+class ExperimentSpec(Model):
+    """One experiment: a config, and a sweep or a list of runs over it."""
+
+    config: PlainValues = Field(description="the config that all runs share; in a file also a path to one")
+    sweep: PlainValues | None = Field(None, description="values to combine: {optim.lr: [1e-3, 3e-3]}")
+    runs: list[PlainValues] | None = Field(None, description="overrides of each run: [{params.width: 16}]")
+    overrides: Annotated[Values, BeforeValidator(_as_overrides)] = Field(
+        {}, description="applied to the config before what varies"
+    )
+    concurrency: Count = Field(1, description="runs at a time")
+
+    @model_validator(mode="after")
+    def _check_variation(self) -> Self:
+        if self.sweep is not None and self.runs is not None:
+            raise ValueError("sweep and runs are both given: a grid or a list, not both")
+        if self.runs is not None and not self.runs:
+            raise ValueError("runs: wanted one or more runs, found none")
+        return self
+
+    @classmethod
+    def load(cls, file: str | Path, overrides: Overrides = (), sweep: Sequence[str] = ()) -> Self:
+        """The experiment in a YAML or JSON file, checked to the last run.
+
+        A `config` that is a path is relative to the file, and is read here: the result needs no file.
+
+        Args:
+            overrides: change what all runs share.
+            sweep: `["optim.lr=1e-3,3e-3", ...]`, combined; the file is then that of a run, or of an experiment in
+                which nothing varies.
+        """
+        try:
+            values = _swept(read_mapping(file), sweep)
+            check_kind(values, "experiment")
+            spec = cls(**_inlined(values, str(file), overrides))
+            spec.configs()
+        except ConfigError as error:
+            raise _once(str(file), error) from None
+        return spec
+
+    def configs(self, group: str | None = None) -> list[Config]:
+        """The config of each run, in order, with names that tell them apart.
+
+        Raises:
+            ConfigError: a config is invalid, or two runs are the same.
+        """
+        shared = _overridden(self.config, self.overrides)
+        varied = expand(self)
+        names = run_names(str(shared.get("run_name", "run")), varied)
+        configs = []
+        for number, (changes, name) in enumerate(zip(varied, names, strict=True), start=1):
+            given = {"run_name": name} if group is None else {"run_name": name, "group": group}
+            try:
+                configs.append(Config.from_dict({**_overridden(shared, changes), **given}))
+            except ConfigError as error:
+                raise labelled(f"run {number} ({name})", error) if len(varied) > 1 else error from None
+        _refuse_repeats(configs, [changes.get("run_name") for changes in varied])
+        return configs
+
+    def plan(self, group: str | None = None) -> ExperimentPlan:
+        """The configs of all runs, under the experiment's name."""
+        configs = self.configs(group)
+        return ExperimentPlan(configs[0].experiment_name, configs)
+
+
+class GroupSpec(Model):
+    """Experiments with something in common, run and compared together."""
+
+    group: Name = Field(description="the group's name: a tag, a field of each run's metadata, a leaderboard")
+    concurrency: Count = Field(1, description="runs at a time, over all experiments")
+    experiments: list[ExperimentSpec] = Field(min_length=1, description="what to run")
+
+    @classmethod
+    def load(cls, file: str | Path, overrides: Overrides = ()) -> Self:
+        """The group in a YAML or JSON file, checked to the last run; see `ExperimentSpec.load`."""
+        try:
+            values = read_mapping(file)
+            check_kind(values, "group")
+            experiments = values.get("experiments")
+            if isinstance(experiments, list):
+                values["experiments"] = [
+                    _inlined(as_mapping(one, f"experiments.{index}"), str(file), overrides)
+                    for index, one in enumerate(experiments)
+                ]
+            spec = cls(**values)
+            spec.configs()
+        except ConfigError as error:
+            raise _once(str(file), error) from None
+        return spec
+
+    def configs(self) -> list[ExperimentPlan]:
+        """The plan of each experiment, with `group` set in each config.
+
+        Raises:
+            ConfigError: a config is invalid, or two runs are the same.
+        """
+        plans = []
+        for index, experiment in enumerate(self.experiments):
+            try:
+                plans.append(experiment.plan(self.group))
+            except ConfigError as error:
+                raise labelled(f"experiments.{index}", error) from None
+        configs = [config for plan in plans for config in plan.configs]
+        _refuse_repeats(configs, [config.run_name for config in configs])
+        return plans
+
+
+def _swept(values: Values, sweep: Sequence[str]) -> Values:
+    """The values of an experiment that sweeps a run, or an experiment in which nothing varies."""
+    if not sweep:
+        return values
+    if "sweep" in values or "runs" in values:
+        raise ConfigError(
+            "the file has a sweep or runs of its own: leave out --sweep, or give the run's file"
+        )
+    if "config" not in values:
+        check_kind(values, "run")
+        values = {"config": values}
+    return {**values, "sweep": parse_sweep(sweep)}
+
+
+def _inlined(values: Values, file: str, overrides: Overrides) -> Values:
+    """The values of an experiment with its config read, and `overrides` after its own."""
+    config = values.get("config")
+    if isinstance(config, str):
+        values = {**values, "config": read_mapping(_beside(file, config))}
+    if overrides:
+        own = _as_overrides(values.get("overrides") or {})
+        values = {**values, "overrides": apply(own, renamed_overrides(overrides))}
+    return values
+
+
+def _beside(file: str, path: str) -> str:
+    if "://" in path or Path(path).is_absolute():
+        return path
+    folder, slash, _ = file.rpartition("/")
+    return f"{folder}{slash}{path}"
+
+
+def _overridden(config: Values, overrides: Overrides) -> Values:
+    return apply(renamed(config), renamed_overrides(overrides))
+
+
+def _refuse_repeats(configs: Sequence[Config], told_apart: Sequence[str | None]) -> None:
+    """A run that is written twice is a mistake, unless names that the user gave tell the two apart."""
+    first: dict[str, Config] = {}
+    for config, name in zip(configs, told_apart, strict=True):
+        key = canonical_json([config.experiment_name, config.experiment_id, name, config.canonical()])
+        twin = first.setdefault(key, config)
+        if twin is not config:
+            raise ConfigError(
+                f"runs {twin.run_name!r} and {config.run_name!r} of {config.experiment_name!r} are the same: "
+                f"nothing that can change a result differs"
+            )
+
+
+def _once(file: str, error: ConfigError) -> ConfigError:
+    return error if str(error).startswith(file) else labelled(file, error)

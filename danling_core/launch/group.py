@@ -1,0 +1,120 @@
+"""Run one group of ranks to its end with torch elastic: one launch, no restarts of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import time
+import uuid
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import registry as rendezvous_registry
+
+from danling_core.launch import child
+from danling_core.launch.verdict import GroupEnd, RankEnd
+from danling_core.launch.watch import Watch
+
+_MONITOR_SECONDS = 0.03
+
+
+def quieten() -> None:
+    """Silence elastic's own log, for the verdict says it better. Each of its modules has a logger."""
+    for name in [
+        *logging.root.manager.loggerDict,
+        "torch.distributed.elastic",
+        "torch.multiprocessing.spawn",
+    ]:
+        if name.startswith(("torch.distributed", "torch.multiprocessing")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Never SIGTERM: that one is the launcher's own, and means save and stop.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGUSR2"
+
+
+class _Agent(LocalElasticAgent):
+    """Elastic's agent, which hands over its processes, and notices ranks that vanish with exit code 0."""
+
+    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, watch: Watch) -> None:
+        super().__init__(spec, logs, start_method="forkserver", exit_barrier_timeout=30, shutdown_timeout=5)
+        self.watch = watch
+        self.processes: dict[int, BaseProcess] = {}
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        pids: dict[int, Any] = super()._start_workers(worker_group)
+        children = {process.pid: process for process in multiprocessing.active_children()}
+        self.processes = {rank: children[pid] for rank, pid in pids.items() if pid in children}
+        self.watch.adopt(pids, time.monotonic())
+        return pids
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.state is WorkerState.HEALTHY and self.watch.is_group_gone:
+            return RunResult(state=WorkerState.FAILED)
+        return result
+
+
+def run_group(order: dict[str, Any], world_size: int, folder: str, watch: Watch) -> GroupEnd:
+    """Start the ranks, wait for their end, and say how each ended. Called in the launcher's main thread.
+
+    Args:
+        order: what each rank is told; see `child.run_rank`.
+        folder: private, for this launch.
+        watch: of this group; its thread runs already.
+    """
+    order = {**order, "failure_path": os.path.join(folder, "failure-{rank}.json")}
+    agent = _make_agent(child.run_rank, order, world_size, folder, watch)
+    launch_error: str | None = None
+    try:
+        agent.run()
+    except Exception as error:
+        launch_error = f"the ranks could not be launched: {type(error).__name__}: {error}"
+    finally:
+        watch.sweep()  # not kill: ranks that are about to die by themselves must not count as killed by us
+        agent.get_worker_group().spec.rdzv_handler.shutdown()
+    ranks = [_rank_end(agent, watch, rank, order["failure_path"]) for rank in range(world_size)]
+    return GroupEnd(ranks, watch.hang, launch_error)
+
+
+def _make_agent(
+    entrypoint: Callable[..., None], order: dict[str, Any], world_size: int, folder: str, watch: Watch
+) -> _Agent:
+    rendezvous = RendezvousParameters(
+        backend="c10d",
+        endpoint="localhost:0",
+        run_id=uuid.uuid4().hex,
+        min_nodes=1,
+        max_nodes=1,
+        local_addr="localhost",
+        timeout=60,
+    )
+    spec = WorkerSpec(
+        role="rank",
+        local_world_size=world_size,
+        entrypoint=entrypoint,
+        args=(order,),
+        rdzv_handler=rendezvous_registry.get_rendezvous_handler(rendezvous),
+        max_restarts=0,
+        monitor_interval=_MONITOR_SECONDS,
+        local_addr="localhost",
+    )
+    return _Agent(spec, DefaultLogsSpecs(log_dir=folder), watch)
+
+
+def _rank_end(agent: _Agent, watch: Watch, rank: int, failure_path: str) -> RankEnd:
+    process, cells = agent.processes.get(rank), watch.control.ranks[rank]
+    path = Path(failure_path.format(rank=rank))
+    return RankEnd(
+        exit_code=None if process is None else process.exitcode,
+        is_done=cells.is_done,
+        step=cells.step,
+        failure=json.loads(path.read_text(encoding="utf-8")) if path.exists() else None,
+        was_killed=rank in watch.killed,
+    )

@@ -1,0 +1,1 @@
+"""How ranks work together: process group, collectives, seeds, and the agreement to stop."""

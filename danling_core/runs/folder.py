@@ -1,0 +1,322 @@
+"""The names and formats of a run's files; finding and listing runs under a project root."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from danling_core import storage
+from danling_core.errors import AccessDenied, ConfigError, NotFound, StorageError
+from danling_core.runs import cache as run_cache
+from danling_core.runs.segments import segments_by_file, segments_url
+
+if TYPE_CHECKING:
+    from danling_core.config import Config
+
+logger = logging.getLogger("danling")
+
+CONFIG, METADATA, LOG, EVENTS = "config.yaml", "metadata.json", "run.log", "events.jsonl"
+RESULTS, LATEST, BEST, EVALUATION = "results.json", "latest.json", "best.json", "evaluation.json"
+STATUS, CHECKPOINTS, TENSORBOARD, LEASE = "status.json", "checkpoints", "tensorboard", "lease"
+
+TIMESTAMP = re.compile(r"\d{8}-\d{6}-\d{6}")
+NAME_AND_ID = re.compile(r"(?P<name>.+)-(?P<id>.{8}[0-9a-f]{8})")
+_SHORTEST_ID_PREFIX = 4
+
+
+class Status(BaseModel):
+    """How far a run got, in a few hundred bytes; `status="complete"`, written last, is its completion record.
+
+    Fields written by a newer version are ignored. Numbers that are not finite survive the file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    status: Literal["running", "complete", "failed", "interrupted"]
+    name: str
+    id: str
+    run_id: str = ""
+    experiment_id: str = ""
+    experiment_name: str = ""
+    run_name: str = ""
+    group: str | None = None
+    timestamp: str = ""
+    attempt: str = ""
+    world_size: int = 1
+    bitwise: bool = True
+    epochs: int = 0
+    steps: int = 0
+    iters: int = 0
+    progress: float = 0.0
+    score_split: str | None = None
+    score_name: str | None = None
+    score_mode: str | None = None
+    best_index: int | None = None
+    best_score: float | None = None
+    latest_score: float | None = None
+    evaluation: dict[str, Any] | None = None
+    seconds: float = 0.0
+    updated_at: str = ""
+    error: str | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        return self.status == "complete"
+
+    @classmethod
+    def parse(cls, data: bytes | str) -> Status:
+        """Raises `StorageError` where the bytes are no status."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+            raise StorageError(f"not a status record: {problems}") from error
+
+
+@dataclass(frozen=True, order=True)
+class RunFolder:
+    """The folder of one run, local or remote; it need not exist."""
+
+    url: str
+
+    @property
+    def config_url(self) -> str:
+        return storage.join(self.url, CONFIG)
+
+    @property
+    def metadata_url(self) -> str:
+        return storage.join(self.url, METADATA)
+
+    @property
+    def log_url(self) -> str:
+        return storage.join(self.url, LOG)
+
+    @property
+    def events_url(self) -> str:
+        return storage.join(self.url, EVENTS)
+
+    @property
+    def results_url(self) -> str:
+        return storage.join(self.url, RESULTS)
+
+    @property
+    def latest_url(self) -> str:
+        return storage.join(self.url, LATEST)
+
+    @property
+    def best_url(self) -> str:
+        return storage.join(self.url, BEST)
+
+    @property
+    def evaluation_url(self) -> str:
+        return storage.join(self.url, EVALUATION)
+
+    @property
+    def status_url(self) -> str:
+        return storage.join(self.url, STATUS)
+
+    @property
+    def checkpoints_url(self) -> str:
+        return storage.join(self.url, CHECKPOINTS)
+
+    @property
+    def tensorboard_url(self) -> str:
+        return storage.join(self.url, TENSORBOARD)
+
+    @property
+    def timestamp(self) -> str:
+        """The folder's own name: the creation time of the run."""
+        return storage.base_name(self.url)
+
+    @property
+    def lease_parent_url(self) -> str:
+        """What `Lease.acquire` is given: the folder above, shared by all timestamps of the run; for
+        a folder that is not named by a timestamp, itself."""
+        return storage.parent(self.url) if TIMESTAMP.fullmatch(self.timestamp) else self.url
+
+    @property
+    def lease_url(self) -> str:
+        """The lease's own folder (`Lease.url`), for `lease.guard` and the mirror."""
+        return storage.join(self.lease_parent_url, LEASE)
+
+    def holds_run(self) -> bool:
+        """Whether a config or a status lies here."""
+        return not {STATUS, CONFIG}.isdisjoint(storage.list_names(self.url))
+
+    def read_status(self) -> Status | None:
+        """The status, or None where none is written yet. Raises `StorageError` where it cannot be read."""
+        try:
+            return Status.parse(storage.read_bytes(self.status_url))
+        except NotFound:
+            return None
+
+    def write_status(self, status: Status, *, is_durable: bool = True) -> None:
+        """Replaces the status whole. Only the run's owner calls this (rank 0, or the launcher after it)."""
+        storage.write_json(self.status_url, status.model_dump(mode="python"), is_durable=is_durable)
+
+
+def checkpoints_url(folder: RunFolder, config: Config | None) -> str:
+    """Where a run with this config keeps its checkpoints."""
+    if config is None:
+        return folder.checkpoints_url
+    return config.checkpoint_dir or storage.join(folder.url, config.checkpoint_dir_name)
+
+
+def find_checkpoints(folder: RunFolder) -> str:
+    """Where the run in a folder keeps its checkpoints, by the config that lies there."""
+    from danling_core.config import Config
+
+    try:
+        config = Config.from_yamls(storage.read_bytes(folder.config_url).decode())
+    except NotFound:
+        config = None
+    return checkpoints_url(folder, config)
+
+
+def list_runs(root_url: str) -> list[tuple[RunFolder, Status | None]]:
+    """Every run under a project root, sorted: one flat listing, then one small read per run, in parallel.
+
+    Remote runs known to be complete are not read again. A folder with a config but no readable status is
+    listed with None; foreign files are ignored.
+    """
+    if storage.is_local(root_url):
+        folders = sorted(_local_run_folders(root_url))
+        data = storage.read_many([folder.status_url for folder in folders])
+        contents = dict(zip(folders, data, strict=True))
+    else:
+        contents = _remote_statuses(root_url)
+    return [(folder, _parse_leniently(folder, contents[folder])) for folder in sorted(contents)]
+
+
+def _remote_statuses(root_url: str) -> dict[RunFolder, bytes | None]:
+    found: dict[RunFolder, bytes | None] = {}
+    statuses: dict[str, storage.Entry] = {}
+    for entry in storage.list_tree(root_url):
+        parts = entry.path.split("/")
+        if len(parts) == 3 and parts[2] in (STATUS, CONFIG) and TIMESTAMP.fullmatch(parts[1]):
+            folder = RunFolder(storage.join(root_url, parts[0], parts[1]))
+            found.setdefault(folder)
+            if parts[2] == STATUS:
+                statuses[folder.status_url] = entry
+    contents = run_cache.read_statuses(root_url, statuses)
+    return {folder: contents.get(folder.status_url) for folder in found}
+
+
+def _local_run_folders(root_url: str) -> set[RunFolder]:
+    found = set()
+    for name in storage.list_names(root_url):
+        try:
+            folders = _timestamped(storage.join(root_url, name))
+            found |= {folder for folder in folders if folder.holds_run()}
+        except AccessDenied as error:  # such as the lost+found of a disk
+            logger.debug("passed over: %s", error)
+    return found
+
+
+def _parse_leniently(folder: RunFolder, data: bytes | None) -> Status | None:
+    if data is None:
+        return None
+    try:
+        return Status.parse(data)
+    except StorageError as error:
+        logger.warning("%s: %s", folder.status_url, error)
+        return None
+
+
+def _timestamped(parent_url: str) -> list[RunFolder]:
+    names = [name for name in storage.list_names(parent_url) if TIMESTAMP.fullmatch(name)]
+    return [RunFolder(storage.join(parent_url, name)) for name in sorted(names, reverse=True)]
+
+
+def parent_url(root_url: str, name: str, id: str) -> str:
+    """The folder that holds every attempt at one run: `{root}/{name}-{id}`."""
+    return storage.join(root_url, f"{name}-{id}")
+
+
+def find_folders(root_url: str, name: str, id: str) -> list[RunFolder]:
+    """The folders of one run, newest first."""
+    return _timestamped(parent_url(root_url, name, id))
+
+
+def resolve(root_url: str, text: str) -> RunFolder:
+    """The run that a user means: path or URL of its folder, `{name}-{id}`, an id, its beginning, or a name.
+
+    Several runs have one name when its code or config changed: the newest of them is meant, and the log names the
+    others.
+
+    Raises:
+        NotFound: no run is called so; the message lists what there is.
+        ConfigError: the beginning of an id is that of several.
+    """
+    if _looks_like_location(text) and (folder := _at_location(text)):
+        return folder
+    names = [name for name in storage.list_names(root_url) if NAME_AND_ID.fullmatch(name)]
+    matches = [name for name in names if _is_called(name, text)]
+    if len(matches) > 1 and not all(NAME_AND_ID.fullmatch(name)["name"] == text for name in matches):  # type: ignore[index]
+        raise ConfigError(f"{text!r} may be any of {', '.join(matches[:8])}: give more of its id")
+    if not matches:
+        known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise NotFound(f"no run {text!r} under {root_url}; there is {known or 'none at all'}")
+    folders = [folder for name in matches for folder in _timestamped(storage.join(root_url, name))[:1]]
+    if not folders:
+        raise NotFound(f"{', '.join(matches)} under {root_url} holds no run")
+    folders.sort(key=lambda folder: folder.timestamp, reverse=True)
+    if len(folders) > 1:
+        others = ", ".join(storage.base_name(storage.parent(folder.url)) for folder in folders[1:9])
+        logger.warning("%r is the newest of %d runs of that name; the others: %s", text, len(folders), others)
+    return folders[0]
+
+
+def _looks_like_location(text: str) -> bool:
+    return "://" in text or "/" in text or text in (".", "..") or storage.exists(text)
+
+
+def _at_location(url: str) -> RunFolder | None:
+    folder = RunFolder(url.rstrip("/") or "/")
+    if folder.holds_run():
+        return folder
+    return next(iter(_timestamped(url)), None)
+
+
+def _is_called(folder_name: str, text: str) -> bool:
+    match = NAME_AND_ID.fullmatch(folder_name)
+    if match is None:
+        return False
+    is_prefix = len(text) >= _SHORTEST_ID_PREFIX and match["id"].startswith(text)
+    return is_prefix or text in (folder_name, match["name"], match["id"])
+
+
+def read_log(folder: RunFolder | str, name: str) -> bytes:
+    """The whole of an append-only file (`events.jsonl`, `run.log`), from itself or from its segments.
+
+    Raises:
+        NotFound: neither is there.
+    """
+    url = folder.url if isinstance(folder, RunFolder) else folder
+    try:
+        return storage.read_bytes(storage.join(url, name))
+    except NotFound:
+        parts = _segment_urls(url, name)
+        if not parts:
+            raise
+        return b"".join(_all_present(parts, storage.read_many(parts)))
+
+
+def _segment_urls(folder_url: str, name: str) -> list[str]:
+    folder = segments_url(folder_url, name)
+    stem, _, suffix = name.rpartition(".")
+    sizes = {f"{stem}/{found}": 0 for found in storage.list_names(folder) if found.endswith(f".{suffix}")}
+    segments = segments_by_file(sizes).get(name, [])
+    return [storage.join(folder_url, segment.path) for segment in segments]
+
+
+def _all_present(urls: Iterable[str], contents: Iterable[bytes | None]) -> Iterable[bytes]:
+    for url, data in zip(urls, contents, strict=True):
+        if data is None:
+            raise NotFound(f"{url} was listed a moment ago and is gone")
+        yield data

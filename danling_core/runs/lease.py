@@ -1,0 +1,273 @@
+"""The right to write into a run folder: numbered generation files, of which the highest owns.
+
+An owner creates the next generation file exclusively and rewrites it at every beat. Whoever wants to take
+over creates a higher one, once the owner has released it, is dead (same machine), or has not beaten for long.
+Beats are judged by whether they change under the observer's own clock, never compared with another one.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+
+from danling_core import storage
+from danling_core.errors import Fenced, NotFound, RunBusy, StorageError
+from danling_core.runs.folder import LEASE
+from danling_core.runs.lease_owner import Owner, beats_on_this_machine, is_dead, this_process
+
+logger = logging.getLogger("danling")
+
+BEAT_SECONDS = 5.0
+STALE_AFTER_SECONDS = 30.0
+_FILE = re.compile(r"(\d{6,})\.json")
+_POLL_SECONDS = 1.0
+_LONG_SILENCE_SECONDS = 600.0
+_ANSWER_SECONDS = 5.0  # a connection that died silently must not cost a healthy owner its lease
+
+
+class Lease:
+    """One generation of ownership of a run, made by `Lease.acquire`; release it in the end."""
+
+    def __init__(self, url: str, generation: int, owner: Owner, now: Callable[[], float] = time.time) -> None:
+        self.url = url
+        self.generation = generation
+        self.is_fenced = False
+        self._owner = owner
+        self._now = now
+        self._lock = threading.Lock()
+
+    @classmethod
+    def acquire(
+        cls,
+        parent_url: str,
+        owner: str = "danling",
+        *,
+        stale_after_seconds: float = STALE_AFTER_SECONDS,
+        wait_seconds: float = 0.0,
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> Lease:
+        """Takes the next generation under `parent_url`, waiting up to `wait_seconds` for a living owner.
+
+        An owner on another machine is watched until its beat changes (it lives) or `stale_after_seconds` have
+        passed without a change (it is taken over), so a refusal may take as long as one beat.
+
+        Raises:
+            RunBusy: a living process owns it; the message says which.
+        """
+        url = lease_url(parent_url)
+        started = monotonic()
+        watched: tuple[int, Owner] | None = None
+        watched_since = started
+        while True:
+            generation, holder = _highest(url)
+            if holder is None or holder.is_released or is_dead(holder):
+                if lease := cls._try_create(url, generation + 1, owner, now):
+                    return lease
+                continue
+            if (generation, holder) != watched:
+                is_alive = watched is not None or beats_on_this_machine(holder, now(), stale_after_seconds)
+                watched, watched_since = (generation, holder), monotonic()
+                if is_alive and monotonic() - started >= wait_seconds:
+                    raise RunBusy(f"{parent_url} is owned by {holder}. Wait for it, or stop it")
+            if monotonic() - watched_since >= stale_after_seconds:
+                logger.warning(
+                    "taking over %s from %s: no beat for %.0f s", parent_url, holder, stale_after_seconds
+                )
+                if lease := cls._try_create(url, generation + 1, owner, now):
+                    return lease
+                continue
+            sleep(min(_POLL_SECONDS, stale_after_seconds / 4))
+
+    @classmethod
+    def _try_create(
+        cls, url: str, generation: int, description: str, now: Callable[[], float]
+    ) -> Lease | None:
+        owner = this_process(description, now())
+        with _prompt():
+            is_created = storage.create_exclusive(_generation_url(url, generation), owner.dumps())
+        if not is_created:
+            return None
+        highest, holder = _highest(url)
+        if highest != generation or holder is None or holder.token != owner.token:
+            return None  # decided on an old listing, or the store has no exclusive create
+        for old in _generations(url):
+            if old < generation - 1:
+                storage.delete(_generation_url(url, old))
+        return cls(url, generation, owner, now)
+
+    def check(self) -> None:
+        """Raises `Fenced` if another process has taken over. Costs one small listing."""
+        if self.is_fenced:
+            raise Fenced(_fenced_message(self.url, self.generation, None))
+        try:
+            check_generation(self.url, self.generation)
+        except Fenced:
+            self.is_fenced = True
+            raise
+
+    def beat(self) -> None:
+        """Tells the others that this owner lives. Raises `Fenced`, or `StorageError` if the store is away."""
+        with self._lock:
+            self._check_own()
+            self._write(replace(self._owner, beat=self._owner.beat + 1, beat_at=self._now()))
+
+    def release(self) -> None:
+        """Gives the run up in good order: the next one acquires at once. Fenced or released: no effect."""
+        with self._lock:
+            if self._owner.is_released or self.is_fenced:
+                return
+            try:
+                self._check_own()
+            except Fenced as error:
+                logger.warning("%s", error)
+                return
+            self._write(replace(self._owner, is_released=True, beat_at=self._now()))
+
+    @contextmanager
+    def beating(
+        self, interval: float = BEAT_SECONDS, on_fenced: Callable[[Fenced], None] | None = None
+    ) -> Iterator[Lease]:
+        """Beats from a background thread while the block runs.
+
+        A beat that the store refuses is tried again at the next interval. Once fenced, the thread calls
+        `on_fenced` (from the thread, once) and ends. The lease is not released at the end: call `release`.
+        """
+        stopped = threading.Event()
+        run = contextvars.copy_context().run  # with the caller's storage settings
+        arguments = (self._beat_until, interval, stopped, on_fenced)
+        thread = threading.Thread(target=run, args=arguments, name="danling-lease", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            stopped.set()
+            thread.join()
+
+    def _beat_until(
+        self, interval: float, stopped: threading.Event, on_fenced: Callable[[Fenced], None] | None
+    ) -> None:
+        with storage.using(retry=storage.Retry(deadline_seconds=interval, max_wait_seconds=interval / 4)):
+            while not stopped.wait(interval):
+                try:
+                    self.beat()
+                except Fenced as error:
+                    logger.error("%s", error)
+                    if on_fenced is not None:
+                        on_fenced(error)
+                    return
+                except StorageError as error:
+                    logger.warning("a beat of the lease failed and will be repeated: %s", error)
+
+    def _check_own(self) -> None:
+        """`check`, and that nobody else has this generation: not every store creates exclusively."""
+        self.check()
+        holder = _read(self.url, self.generation)
+        if holder is not None and holder.token != self._owner.token:
+            self.is_fenced = True
+            raise Fenced(_fenced_message(self.url, self.generation, holder))
+
+    def _write(self, owner: Owner) -> None:
+        with _prompt():
+            storage.write_bytes(_generation_url(self.url, self.generation), owner.dumps(), is_durable=False)
+        self._owner = owner
+
+
+def lease_url(parent_url: str) -> str:
+    """The folder of the generation files of the run kept under `parent_url`."""
+    return storage.join(parent_url, LEASE)
+
+
+def check_generation(url: str, generation: int) -> None:
+    """Raises `Fenced` if a higher generation exists: for processes that write on behalf of an owner.
+
+    Args:
+        url: the lease's own URL, as in `Lease.url`.
+        generation: what the owner acquired.
+    """
+    highest = max(_generations(url), default=0)
+    if highest > generation:
+        raise Fenced(_fenced_message(url, generation, _read(url, highest)))
+
+
+def guard(url: str, generation: int) -> Callable[[], None]:
+    """`check_generation` as a callable without arguments, as `CheckpointStore(guard=...)` wants it."""
+    return lambda: check_generation(url, generation)
+
+
+def current_owner(parent_url: str) -> Owner | None:
+    """Who owns the run now, as far as the files say; None if nobody does."""
+    _, holder = _highest(lease_url(parent_url))
+    return None if holder is None or holder.is_released else holder
+
+
+def is_held(
+    parent_url: str,
+    *,
+    stale_after_seconds: float = STALE_AFTER_SECONDS,
+    now: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> bool:
+    """Whether the run's owner lives. One on another machine is watched until its beat changes, which takes as
+    long as a beat, or until it is stale.
+    """
+    holder = current_owner(parent_url)
+    if holder is None or is_dead(holder):
+        return False
+    if beats_on_this_machine(holder, now(), stale_after_seconds):
+        return True
+    began = monotonic()
+    while monotonic() - began < stale_after_seconds:
+        sleep(min(_POLL_SECONDS, stale_after_seconds / 4))
+        found = current_owner(parent_url)
+        if found != holder:
+            return found is not None
+    return False
+
+
+def seems_held(parent_url: str) -> bool:
+    """Whether the owner has beaten within ten minutes, for a listing: at once, and so by the clocks of two
+    machines."""
+    holder = current_owner(parent_url)
+    return holder is not None and not is_dead(holder) and time.time() - holder.beat_at < _LONG_SILENCE_SECONDS
+
+
+def _fenced_message(url: str, generation: int, holder: Owner | None) -> str:
+    new_owner = f" by {holder}" if holder else ""
+    return f"generation {generation} of {url} was taken over{new_owner}; nothing more may be written for it"
+
+
+def _generation_url(url: str, generation: int) -> str:
+    return storage.join(url, f"{generation:06d}.json")
+
+
+def _generations(url: str) -> list[int]:
+    with _prompt():
+        names = storage.list_names(url)
+    return sorted(int(match.group(1)) for name in names if (match := _FILE.fullmatch(name)))
+
+
+def _prompt() -> AbstractContextManager[None]:
+    """How the files of a lease are asked for."""
+    return storage.prompt(_ANSWER_SECONDS)
+
+
+def _highest(url: str) -> tuple[int, Owner | None]:
+    highest = max(_generations(url), default=0)
+    return highest, _read(url, highest) if highest else None
+
+
+def _read(url: str, generation: int) -> Owner | None:
+    try:
+        with _prompt():
+            return Owner.parse(storage.read_bytes(_generation_url(url, generation)))
+    except NotFound:
+        return None

@@ -1,0 +1,204 @@
+"""What rank 0 keeps in the run's folder: events, results, status, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from danling_core import storage
+from danling_core.checkpoints.saver import BackgroundSaver
+from danling_core.checkpoints.store import CheckpointStore
+from danling_core.errors import CheckpointError, ConfigError, StorageError
+from danling_core.runs.folder import RunFolder, Status
+from danling_core.runs.lease import guard
+from danling_core.session.context import RunContext
+from danling_core.writers import EventLog, Writer, Writers
+
+if TYPE_CHECKING:
+    from danling_core.checkpoints.record import Record
+    from danling_core.results.history import Results
+    from danling_core.session.delivery import Delivery
+
+logger = logging.getLogger("danling")
+
+
+class RunFiles:
+    """The writing side of a run's folder. Rank 0 only; other ranks hold none.
+
+    Args:
+        context: where to write, as which attempt.
+        status: what is known of the run when it starts.
+        checkpoint_dir: local folder of the checkpoints.
+        keep_last: checkpoints kept beside those that a pointer names.
+        is_given: the folder of checkpoints was named by hand, and may be another run's.
+        writers: told of every event, after the event log; whoever made them closes them, after the delivery.
+        delivery: brings the folder to its store, where it has one; closed with the rest.
+    """
+
+    def __init__(
+        self,
+        context: RunContext,
+        status: Status,
+        *,
+        checkpoint_dir: str,
+        keep_last: int,
+        is_given: bool,
+        writers: list[Writer],
+        delivery: Delivery | None = None,
+    ) -> None:
+        self.folder = RunFolder(context.work_dir)
+        self.context = context
+        self.status = status
+        self._check_owner = _owner_check(context)
+        self.store = CheckpointStore(checkpoint_dir, guard=self._check_writer)
+        self._is_given = is_given
+        self.saver = BackgroundSaver(self.store, self._on_commit)
+        self._keep_last = keep_last
+        self._delivery = delivery
+        self._lock = threading.Lock()
+        event_log = EventLog(storage.local_path(self.folder.events_url), context.attempt)
+        self._writers = Writers([event_log, *writers], context.attempt)
+        self._closing = contextlib.ExitStack()
+        self._closing.callback(self._close_writers, writers)
+        self._closing.callback(self.saver.close)
+
+    def add_writers(self, writers: list[Writer]) -> None:
+        """Tell these, too, from now on."""
+        with self._lock:
+            self._writers.writers.extend(writers)
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Tell the event log and every writer. Any thread. Raises `Fenced` once another owner has taken over."""
+        self._check_owner()
+        with self._lock:
+            self._writers.emit(kind, **fields)
+
+    def write_results(self, results: Results, identity: dict[str, str]) -> None:
+        """Replace results.json, latest.json and best.json. Raises `Fenced`."""
+        self._check_owner()
+        # not durable: after a loss of power they follow again from the checkpoint, which is
+        storage.write_json(
+            self.folder.results_url, {**identity, "results": results.to_json()}, is_durable=False
+        )
+        if results.latest_result is not None:
+            storage.write_json(
+                self.folder.latest_url, {**identity, **results.latest_result}, is_durable=False
+            )
+        if results.best_result is not None:
+            storage.write_json(self.folder.best_url, {**identity, **results.best_result}, is_durable=False)
+        if self._delivery is not None:
+            self._delivery.soon()
+        self.check_delivery()
+
+    def write_status(self, **changes: Any) -> Status:
+        """Replace status.json; `status="complete"` is the completion record and comes last. Raises `Fenced`."""
+        self._check_owner()
+        changes["updated_at"] = datetime.now(UTC).isoformat()
+        self.status = self.status.model_copy(update=changes)
+        self.folder.write_status(self.status, is_durable=self.status.status != "running")
+        return self.status
+
+    def request_delivery(self) -> None:
+        """Ask for all that is here now to be brought to the store; `is_delivered` tells when."""
+        if self._delivery is not None:
+            self._delivery.request()
+
+    def check_delivery(self) -> None:
+        """Hold the run to its limits of running ahead of the store. Raises `Fenced`."""
+        if self._delivery is not None:
+            self._delivery.check()
+
+    def is_delivered(self, timeout_seconds: float) -> bool:
+        """Whether the store has what `request_delivery` asked for, waiting up to `timeout_seconds`.
+
+        Raises:
+            Fenced: another process owns the run.
+            StoreUnavailable: one mirror after the other ended; everything is in the local folder still.
+        """
+        return self._delivery is None or self._delivery.is_done(timeout_seconds)
+
+    def _on_commit(self, record: Record, names: tuple[str, ...]) -> None:
+        self.emit(
+            "checkpoint_committed",
+            record=record.name,
+            names=list(names),
+            step=record.step,
+            epochs=record.info.get("epochs"),
+        )
+        self._prune()
+        self.check_delivery()
+
+    def _prune(self) -> None:
+        try:
+            self.store.prune(self._keep_last)
+        except (CheckpointError, StorageError) as error:  # the commit counts; the next one prunes again
+            logger.warning("old checkpoints stay for now: %s", error)
+
+    def _check_writer(self) -> None:
+        self._check_owner()
+        self.check_store()
+
+    def check_store(self) -> None:
+        """Refuse a folder of checkpoints, named by hand, that another run writes to: each would load and prune the
+        other's. Raises `ConfigError`."""
+        if not self._is_given:
+            return
+        mine = self.status.run_id, self.status.timestamp
+        for record in self.store.records():
+            found = record.info.get("run_id", mine[0]), record.info.get("timestamp", mine[1])
+            if found != mine:
+                raise ConfigError(
+                    f"checkpoint_dir {self.store.url} holds checkpoints of run {found[0]} of {found[1]}, and this is "
+                    f"{mine[0]} of {mine[1]}: leave checkpoint_dir out, or give each run its own, also "
+                    f"each --fresh one, such as {self.store.url.rstrip('/')}-{self.status.timestamp}"
+                )
+
+    def flush(self) -> None:
+        self._writers.flush()
+
+    def close(self) -> None:
+        """Wait for the last save and close every writer, also where one of these fails. A second call does
+        nothing. What is left to deliver is for `is_over`."""
+        self._closing.close()
+
+    def _close_writers(self, others: list[Writer]) -> None:
+        self._writers.writers = [writer for writer in self._writers.writers if writer not in others]
+        self._writers.close()
+
+    def is_over(self, timeout_seconds: float) -> bool:
+        """Whether the delivery has ended, waiting up to `timeout_seconds`; the first call has it end."""
+        return self._delivery is None or self._delivery.is_over(timeout_seconds)
+
+    def leave_delivery(self) -> None:
+        """Have the delivery end, and wait for it no more."""
+        self.is_over(0.0)
+        self._delivery = None
+
+
+def _owner_check(context: RunContext) -> Callable[[], None]:
+    """To be called before every write: raises `Fenced` where another process has taken the run over, and
+    `StorageError` where the folder is gone, which a write would bring back as a ghost.
+
+    It costs a stat and one listing of a small folder. A remote run is written by its mirror, which checks for
+    itself; its local folder is this machine's own.
+    """
+    check_lease: Callable[[], None] = (
+        guard(RunFolder(context.url).lease_url, context.generation)
+        if storage.is_local(context.url)
+        else lambda: None
+    )
+
+    def check() -> None:
+        if not os.path.isdir(context.work_dir):
+            raise StorageError(
+                f"the run's folder {context.work_dir} disappeared during the run, and its checkpoints with it: "
+                "put it back, or start again with a fresh run"
+            )
+        check_lease()
+
+    return check

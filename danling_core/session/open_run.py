@@ -1,0 +1,265 @@
+"""Finds or creates a run under its lease: the same for the driver, a torchrun worker and a runner alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from danling_core import storage
+from danling_core.config import storage_block
+from danling_core.errors import ConfigError, NotFound, StorageError
+from danling_core.identity.ids import new_timestamp
+from danling_core.mirror.layout import STAGING
+from danling_core.mirror.pull import pull, pull_checkpoints, pull_small_files
+from danling_core.runs import metadata
+from danling_core.runs.folder import RunFolder, Status, find_folders, parent_url
+from danling_core.runs.lease import STALE_AFTER_SECONDS, Lease
+
+if TYPE_CHECKING:
+    from danling_core.config import Config
+    from danling_core.identity.ids import Identity
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run that may be written (`lease` is held), or a complete one (`complete` is set, `lease` is None).
+
+    Args:
+        folder: where the run lives, local or remote.
+        lease: held by the caller, who beats and releases it.
+        complete: the completion record of a run that has nothing left to do.
+        generation: of the lease; 0 without one.
+        work_dir: the local folder to write into; the folder itself where it is local.
+        is_new: it was created just now; otherwise it is resumed.
+    """
+
+    folder: RunFolder
+    lease: Lease | None
+    complete: Status | None
+    generation: int
+    work_dir: str
+    is_new: bool
+
+    @property
+    def remote_url(self) -> str | None:
+        """Where the mirror has to bring `work_dir`; None for a local run."""
+        return None if storage.is_local(self.folder.url) else self.folder.url
+
+
+def open_run(
+    config: Config,
+    identity: Identity,
+    *,
+    fresh: bool = False,
+    source_file: str | None = None,
+    stale_after_seconds: float = STALE_AFTER_SECONDS,
+    wait_seconds: float = 0.0,
+) -> OpenedRun:
+    """The run that this config and this code mean: complete, resumed in place, or new.
+
+    Called by one process of a run (the driver, or rank 0). For a remote root, what a resume needs is brought
+    to the local work folder. The caller uses the run's `storage_options` for what follows: other runs of this
+    process may have others.
+
+    Args:
+        config: the full config.
+        identity: its identity.
+        fresh: begin anew, under a new timestamp, whatever is there.
+        source_file: the runner's file, whose git repository goes into the metadata.
+        stale_after_seconds: without a beat for so long, another machine's owner is taken over.
+        wait_seconds: how long to wait for a living owner to finish.
+
+    Raises:
+        RunBusy: another living process owns the run.
+        ConfigError: a `checkpoint_dir` for a remote run; a `storage_block` that nobody loaded; `fresh` together
+            with `dir`, where a run is already.
+        StorageError: the store refuses or is away.
+    """
+    storage_block.check_loaded(config)
+    _check_places(config)
+    with storage.using(config.storage_options):
+        if not fresh and (done := newest_complete(config, identity)):
+            return done
+        lease = Lease.acquire(
+            _lease_parent_url(config, identity),
+            f"{identity.name}-{identity.id} ({metadata.user_name()})",
+            stale_after_seconds=stale_after_seconds,
+            wait_seconds=wait_seconds,
+        )
+        try:
+            if not fresh and (done := newest_complete(config, identity)):  # completed while we waited
+                lease.release()
+                return done
+            with lease.beating():
+                return _open_under(lease, config, identity, fresh, source_file)
+        except BaseException:
+            lease.release()
+            raise
+
+
+def bring_checkpoints(url: str, work_dir: str, config: Config) -> None:
+    """The newest and the best checkpoint of a complete remote run, for whoever wants its weights here: its mirror
+    deletes them when it is done. Of a run that is resumed they are here already.
+
+    Args:
+        url: the run's folder on the store.
+        work_dir: its local one.
+        config: of the run.
+    """
+    name = config.checkpoint_dir_name
+    local = os.path.join(work_dir, name)
+    pull_checkpoints(storage.join(url, name), local, os.path.join(work_dir, STAGING))
+
+
+def work_dir(config: Config, folder: RunFolder) -> str:
+    """The local folder that a run is written into: its own where it is local, else one in the scratch folder.
+
+    The same run has the same one every time, so that a resume on the same machine finds what is there.
+    """
+    if storage.is_local(folder.url):
+        return storage.local_path(folder.url)
+    root = config.scratch or os.path.join(tempfile.gettempdir(), f"danling-{os.getuid()}")
+    path = os.path.join(os.path.abspath(os.path.expanduser(root)), _scratch_name(folder.url))
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    if os.stat(path).st_uid != os.getuid():
+        raise StorageError(
+            f"the scratch folder {path} belongs to somebody else; give another one as `scratch`"
+        )
+    return path
+
+
+def _scratch_name(url: str) -> str:
+    digest = hashlib.sha256(url.encode()).hexdigest()[:12]
+    return f"{storage.base_name(storage.parent(url))}-{storage.base_name(url)}-{digest}"
+
+
+def _check_places(config: Config) -> None:
+    place = config.project_root if config.dir is None else config.dir
+    if config.checkpoint_dir is not None and not storage.is_local(place):
+        raise ConfigError(
+            f"checkpoint_dir {config.checkpoint_dir!r} cannot be given for a run at {place}: its checkpoints are "
+            "brought into its folder there, under one lease; leave it out, or name the folder by "
+            "checkpoint_dir_name"
+        )
+
+
+def _lease_parent_url(config: Config, identity: Identity) -> str:
+    if config.dir is not None:
+        return RunFolder(_absolute(config.dir)).lease_parent_url
+    return parent_url(_absolute(config.project_root), identity.name, identity.id)
+
+
+def _newest(config: Config, identity: Identity) -> RunFolder | None:
+    if config.dir is not None:
+        folder = RunFolder(_absolute(config.dir))
+        return folder if folder.holds_run() else None
+    return next(iter(find_folders(_absolute(config.project_root), identity.name, identity.id)), None)
+
+
+def newest_complete(config: Config, identity: Identity) -> OpenedRun | None:
+    """The run that this config and this code mean, where its newest attempt is complete; nothing is claimed.
+
+    Raises:
+        ConfigError: `dir` holds another run.
+        StorageError: the store refuses or is away.
+    """
+    folder = _newest(config, identity)
+    status = folder.read_status() if folder else None
+    if folder is None or status is None or not status.is_complete:
+        return None
+    _check_same_run(folder, identity)
+    local = work_dir(config, folder)
+    if not storage.is_local(folder.url):
+        pull_small_files(folder, local)
+    return OpenedRun(folder, None, status, 0, local, is_new=False)
+
+
+def _open_under(
+    lease: Lease, config: Config, identity: Identity, fresh: bool, source_file: str | None
+) -> OpenedRun:
+    newest = _newest(config, identity)
+    if fresh and newest is not None and config.dir is not None:
+        raise ConfigError(
+            f"dir {config.dir!r} holds a run already; to begin anew name another one, or remove it"
+        )
+    if newest is None or fresh:
+        folder = _new_folder(config, identity, newest)
+        _create(folder, lease, config, identity, source_file)
+    else:
+        folder = newest
+        _resume(folder, lease, config, identity, source_file)
+    local = work_dir(config, folder)
+    if not storage.is_local(folder.url):
+        pull(folder, local, config.checkpoint_dir_name)
+    return OpenedRun(folder, lease, None, lease.generation, local, is_new=folder is not newest)
+
+
+def _new_folder(config: Config, identity: Identity, newest: RunFolder | None) -> RunFolder:
+    if config.dir is not None:
+        return RunFolder(_absolute(config.dir))
+    now = datetime.now(UTC)
+    if newest is not None:  # never sort before a run that a faster clock has named
+        last = datetime.strptime(newest.timestamp, "%Y%m%d-%H%M%S-%f").replace(tzinfo=UTC)
+        now = max(now, last + timedelta(microseconds=1))
+    above = parent_url(_absolute(config.project_root), identity.name, identity.id)
+    return RunFolder(storage.join(above, new_timestamp(now)))
+
+
+def _create(
+    folder: RunFolder, lease: Lease, config: Config, identity: Identity, source_file: str | None
+) -> None:
+    code = os.path.dirname(os.path.abspath(source_file)) if source_file else None
+    facts = {
+        "name": identity.name,
+        "id": identity.id,
+        "uuid": str(identity.uuid),
+        "run_id": identity.run_id,
+        "experiment_id": identity.experiment_id,
+        **metadata.collect(code, group=config.group),
+    }
+    entry = _attempt(lease, config)
+    storage.write_json(folder.metadata_url, metadata.with_attempt(facts, entry), guard=lease.check)
+    if config.checkpoint_dir is not None:  # which prune and verify look for from other folders
+        config = config.replace(checkpoint_dir=_absolute(config.checkpoint_dir))
+    storage.write_bytes(folder.config_url, config.yamls().encode(), guard=lease.check)
+
+
+def _resume(
+    folder: RunFolder, lease: Lease, config: Config, identity: Identity, source_file: str | None
+) -> None:
+    _check_same_run(folder, identity)
+    if not storage.exists(folder.config_url):  # whoever created it died half-way
+        _create(folder, lease, config, identity, source_file)
+        return
+    try:
+        known = storage.read_json(folder.metadata_url)
+    except NotFound:
+        known = {}
+    entry = _attempt(lease, config)
+    storage.write_json(folder.metadata_url, metadata.with_attempt(known, entry), guard=lease.check)
+
+
+def _attempt(lease: Lease, config: Config) -> dict[str, Any]:
+    return metadata.attempt_entry(
+        generation=lease.generation, nproc_per_node=config.nproc_per_node, nnodes=config.nnodes
+    )
+
+
+def _check_same_run(folder: RunFolder, identity: Identity) -> None:
+    """Only a folder that was named by hand (`dir`) can hold another run."""
+    try:
+        found = storage.read_json(folder.metadata_url).get("run_id")
+    except NotFound:
+        return
+    if found not in (None, identity.run_id):
+        raise ConfigError(
+            f"{folder.url} holds run {found}; this code and config are {identity.run_id}: name another dir"
+        )
+
+
+def _absolute(url: str) -> str:
+    return storage.local_path(url) if storage.is_local(url) else url.rstrip("/")

@@ -1,0 +1,116 @@
+"""Deletes checkpoints that nobody needs from the runs of a project root: first a plan, then the deed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from danling_core import storage
+from danling_core.checkpoints import retention
+from danling_core.checkpoints.record import Record
+from danling_core.checkpoints.store import CheckpointStore
+from danling_core.errors import DanLingError
+from danling_core.runs.folder import RunFolder, find_checkpoints, list_runs
+from danling_core.runs.lease import Lease, is_held
+from danling_core.tools.at_once import at_once
+
+_RUNS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """What may go of one run.
+
+    Args:
+        folder: of the run.
+        records: the checkpoints to delete.
+        kept: how many stay.
+        reason: why nothing is deleted, although it could be; None if it is.
+    """
+
+    folder: RunFolder
+    records: tuple[Record, ...] = ()
+    kept: int = 0
+    reason: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that become free."""
+        return sum(record.size for record in self.records)
+
+
+def plan(root_url: str, *, keep_best: bool, keep_last: int = 1) -> list[Doomed]:
+    """What would be deleted under a root; reads records and pointers only.
+
+    The newest checkpoint of a run always stays, so that it can be resumed; `epoch-N` checkpoints go.
+
+    Args:
+        root_url: a project root.
+        keep_best: the best checkpoint of each run stays, too.
+        keep_last: so many of the newest stay; at least 1.
+    """
+    folders = [folder for folder, _ in list_runs(root_url)]
+    plan_one = functools.partial(_plan_one, keep_best=keep_best, keep_last=keep_last)
+    return [each for each in at_once(_RUNS_AT_ONCE, plan_one, folders) if each.records or each.reason]
+
+
+def carry_out(plans: Sequence[Doomed]) -> list[Doomed]:
+    """Deletes what was planned, of several runs at once; where that failed, `reason` says why."""
+
+    def delete(doomed: Doomed) -> Doomed:
+        try:
+            if doomed.reason is None:
+                _delete(doomed)
+        except DanLingError as error:
+            return replace(doomed, reason=str(error))
+        return doomed
+
+    return at_once(_RUNS_AT_ONCE, delete, plans)
+
+
+def _delete(doomed: Doomed) -> None:
+    """Deletes what was planned of one run, under its lease.
+
+    Each pointer that would dangle goes first, then the record, then the payload: a reader meets whole
+    checkpoints only.
+
+    Raises:
+        RunBusy: somebody writes to the run by now.
+        StorageError: the store fails; what is left can be deleted by another try.
+    """
+    lease = Lease.acquire(doomed.folder.lease_parent_url, "danling prune")
+    try:
+        with lease.beating():
+            CheckpointStore(find_checkpoints(doomed.folder), guard=lease.check).remove(*doomed.records)
+    finally:
+        lease.release()
+
+
+def _plan_one(folder: RunFolder, keep_best: bool, keep_last: int) -> Doomed:
+    try:
+        store = CheckpointStore(find_checkpoints(folder))
+        records = store.records()
+        pinned = retention.pinned(store.pointers(), ("best",) if keep_best else ())
+        doomed = retention.doomed(records, max(keep_last, 1), pinned)
+        kept = [record for record in records if record not in doomed]
+        if not doomed:
+            return Doomed(folder, kept=len(kept))
+        if is_held(folder.lease_parent_url):
+            return Doomed(folder, kept=len(records), reason="it is being trained")
+        if missing := _incomplete(store.url, kept):
+            return Doomed(
+                folder, kept=len(records), reason=f"{missing} would stay, and its payload is damaged"
+            )
+        return Doomed(folder, tuple(doomed), len(kept))
+    except DanLingError as error:
+        return Doomed(folder, reason=str(error))
+
+
+def _incomplete(url: str, kept: Sequence[Record]) -> str | None:
+    """A checkpoint that would stay and lacks bytes: then the others are needed still."""
+    sizes = {entry.path: entry.size for entry in storage.list_tree(storage.join(url, "data"))}
+    for record in kept:
+        if any(sizes.get(f"{record.name}/{file.name}") != file.size for file in record.files):
+            return record.name
+    return None
