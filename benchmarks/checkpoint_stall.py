@@ -63,8 +63,7 @@ class StallRunner(dl.TorchRunner):
             began = time.perf_counter()
             save(name, epochs, save_best)
             self.seconds["stall"].append(time.perf_counter() - began)
-            assert self._files is not None
-            self._files.saver.drain()
+            self.run_session.files.drain()
             self.seconds["commit"].append(time.perf_counter() - began)
 
         for measure in turns(len(self.seconds["stall"]), self._measure_bare, ours):

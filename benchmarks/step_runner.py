@@ -79,8 +79,7 @@ class StepRunner(dl.TorchRunner):
 
     def _settle(self) -> None:
         """Let what the last epoch left to do in the background end before either is timed."""
-        if self._files is not None:
-            self._files.saver.drain()
+        self.run_session.files.drain()
         if self.distributed:
             torch.distributed.barrier()
 

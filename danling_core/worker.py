@@ -24,10 +24,10 @@ from danling_core.parallel import distributed
 from danling_core.parallel.control import Control
 from danling_core.parallel.stopping import share
 from danling_core.runner.torch_runner import TorchRunner
-from danling_core.runner.writing import text_log_path
 from danling_core.runs.folder import Status
 from danling_core.session.context import RunContext, use
 from danling_core.session.rank_failures import RankFailures
+from danling_core.session.writers import text_log_path
 from danling_core.writers import TextLog
 
 __all__ = ["execute", "main", "prepare", "run_rank"]

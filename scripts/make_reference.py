@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference.md"
 SOURCES = {
     "Attributes and properties": ("danling_core/runner/base.py", "RunnerBase"),
-    "Methods": ("danling_core/runner/methods.py", "RunnerMethods"),
+    "Methods: the run": ("danling_core/runner/base_runner.py", "BaseRunner"),
+    "Methods: PyTorch": ("danling_core/runner/torch_runner.py", "TorchRunner"),
     "Config": ("danling_core/config/config.py", "Config"),
     "Config: dataloader": ("danling_core/config/sections.py", "DataLoaderConfig"),
     "Config: one split of dataloader": ("danling_core/config/sections.py", "SplitOptions"),
@@ -25,12 +26,13 @@ SOURCES = {
     "Accuracy": ("danling_core/metrics/meters.py", "Accuracy"),
 }
 _WITH_FIELDS = ("Config", "Options", "Spec")
-_KNOWN = ("Attributes and properties", "Methods")  # their docstrings are for those who write them
+# Of these the classes' own docstrings are for those who write them.
+_KNOWN = ("Attributes and properties", "Methods: the run", "Methods: PyTorch")
 _SECTION = re.compile(r"^    # (.+?) -{5,}$")
 _HEAD = """# Reference
 
-Made from the docstrings by `python scripts/make_reference.py`; do not edit. `danling_core.Runner` has all of it; the
-classes that declare it are `RunnerBase` and `RunnerMethods`. *Collective*: every rank calls it.
+Made from the docstrings by `python scripts/make_reference.py`; do not edit. `danling_core.Runner` has all of it.
+*Collective*: every rank calls it.
 """
 
 
@@ -72,7 +74,11 @@ def entries(text: str, class_name: str) -> list[Entry]:
 
 def _members(node: ast.ClassDef) -> Iterator[Entry]:
     for item, after in zip(node.body, [*node.body[1:], None], strict=True):
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and after is not None:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.value, ast.Call):
+            assert isinstance(item.target, ast.Name) and isinstance(item.annotation, ast.Subscript)
+            name, meaning = item.target.id, ast.literal_eval(item.value.args[1])
+            yield Entry(item.lineno, name, f"{name}: {ast.unparse(item.annotation.slice)}", meaning)
+        elif isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and _is_public(item):
             assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), item.target.id
             name = item.target.id
             yield Entry(
@@ -80,8 +86,12 @@ def _members(node: ast.ClassDef) -> Iterator[Entry]:
             )
         elif isinstance(item, ast.FunctionDef) and not item.name.startswith("_"):
             doc = ast.get_docstring(item)
-            assert doc, f"{item.name} has no docstring"
-            yield Entry(item.lineno, item.name, _signature(item), _first(doc))
+            if doc:  # else it stands where the framework's own does
+                yield Entry(item.lineno, item.name, _signature(item), _first(doc))
+
+
+def _is_public(item: ast.AnnAssign) -> bool:
+    return isinstance(item.target, ast.Name) and not item.target.id.startswith("_")
 
 
 def _fields(node: ast.ClassDef) -> Iterator[Entry]:

@@ -69,8 +69,8 @@ class FaultyRunner(dl.TorchRunner):
 
     def train_step(self, data: Any) -> Any:
         time.sleep(self.params.step_seconds)
-        if self._fault and self._files is not None:
-            self._files.saver.drain()  # so that no save gives way, and a test knows where its run resumes
+        if self._fault:
+            self.run_session.files.drain()  # so that no save gives way, and a test knows where its run resumes
         self._fail("train")
         if self._is_due("nan", "train"):
             data = data[0] * float("nan"), data[1]
@@ -90,9 +90,7 @@ class FaultyRunner(dl.TorchRunner):
             fault
             and fault["how"] == how
             and (fault["place"], fault["step"], fault["rank"]) == (place, self.steps, self.rank)
-            and (
-                fault["attempt"] is None or self._context is None or fault["attempt"] == self._context.attempt
-            )
+            and (fault["attempt"] is None or fault["attempt"] == self.run_session.attempt)
         )
 
     def _fail(self, place: str) -> None:
@@ -107,15 +105,13 @@ class FaultyRunner(dl.TorchRunner):
         if self._is_due("small files", place):
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
         if self._is_due("delete folder", place):
-            assert self._context is not None
-            while os.path.exists(self._context.work_dir):  # a save may be putting new files there
-                shutil.rmtree(self._context.work_dir, ignore_errors=True)
+            while os.path.exists(self.run_session.work_dir):  # a save may be putting new files there
+                shutil.rmtree(self.run_session.work_dir, ignore_errors=True)
 
     def _wait_for_saves(self) -> None:
         """Let rank 0 commit what was saved before this step."""
         every, deadline = self.config.save_interval_steps, time.monotonic() + 10.0
-        assert self._context is not None
-        records = Path(self._context.work_dir, "checkpoints", "records")
+        records = Path(self.run_session.work_dir, "checkpoints", "records")
         due = self.steps // every * every if every is not None else 0
         while due and time.monotonic() < deadline:
             if any(int(path.name.partition("-")[0]) >= due for path in records.glob("0*.json")):

@@ -73,13 +73,19 @@ class SmallRunner(dl.TorchRunner):
             data = data[0] * 1e30, data[1]
         pred, loss = super().train_step(data)
         self.step_losses.append(float(loss.detach()))
+        if self.current_step.ends_window:
+            self.after_step()
         return pred, loss
 
-    def _step(self) -> None:
-        grads = [p.grad.flatten() for p in self.unwrap(self.model).parameters() if p.grad is not None]
-        self.gradients.append(torch.cat(grads).tolist())
-        self.rates.append(self.optimizer.param_groups[0]["lr"])
-        super()._step()
+    def after_step(self) -> None:
+        """Called after each optimizer step; for a test to replace."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        super().backward(loss)
+        if self.current_step.ends_window:
+            grads = [p.grad.flatten() for p in self.unwrap(self.model).parameters() if p.grad is not None]
+            self.gradients.append(torch.cat(grads).tolist())
+            self.rates.append(self.optimizer.param_groups[0]["lr"])
 
 
 def points(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,7 +149,7 @@ def trained(root: str, **fields: Any) -> dict[str, Any]:
         "ends": (runner.iter_end, runner.step_end, runner.epoch_end),
         "progress": runner.progress,
         "error": error,
-        "scale": runner._precision.scaler.get_scale() if runner._precision.scaler is not None else None,
+        "scale": (runner.state_dict()["scaler"] or {}).get("scale"),
         "ema": None if runner.ema is None else [v.tolist() for v in runner.ema.module.state_dict().values()],
         "rates": runner.rates,
     }

@@ -48,14 +48,12 @@ def test_a_skipped_step_leaves_no_nan_behind(taken: float) -> None:
 def test_it_is_updated_once_per_step_and_used_to_evaluate_and_infer(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, ema_decay=0.5, accum_steps=2, epoch_end=1))
     wanted = parameters(runner.model)
-    step = runner._step
 
     def watched() -> None:
         nonlocal wanted
-        step()
         wanted = 0.5 * wanted + 0.5 * parameters(runner.model)
 
-    runner._step = watched  # type: ignore[method-assign]
+    runner.after_step = watched  # type: ignore[method-assign]
     result = runner.train()[0]
     torch.testing.assert_close(parameters(runner.ema.module), wanted)
     inputs, targets = points(27)
@@ -70,7 +68,7 @@ def test_it_is_updated_once_per_step_and_used_to_evaluate_and_infer(tmp_path: Pa
 def test_it_is_saved_and_restored(tmp_path: Path) -> None:
     class Stops(SmallRunner):
         def train_epoch(self, split: str = "train") -> dict[str, Any]:
-            if self.epochs == 1 and not self._resumed:
+            if self.epochs == 1 and not self.resumed:
                 raise KeyboardInterrupt
             return super().train_epoch(split)
 

@@ -33,9 +33,8 @@ def test_latest_is_saved_every_epoch_without_any_interval(tmp_path: Path) -> Non
     class Waits(SmallRunner):
         def save_checkpoint(self, *given: Any, **named: Any) -> None:
             super().save_checkpoint(*given, **named)
-            assert self._files is not None
-            self._files.saver.drain()
-            record = self._files.store.pointed("latest")
+            self.run_session.files.drain()
+            record = CheckpointStore(self.checkpoint_dir).pointed("latest")
             assert record is not None
             seen.append(record.step)
 
@@ -78,8 +77,8 @@ class Stops(SmallRunner):
     stops = True
 
     def train_step(self, data: Any) -> Any:
-        if self.stops and self.steps == 6 and not self._resumed:
-            self._stopping._control.request_stop()
+        if self.stops and self.steps == 6 and not self.resumed:
+            self.request_stop()
         return super().train_step(data)
 
 
@@ -104,7 +103,7 @@ def test_a_resume_inside_an_epoch_changes_no_bit(tmp_path: Path) -> None:
         first.train()
     again = Stops(config(tmp_path, **FIELDS))
     again.train()
-    assert again._resumed is not None and again._resumed["step"] == 8
+    assert again.resumed is not None and again.resumed["step"] == 8
     assert weights(again) == weights(whole)
     assert again.results == whole.results
     for part in ("ema", "optimizer", "scheduler", "scaler", "progress"):
@@ -138,7 +137,7 @@ def test_there_is_no_phantom_checkpoint_after_the_last_epoch(tmp_path: Path) -> 
 def test_a_resumed_run_does_not_overwrite_best_by_something_worse(tmp_path: Path) -> None:
     class Scripted(SmallRunner):
         def evaluate_epoch(self, split: str = "val") -> dict[str, Any]:
-            if self.epochs == 1 and not self._resumed:
+            if self.epochs == 1 and not self.resumed:
                 raise KeyboardInterrupt
             return {"loss": float(self.epochs + 1)}
 
@@ -238,7 +237,7 @@ class Plain(SmallRunner):
     """Without what `SmallRunner` keeps for tests, which reads tensors."""
 
     train_step = SmallRunner.__mro__[1].train_step  # type: ignore[attr-defined]
-    _step = SmallRunner.__mro__[1]._step  # type: ignore[attr-defined]
+    backward = SmallRunner.__mro__[1].backward  # type: ignore[attr-defined]
 
 
 def calls_of(root: str, batches: int, **fields: Any) -> Counter[str]:
@@ -302,7 +301,6 @@ def lookups(root: Path, batches: int) -> Counter[str]:
     calls: Counter[str] = Counter()
     runner.config = CountingConfig(runner.config, calls)  # type: ignore[assignment]
     runner.close()
-    runner._stopping = type("Never", (), {"check": lambda self, step: None})()
     runner.train_epoch("train")
     return calls
 
@@ -322,8 +320,7 @@ def test_writers_and_threads_are_closed(tmp_path: Path) -> None:
 
     def init_tensorboard() -> None:
         runner_make(runner)
-        assert runner._files is not None
-        for writer in runner._files._writers.writers:
+        for writer in runner.run_session.files._writers.writers:
             close = writer.close
             name = type(writer).__name__
             writer.close = lambda close=close, name=name: (closed.append(name), close())  # type: ignore[method-assign, misc]

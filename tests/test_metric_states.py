@@ -80,7 +80,7 @@ def test_an_epoch_that_was_stopped_reports_all_of_it(kind: str, tmp_path: Path) 
         first.train()
     again = kinds(config(tmp_path / "stopped", **fields))
     again.train()
-    assert again._resumed is not None and again._resumed["step"] == 6
+    assert again.resumed is not None and again.resumed["step"] == 6
     assert again.results[0]["train"] == peace.results[0]["train"] and len(peace.results[0]["train"]) > 1
 
 

@@ -15,9 +15,8 @@ from danling_core.metrics import (
     MeanMeter,
     Metric,
     MetricGroup,
-    joined_state,
-    load_joined_state,
 )
+from danling_core.metrics.group import joined_state, load_joined_state
 
 DEVICES = [
     "cpu",

@@ -11,15 +11,8 @@ from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, CyclicLR, LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from danling_core.errors import ConfigError
-from danling_core.optim.optimizers import (
-    build_optimizer,
-    build_scheduler,
-    check_scheduler,
-    default_interval,
-    lr_factor,
-    optimizer_class,
-    parameter_groups,
-)
+from danling_core.optim.optimizers import build_optimizer, optimizer_class, parameter_groups
+from danling_core.optim.schedulers import build_scheduler, check_scheduler, default_interval, lr_factor
 from tests.ranks import Ranks
 from tests.small_runner import SmallRunner, config
 

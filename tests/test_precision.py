@@ -74,17 +74,18 @@ def test_the_scale_stays_1_where_it_is_there_to_skip() -> None:
 def test_the_scaler_survives_a_resume(tmp_path: Path) -> None:
     class Stops(SmallRunner):
         def train_epoch(self, split: str = "train") -> dict[str, Any]:
-            if self.epochs == 1 and not self._resumed:
+            if self.epochs == 1 and not self.resumed:
                 raise KeyboardInterrupt
             if self.epochs == 0:
-                self._precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**7)
+                scaler = torch.amp.GradScaler("cpu", init_scale=2.0**7)
+                self.training_state.shared["scaler"].load(scaler.state_dict())
             return super().train_epoch(split)
 
     with pytest.raises(KeyboardInterrupt):
         Stops(config(tmp_path, precision="fp16")).train()
     again = Stops(config(tmp_path, precision="fp16"))
     again.train()
-    assert again._precision.scaler is not None and again._precision.scaler.get_scale() == 2.0**7
+    assert again.state_dict()["scaler"]["scale"] == 2.0**7
 
 
 def test_fp32_costs_no_context() -> None:
@@ -99,7 +100,7 @@ def test_fp32_costs_no_context() -> None:
 def test_bf16_that_the_cpu_emulates_is_warned_of(
     is_native: bool, warnings: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("danling_core.runner.torch_setup.is_bf16_native", lambda: is_native)
+    monkeypatch.setattr("danling_core.runner.set_up.is_bf16_native", lambda: is_native)
     runner = SmallRunner(config(tmp_path, precision="bf16", epoch_end=1))
     runner.train()
     assert Path(runner.dir, "run.log").read_text().count("bf16 is emulated") == warnings

@@ -311,8 +311,7 @@ class LosesItsMirror(SmallRunner):
     """Raises while the store is away, and nothing delivers any more."""
 
     def train_step(self, data: Any) -> Any:
-        assert self._files is not None and self._files._delivery is not None
-        os.kill(self._files._delivery._mirror.pid, signal.SIGKILL)
+        os.kill(self.run_session.files._delivery._mirror.pid, signal.SIGKILL)
         raise Trouble("mine")
 
 
@@ -329,10 +328,10 @@ def test_a_store_that_is_away_hides_no_error(s3_root: str, tmp_path: Path) -> No
 class LosesItsMirrorAtTheEnd(SmallRunner):
     """Its mirror dies when the run is over, and nothing delivers any more."""
 
-    def _close_files(self) -> None:
-        if self._files is not None and self._files._delivery is not None:
-            os.kill(self._files._delivery._mirror.pid, signal.SIGKILL)
-        super()._close_files()
+    def finish(self, *given: Any) -> Any:
+        status = super().finish(*given)
+        os.kill(self.run_session.files._delivery._mirror.pid, signal.SIGKILL)
+        return status
 
 
 def test_a_store_that_calls_a_run_complete_has_its_last_event(s3_root: str, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class Stopped(SmallRunner):
 
     def stop(self, place: str) -> None:
         if (place, self.steps) == self.stop_in:
-            self._stopping.wish("asked by the test")
+            self.request_stop("asked by the test")
 
 
 def in_peace(root: Path, runner_class: type[Stopped] = Stopped, **fields: Any) -> Stopped:
@@ -74,7 +74,7 @@ def test_a_stop_inside_an_evaluation_of_one_batch_costs_no_bit(tmp_path: Path, w
     }
     peace = in_peace(tmp_path, TwoEvaluations, **fields)
     again = resumed(tmp_path, where, TwoEvaluations, **fields)
-    assert again._resumed is not None
+    assert again.resumed is not None
     assert weights(again) == weights(peace) and again.results == peace.results
 
 
@@ -150,8 +150,8 @@ class Frozen(Tempered):
         super().__init__(given)
         self.model.requires_grad_(False)
 
-    def _step(self) -> None:
-        dl.TorchRunner._step(self)
+    def backward(self, loss: torch.Tensor) -> None:
+        dl.TorchRunner.backward(self, loss)
 
 
 class Wild(Frozen):

@@ -80,13 +80,12 @@ def test_a_run_that_begins_beside_another_one_saves_nothing_into_its_checkpoint_
     class Host(SmallRunner):
         def train_step(self, data: Any) -> Any:
             if self.steps == 0:  # both have found an empty folder
-                with intruder._at_work():
-                    intruder._set_up(["train"], ["val"])
+                with intruder.at_work():
                     self.save_checkpoint()
-                    self._files.saver.drain()
+                    self.run_session.files.drain()
                     intruder.save_checkpoint()
                     with pytest.raises(ConfigError, match="leave checkpoint_dir out"):
-                        intruder._files.saver.drain()
+                        intruder.run_session.files.drain()
             return super().train_step(data)
 
     host = Host(config(tmp_path, seed=1, **shared))
@@ -101,7 +100,7 @@ def test_a_run_resumes_from_a_checkpoint_dir_of_its_own(tmp_path: Path) -> None:
     again = SmallRunner(config(tmp_path, **fields))
     with pytest.raises(ArithmeticError):
         again.train()
-    assert again._resumed is not None and again._resumed["step"] == 4
+    assert again.resumed is not None and again.resumed["step"] == 4
 
 
 # named by the user
@@ -193,7 +192,7 @@ def test_a_checkpoint_of_another_kind_of_device_is_no_longer_bitwise(tmp_path: P
 
     other = SmallRunner(config(tmp_path / "other"))
     other.load_checkpoint({**read(first.dir), "device": "cuda"})
-    assert not other._resumed_bitwise
+    assert not other.bitwise
 
 
 # what goes wrong
@@ -255,7 +254,7 @@ class Failing(SmallRunner):
 
     def train_step(self, data: Any) -> Any:
         if self.steps == 1:
-            saver = self._files.saver
+            saver = self.run_session.files._saver
             saver._store.publish = _full
             self.save_checkpoint()
             with saver._changed:

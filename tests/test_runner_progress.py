@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from danling_core.data.lengths import Lengths
 from danling_core.errors import ConfigError
-from danling_core.train.lengths import Lengths
 from danling_core.train.progress import Progress
 from tests.ranks import Ranks
 from tests.small_runner import SmallRunner, config, events, trained
@@ -110,9 +110,8 @@ def test_progress_grows_within_an_epoch(tmp_path: Path) -> None:
     seen: list[float] = []
 
     class Watched(SmallRunner):
-        def _step(self) -> None:
+        def after_step(self) -> None:
             seen.append(self.progress)
-            super()._step()
 
     Watched(config(tmp_path)).train()
     assert seen == [i / 8 for i in range(8)]
@@ -121,7 +120,7 @@ def test_progress_grows_within_an_epoch(tmp_path: Path) -> None:
 def test_counters_survive_a_resume_and_begin_does_not_move(tmp_path: Path) -> None:
     class Stops(SmallRunner):
         def train_step(self, data: Any) -> Any:
-            if self.steps == 6 and not self._resumed:
+            if self.steps == 6 and not self.resumed:
                 raise KeyboardInterrupt
             return super().train_step(data)
 
@@ -129,7 +128,7 @@ def test_counters_survive_a_resume_and_begin_does_not_move(tmp_path: Path) -> No
         Stops(config(tmp_path, epoch_end=3)).train()
     runner = Stops(config(tmp_path, epoch_end=3))
     runner.train()
-    assert runner._resumed is not None and runner._resumed["epoch"] == 1
+    assert runner.resumed is not None and runner.resumed["epoch"] == 1
     assert (runner.iters, runner.steps, runner.epochs) == (12, 12, 3)
     assert (runner.iter_begin, runner.step_begin, runner.epoch_begin) == (0, 0, 0)
     assert list(runner.results) == [0, 1, 2]

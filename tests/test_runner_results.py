@@ -77,7 +77,7 @@ def test_a_run_that_is_complete_returns_its_history_with_integer_keys(tmp_path: 
 def test_history_best_and_patience_survive_a_resume(tmp_path: Path) -> None:
     class Stops(Scripted):
         def train_epoch(self, split: str = "train") -> dict[str, Any]:
-            if self.epochs == 2 and not self._resumed:
+            if self.epochs == 2 and not self.resumed:
                 raise KeyboardInterrupt
             return super().train_epoch(split)
 

@@ -23,8 +23,7 @@ import danling_core as dl
 from danling_core import storage
 from danling_core.config import Config
 from danling_core.errors import CheckpointError, ConfigError
-from danling_core.runner.base import RunnerBase, RunnerMode
-from danling_core.runner.methods import RunnerMethods
+from danling_core.runner.base import From, RunnerBase, RunnerMode
 from tests.ranks import Ranks
 from tests.small_runner import EXPERIMENT_ID, SmallRunner, config, events, weights
 
@@ -50,18 +49,15 @@ write_result write_score json jsons yaml yamls from_json from_jsons from_yaml fr
 
 
 def test_every_attribute_is_declared_with_its_type_and_there(tmp_path: Path) -> None:
-    properties = {name: member for name, member in vars(RunnerBase).items() if isinstance(member, property)}
-    assert set(ATTRIBUTES) <= set(inspect.get_annotations(RunnerBase)) | set(properties)
-    assert all(inspect.getdoc(member) for member in properties.values())
+    held = {name: member for name, member in vars(RunnerBase).items() if isinstance(member, From)}
+    assert set(ATTRIBUTES) <= set(inspect.get_annotations(RunnerBase))
+    assert all(inspect.getdoc(member) for member in held.values())
     runner = SmallRunner(config(tmp_path))
     assert not [name for name in ATTRIBUTES if not hasattr(runner, name)]
 
 
 def test_every_method_is_declared_with_its_meaning_and_there() -> None:
-    declared = {name: getattr(RunnerMethods, name) for name in METHODS}
-    assert all(inspect.getdoc(method) for method in declared.values())
-    assert RunnerMethods.__abstractmethods__ >= set(METHODS)
-    assert not set(METHODS) & dl.TorchRunner.__abstractmethods__
+    assert all(inspect.getdoc(getattr(dl.TorchRunner, name)) for name in METHODS)
 
 
 def test_signatures_that_users_know() -> None:
@@ -84,8 +80,46 @@ def test_signatures_that_users_know() -> None:
 
 def test_runner_is_the_platforms_runner_and_bases_are_for_nobody(tmp_path: Path) -> None:
     assert dl.Runner is dl.TorchRunner and issubclass(dl.TorchRunner, dl.BaseRunner)
-    assert issubclass(dl.BaseRunner, dl.RunnerBase) and inspect.isabstract(dl.RunnerBase)
-    assert inspect.isabstract(dl.BaseRunner)
+    assert issubclass(dl.BaseRunner, dl.RunnerBase)
+    with pytest.raises(NotImplementedError, match="subclass TorchRunner"):
+        dl.BaseRunner(config(tmp_path))
+
+
+def test_an_attribute_that_follows_from_the_run_cannot_be_set_nor_used_too_early(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path))
+    with pytest.raises(AttributeError, match=r"self\.steps follows from"):
+        runner.steps = 3
+
+    class Hasty(dl.TorchRunner):
+        def __init__(self, config: Any) -> None:
+            self.datasets["train"] = []
+
+    with pytest.raises(AttributeError, match=r"before super\(\).__init__\(config\) was called in Hasty"):
+        Hasty(config(tmp_path))
+
+
+def test_a_subclass_may_call_its_own_things_as_it_likes(tmp_path: Path) -> None:
+    own = "_weight _step _files _state _count _progress _streams _context _results _stopping _log".split()  # noqa: SIM905
+
+    class Own(SmallRunner):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            for name in own:
+                setattr(self, name, object())
+
+    runner = Own(config(tmp_path))
+    assert runner.train() == SmallRunner(config(tmp_path / "plain")).train()
+
+
+def test_a_second_init_distributed_changes_nothing(tmp_path: Path) -> None:
+    class Twice(SmallRunner):
+        def train_epoch(self, split: str = "train") -> dict[str, Any]:
+            self.init_distributed()
+            return super().train_epoch(split)
+
+    runner = Twice(config(tmp_path))
+    assert runner.train() == SmallRunner(config(tmp_path / "plain")).train()
+    assert runner.steps == 8
 
 
 # general ------------------------------------------------------------------------------------------
@@ -308,7 +342,7 @@ def test_load_checkpoint_takes_over_the_whole_state(finished: SmallRunner, tmp_p
 def test_a_runs_own_checkpoint_wins_over_one_loaded_by_hand(finished: SmallRunner, tmp_path: Path) -> None:
     class Stops(SmallRunner):
         def train_epoch(self, split: str = "train") -> Any:
-            if self.epochs == 4 and not self._resumed:
+            if self.epochs == 4 and not self.resumed:
                 raise KeyboardInterrupt
             return super().train_epoch(split)
 
@@ -319,7 +353,7 @@ def test_a_runs_own_checkpoint_wins_over_one_loaded_by_hand(finished: SmallRunne
             with pytest.raises(expected):
                 runner.train()
     runner.train()
-    assert runner._resumed is not None and runner._resumed["epoch"] == 4
+    assert runner.resumed is not None and runner.resumed["epoch"] == 4
     assert len(runner.gradients) == 4
 
 

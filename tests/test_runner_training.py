@@ -103,16 +103,14 @@ def test_gradients_are_clipped_by_norm(precision: str, tmp_path: Path) -> None:
 def step_sizes(runner: SmallRunner, before: torch.Tensor) -> list[float]:
     """How far SGD moved the weights in each step: the clipped gradient times the rate."""
     norms: list[float] = []
-    step = runner._step
 
     def watched() -> None:
         nonlocal before
-        step()
         now = torch.tensor(weights(runner))
         norms.append(float((now - before).norm()))
         before = now
 
-    runner._step = watched  # type: ignore[method-assign]
+    runner.after_step = watched  # type: ignore[method-assign]
     runner.train()
     return norms
 
@@ -196,20 +194,20 @@ def overflowing(root: str) -> dict[str, Any]:
     """Scale after each step, and whether it moved the weights; rank 1's gradients overflow in step 2."""
     runner = SmallRunner(config(root, precision="fp16", epoch_end=2, params={"samples": 40}))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
-    runner._precision.scaler = scaler
+    runner.training_state.shared["scaler"].load(scaler.state_dict())
     scales, moved = [], []
-    backward, step = runner.backward, runner._step
+    backward, before = runner.backward, weights(runner)
 
     def spiked(loss: torch.Tensor) -> None:
         backward(loss * 1e38 if runner.steps == 2 and runner.rank == 1 else loss)
 
     def watched() -> None:
-        before = weights(runner)
-        step()
-        scales.append(scaler.get_scale())
+        nonlocal before
+        scales.append(runner.state_dict()["scaler"]["scale"])
         moved.append(weights(runner) != before)
+        before = weights(runner)
 
-    runner.backward, runner._step = spiked, watched  # type: ignore[method-assign]
+    runner.backward, runner.after_step = spiked, watched  # type: ignore[method-assign]
     runner.train()
     return {"scales": scales, "moved": moved, "weights": weights(runner)}
 

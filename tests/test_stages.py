@@ -27,7 +27,7 @@ class WithTest(SmallRunner):
     def train_step(self, data: Any) -> Any:
         self.begins_at = self.steps if self.begins_at is None else self.begins_at
         if self.stops_at == self.steps:
-            self._stopping.wish("enough")
+            self.request_stop("enough")
         if self.fails_at == self.steps:
             raise ValueError("mine")
         return super().train_step(data)
@@ -107,8 +107,8 @@ def test_a_failed_run_that_is_evaluated_is_still_failed(tmp_path: Path) -> None:
 def test_a_stop_in_the_last_evaluation_of_a_run_in_steps_loses_no_result(tmp_path: Path) -> None:
     class Stopped(SmallRunner):
         def evaluate_step(self, data: Any) -> Any:
-            if self.steps == 6 and not self._resumed:
-                self._stopping.wish("enough")
+            if self.steps == 6 and not self.resumed:
+                self.request_stop("enough")
             return super().evaluate_step(data)
 
     fields: dict[str, Any] = {"step_end": 6, "params": {"val_samples": 12}}

@@ -69,7 +69,7 @@ class ToyRunner(dl.TorchRunner):
         if self.rank == params.fail_rank:
             if params.fail_at_epoch == self.epochs:
                 raise ValueError(f"the toy fails in epoch {self.epochs}, as asked")
-            first_attempt = not self._context or self._context.attempt == "1.0"
+            first_attempt = self.run_session.attempt == "1.0"
             if params.kill_at_step == self.steps and first_attempt:
                 os.kill(os.getpid(), signal.SIGKILL)
             if params.sigterm_at_step == self.steps and first_attempt:

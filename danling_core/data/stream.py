@@ -8,10 +8,10 @@ from itertools import islice
 from typing import Any
 
 from danling_core.data.batches import batch_size_of
-from danling_core.data.foreign import begin_pass, length_of
 from danling_core.data.pass_loader import PassLoader
 from danling_core.data.samplers import GlobalBatchSampler
 from danling_core.data.seeded import derive_seed
+from danling_core.data.user_loader import begin_pass, length_of
 from danling_core.errors import ConfigError
 
 Reduce = Callable[[list[float]], Sequence[float]]

@@ -13,7 +13,8 @@ from danling_core.config import Config
 from danling_core.errors import ConfigError
 from danling_core.identity.ids import experiment_id_of, stores
 from danling_core.identity.sources import loaded_sources
-from danling_core.optim.optimizers import check_scheduler, optimizer_class
+from danling_core.optim.optimizers import optimizer_class
+from danling_core.optim.schedulers import check_scheduler
 from danling_core.parallel import distributed
 from danling_core.runner.resolve import import_runner, resolve
 from danling_core.runner.torch_runner import TorchRunner

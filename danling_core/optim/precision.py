@@ -34,12 +34,17 @@ class Precision:
 
     def __init__(self, name: str, device_type: str, *, skip_non_finite: bool) -> None:
         self.dtype = _DTYPES.get(name)
+        self.skips_non_finite = skip_non_finite
         self._device_type = device_type
         self.scaler: torch.amp.GradScaler | None = None
         if name == "fp16":
             self.scaler = torch.amp.GradScaler(device_type)
         elif skip_non_finite:  # for its look at the gradients alone: the scale stays 1
             self.scaler = torch.amp.GradScaler(device_type, init_scale=1.0, growth_interval=1_000_000_000)
+
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the loss whose gradients are computed: scaled where fp16 needs it."""
+        return loss if self.scaler is None else self.scaler.scale(loss)
 
     def update_scale(self) -> None:
         """After a step: fp16 finds the largest scale that does not overflow; elsewhere it is 1."""

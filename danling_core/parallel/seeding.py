@@ -64,3 +64,22 @@ def restore_rng(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+class Generators:
+    """The random number generators of this rank, as a checkpoint holds them."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Any] | None = None
+
+    def hold(self) -> None:
+        """Have `state` be the one of now: an evaluation begins, which a resume would repeat from here."""
+        self._held = capture_rng()
+
+    def release(self) -> None:
+        """End what `hold` began."""
+        self._held = None
+
+    def state(self) -> dict[str, Any]:
+        """Return the state to save."""
+        return self._held or capture_rng()

@@ -51,6 +51,17 @@ def share(node: str | None = None) -> Shared:
     return Shared(control, folder, is_owner, len(set(nodes)))
 
 
+class NeverStopping:
+    """Before the ranks share a control block nobody can ask them to stop."""
+
+    reason = ""
+    requested = False
+
+    def wish(self, reason: str) -> None: ...
+
+    def check(self, step: int) -> None: ...
+
+
 class Stopping:
     """The agreement to stop.
 

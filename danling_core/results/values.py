@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from danling_core.errors import ConfigError
@@ -55,6 +55,19 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[path] = value
     return flat
+
+
+def expanded(value: Any, name: str = "") -> list[tuple[str, Any]]:
+    """Return the numbers in nested maps and lists, each with its path: `accuracy/0`. A tensor of several is a list."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        items = enumerate(value)
+    else:
+        return [(name, value)]
+    return [pair for key, item in items for pair in expanded(item, f"{name}/{key}" if name else str(key))]
 
 
 def history_from_json(value: Mapping[str, Any] | str) -> dict[int, Result]:

@@ -1,18 +1,19 @@
-"""Every attribute and property that a runner offers, declared in one place."""
+"""Every attribute that a runner offers, declared in one place."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import logging
 from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar, overload
 
-from danling_core.runner.methods import RunnerMethods
+from danling_core.config import Config
+from danling_core.identity.ids import Identity
+from danling_core.session.session import RunSession
+from danling_core.train.state import TrainingState
+from danling_core.train.step import Step
 
-if TYPE_CHECKING:
-    import logging
-
-    from danling_core.config import Config
+T = TypeVar("T")
 
 
 class RunnerMode(StrEnum):
@@ -23,321 +24,229 @@ class RunnerMode(StrEnum):
     infer = "infer"
 
 
-class RunnerBase(RunnerMethods):
-    """The vocabulary of a runner: types and meanings, no behaviour. Its methods are declared in
-    `RunnerMethods`.
+class From(Generic[T]):
+    """A read-only attribute that one of the runner's parts holds.
+
+    Args:
+        part: the part's name in `Parts`.
+        doc: the attribute's meaning.
+        name: what the part calls it, where that is another name.
+    """
+
+    def __init__(self, part: str, doc: str, *, name: str = "") -> None:
+        self.part = part
+        self.__doc__ = doc
+        self.source = name
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        self.source = self.source or name
+
+    @overload
+    def __get__(self, runner: None, owner: type) -> From[T]: ...
+
+    @overload
+    def __get__(self, runner: object, owner: type) -> T: ...
+
+    def __get__(self, runner: object | None, owner: type) -> Any:
+        if runner is None:
+            return self
+        return self.value(getattr(self.parts_of(runner), self.part))
+
+    def value(self, part: Any) -> Any:
+        """Return the attribute's value in its part."""
+        return getattr(part, self.source)
+
+    def __set__(self, runner: object, value: T) -> None:
+        raise AttributeError(f"self.{self.name} follows from the config and the run, and cannot be set")
+
+    def parts_of(self, runner: object) -> Any:
+        """Return the parts of a runner; AttributeError where its constructor has not made them yet."""
+        try:
+            return runner._parts  # type: ignore[attr-defined]
+        except AttributeError:
+            raise AttributeError(
+                f"self.{self.name} is used before super().__init__(config) was called in "
+                f"{type(runner).__name__}.__init__"
+            ) from None
+
+
+class Held(From[T]):
+    """An attribute that a part holds and a user may set."""
+
+    def __set__(self, runner: object, value: T) -> None:
+        setattr(getattr(self.parts_of(runner), self.part), self.source, value)
+
+
+class Whole(From[T]):
+    """A part itself, as an attribute."""
+
+    def value(self, part: Any) -> Any:
+        return part
+
+
+class RunnerBase:
+    """The vocabulary of a runner: types and meanings, no behaviour.
 
     An *iter* is one forward and backward, a *step* one optimizer update, an *epoch* one pass over the data.
     Counters count completed work. A *split* is one named part of the data (train, val, test).
     """
 
-    # general ------------------------------------------------------------------------------------------------
+    # general ----------------------------------------------------------------------------------------------
+    run_session: Whole[RunSession] = Whole(
+        "session", "The run's folder while it is open: `run_session.files.drain()` waits for all saves."
+    )
     config: Config
-    """What the user asked for; frozen."""
+    """The user's config, with all defaults; frozen."""
     params: Any
-    """The user's hyperparameters: `config.params`, as the model that the runner's annotation `params:
-    MyParams` names."""
+    """The user's hyperparameters: `config.params`, as the model that the runner's annotation `params: MyParams`
+    names."""
     mode: RunnerMode
     """What the runner is doing now."""
+    identity: From[Identity] = From("place", "Experiment id, run id, and the names that follow from them.")
+    id: From[str] = From(
+        "place",
+        "First 8 characters of the experiment id and of the run id: same code and same config, same id.",
+    )
+    name: From[str] = From("place", "`{experiment_name}-{run_name}`, unless the config overrides it.")
+    uuid: From[str] = From("place", "`uuid5(UUID(run_id), id)`.")
+    timestamp: From[str] = From("place", "When the run was created: UTC, sortable, to the microsecond.")
+    seed: From[int] = From("config", "The user's seed, exactly; 0 is a seed.")
+    deterministic: From[bool] = From("config", "Whether torch was asked for deterministic algorithms.")
 
-    @property
-    @abstractmethod
-    def id(self) -> str:
-        """First 8 characters of the experiment id and of the run id: same code and same config, same id."""
+    # progress ---------------------------------------------------------------------------------------------
+    iters: From[int] = From("progress", "Completed forward and backward passes.")
+    steps: From[int] = From("progress", "Completed optimizer updates, skipped ones included.")
+    epochs: From[int] = From("progress", "Completed epochs; while epoch e runs, `epochs == e`.")
+    iter_begin: From[int] = From("progress", "Where the run began in iters; a resume never moves it.")
+    step_begin: From[int] = From("progress", "Where the run began in steps; a resume never moves it.")
+    epoch_begin: From[int] = From("progress", "Where the run began in epochs; a resume never moves it.")
+    iter_end: From[int | None] = From("limits", "Where the run ends in iters; None where that is not known.")
+    step_end: From[int | None] = From("limits", "Where the run ends in steps; None where that is not known.")
+    epoch_end: From[int | None] = From(
+        "limits", "Where the run ends in epochs; None where that is not known."
+    )
+    total_iters: From[int | None] = From("limits", "`iter_end - iter_begin`.")
+    total_steps: From[int | None] = From("limits", "`step_end - step_begin`.")
+    total_epochs: From[int | None] = From("limits", "`epoch_end - epoch_begin`.")
+    steps_per_epoch: From[int | None] = From(
+        "limits",
+        "Optimizer steps in one epoch; None for unsized data without `steps_per_epoch` in the config.",
+    )
+    progress: From[float] = From(
+        "limits", "`(done - begin) / total` in the unit that drives the loop, in [0, 1].", name="fraction"
+    )
+    bitwise: From[bool] = From(
+        "setup", "Whether the run is, bit for bit, the one that was never interrupted.", name="is_bitwise"
+    )
+    resumed: From[dict[str, Any] | None] = From(
+        "setup", "Where this process took the run up: step, epoch and record; None where nothing was there."
+    )
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """`{experiment_name}-{run_name}`, unless the config overrides it."""
-
-    @property
-    @abstractmethod
-    def uuid(self) -> str:
-        """`uuid5(UUID(run_id), id)`."""
-
-    @property
-    @abstractmethod
-    def timestamp(self) -> str:
-        """When the run was created: UTC, sortable, to the microsecond."""
-
-    @property
-    @abstractmethod
-    def seed(self) -> int:
-        """The user's seed, exactly; 0 is a seed."""
-
-    @property
-    @abstractmethod
-    def deterministic(self) -> bool:
-        """Whether torch was asked for deterministic algorithms."""
-
-    # progress -----------------------------------------------------------------------------------------------
-    @property
-    @abstractmethod
-    def iters(self) -> int:
-        """Completed forward and backward passes."""
-
-    @property
-    @abstractmethod
-    def steps(self) -> int:
-        """Completed optimizer updates, skipped ones included."""
-
-    @property
-    @abstractmethod
-    def epochs(self) -> int:
-        """Completed epochs; while epoch e runs, `epochs == e`."""
-
-    @property
-    @abstractmethod
-    def iter_end(self) -> int | None:
-        """Where the run ends in iters; None where that is not known."""
-
-    @property
-    @abstractmethod
-    def step_end(self) -> int | None:
-        """Where the run ends in steps; None where that is not known."""
-
-    @property
-    @abstractmethod
-    def epoch_end(self) -> int | None:
-        """Where the run ends in epochs; None where that is not known."""
-
-    @property
-    @abstractmethod
-    def iter_begin(self) -> int:
-        """Where the run began in iters; a resume never moves it."""
-
-    @property
-    @abstractmethod
-    def step_begin(self) -> int:
-        """Where the run began in steps; a resume never moves it."""
-
-    @property
-    @abstractmethod
-    def epoch_begin(self) -> int:
-        """Where the run began in epochs; a resume never moves it."""
-
-    @property
-    @abstractmethod
-    def steps_per_epoch(self) -> int | None:
-        """Optimizer steps in one epoch; None for unsized data without `steps_per_epoch` in the config."""
-
-    @property
-    @abstractmethod
-    def total_iters(self) -> int | None:
-        """`iter_end - iter_begin`."""
-
-    @property
-    @abstractmethod
-    def total_steps(self) -> int | None:
-        """`step_end - step_begin`."""
-
-    @property
-    @abstractmethod
-    def total_epochs(self) -> int | None:
-        """`epoch_end - epoch_begin`."""
-
-    @property
-    @abstractmethod
-    def progress(self) -> float:
-        """`(done - begin) / total` in the unit that drives the loop, in [0, 1]."""
-
-    # model --------------------------------------------------------------------------------------------------
+    # model ------------------------------------------------------------------------------------------------
     model: Any
     """The model; wrapped in DDP from the start of `train()` where there are several ranks."""
     ema: Any
-    """Moving average of the weights, or None: updated after each step taken, saved, used to evaluate and
-    infer."""
+    """Moving average of the weights, or None: updated after each step taken, saved, used to evaluate and infer."""
     criterion: Any
     """`criterion(prediction, target)` gives the mean loss of a batch, a scalar."""
     optimizer: Any
     """Set by hand, or built from the config's `optim`."""
     scheduler: Any
     """Set by hand, or built from the config's `scheduler`; None for a constant learning rate."""
+    current_step: From[Step] = From(
+        "step",
+        "What the `train_step` under way counts for: weight, count, whether the optimizer steps.",
+        name="value",
+    )
     scheduler_interval: str | None
-    """What the scheduler counts: "step", "epoch", or None for the config's word, else for what suits its
-    class."""
+    """What the scheduler counts: "step", "epoch", or None for the config's word, else for what suits its class."""
+    training_state: Whole[TrainingState] = Whole(
+        "state", "All that a checkpoint holds, by name; `register(name, part)` adds a part of your own."
+    )
 
-    # data ---------------------------------------------------------------------------------------------------
-    datasets: dict[str, Any]
-    """Split to data set: map-style, iterable, or a tuple of whole tensors."""
-    datasamplers: dict[str, Any]
-    """Split to sampler: the user's own, or those that the runner made."""
-    dataloaders: dict[str, Any]
-    """Split to loader: the user's own, or those that the runner made from `datasets`."""
+    # data -------------------------------------------------------------------------------------------------
+    datasets: Held[dict[str, Any]] = Held(
+        "splits", "Split to data set: map-style, iterable, or a tuple of whole tensors."
+    )
+    datasamplers: Held[dict[str, Any]] = Held(
+        "splits", "Split to sampler: the user's own, or those that the runner made."
+    )
+    dataloaders: Held[dict[str, Any]] = Held(
+        "splits", "Split to loader: the user's own, or those that the runner made from `datasets`."
+    )
     split: str | None
     """The split being trained or evaluated now."""
-    collate_fn: Callable[[Any], Any] | None
+    collate_fn: Callable[[Any], Any] | None = None
     """Makes a batch of a list of samples; None for torch's own way."""
-    size_of: Callable[[Any], int] | None
+    size_of: Callable[[Any], int] | None = None
     """Samples (or tokens) in a batch: the unit in which losses are weighted; None for the first dimension."""
+    batch_size: From[int] = From("splits", "Samples in one batch of one rank, in training.")
+    batch_size_equivalent: From[int] = From(
+        "splits", "Samples in one optimizer step: batch x world x accumulation."
+    )
+    accum_steps: From[int] = From("config", "Iters in one optimizer step.")
 
-    @property
-    @abstractmethod
-    def batch_size(self) -> int:
-        """Samples in one batch of one rank, in training."""
+    # results ----------------------------------------------------------------------------------------------
+    results: From[dict[int, dict[str, dict[str, Any]]]] = From(
+        "history",
+        "`{epoch: {split: {metric: value}}}`; in step mode the key is the completed steps.",
+        name="history",
+    )
+    latest_result: From[dict[str, Any] | None] = From("history", "The last result, with its `index`.")
+    best_result: From[dict[str, Any] | None] = From(
+        "history", "The result with the best score, with its `index`."
+    )
+    scores: From[dict[int, float]] = From("history", "`{index: score}`.")
+    latest_score: From[float | None] = From("history", "Score of the last result.")
+    best_score: From[float | None] = From(
+        "history", "The best score; NaN is never best, the earliest wins a tie."
+    )
+    best_index: From[int | None] = From("history", "Key of the best result.")
+    best_fn: From[Callable[..., Any]] = From("history", "`min` or `max`, after `score_mode`.")
+    is_best: From[bool] = From("history", "Whether the best result is the latest one.")
+    score_split: From[str | None] = From(
+        "history", "The split that is scored: the config's, else val, validate, the second split, the first."
+    )
+    score_name: From[str] = From("history", "The metric that is the score.")
 
-    @property
-    @abstractmethod
-    def batch_size_equivalent(self) -> int:
-        """Samples in one optimizer step: batch x world x accumulation."""
+    # parallel ---------------------------------------------------------------------------------------------
+    device: From[Any] = From("ranks", "This rank's device: `cpu`, or `cuda:{local_rank}`.")
+    world_size: From[int] = From("ranks", "Number of ranks.")
+    rank: From[int] = From("ranks", "This rank, in [0, world_size).")
+    local_rank: From[int] = From("ranks", "This rank on its node.")
+    distributed: From[bool] = From("ranks", "Whether there are several ranks.")
+    is_main_process: From[bool] = From("ranks", "Whether this is rank 0.")
+    is_local_main_process: From[bool] = From("ranks", "Whether this is the first rank of its node.")
 
-    @property
-    @abstractmethod
-    def accum_steps(self) -> int:
-        """Iters in one optimizer step."""
+    # storage ----------------------------------------------------------------------------------------------
+    project_root: From[str] = From("config", "Where the project's runs are: any fsspec URL.")
+    experiments_root: From[str] = From("config", "The older name of `project_root`.", name="project_root")
+    dir: From[str] = From(
+        "place", "The run's folder: `project_root/{name}-{id}/{timestamp}`, unless the config overrides it."
+    )
+    checkpoint_dir: From[str] = From("place", "Where checkpoints are kept: `dir/{checkpoint_dir_name}`.")
+    checkpoint_dir_name: From[str] = From("config", "Name of the folder of checkpoints inside `dir`.")
+    log_path: From[str] = From("place", "The text log: `dir/run.log`.")
 
-    # results ------------------------------------------------------------------------------------------------
-    @property
-    @abstractmethod
-    def results(self) -> dict[int, dict[str, dict[str, Any]]]:
-        """`{epoch: {split: {metric: value}}}`; in step mode the key is the completed steps."""
-
-    @property
-    @abstractmethod
-    def latest_result(self) -> dict[str, Any] | None:
-        """The last result, with its `index`."""
-
-    @property
-    @abstractmethod
-    def best_result(self) -> dict[str, Any] | None:
-        """The result with the best score, with its `index`."""
-
-    @property
-    @abstractmethod
-    def scores(self) -> dict[int, float]:
-        """`{index: score}`."""
-
-    @property
-    @abstractmethod
-    def latest_score(self) -> float | None:
-        """Score of the last result."""
-
-    @property
-    @abstractmethod
-    def best_score(self) -> float | None:
-        """The best score; NaN is never best, the earliest wins a tie."""
-
-    @property
-    @abstractmethod
-    def best_index(self) -> int | None:
-        """Key of the best result."""
-
-    @property
-    @abstractmethod
-    def best_fn(self) -> Callable[..., Any]:
-        """`min` or `max`, after `score_mode`."""
-
-    @property
-    @abstractmethod
-    def is_best(self) -> bool:
-        """Whether the best result is the latest one."""
-
-    @property
-    @abstractmethod
-    def score_split(self) -> str | None:
-        """The split that is scored: as told, else val, validate, the second split, the first."""
-
-    @property
-    @abstractmethod
-    def score_name(self) -> str:
-        """The metric that is the score."""
-
-    # parallel -----------------------------------------------------------------------------------------------
-    device: Any
-    """This rank's device: `cpu`, or `cuda:{local_rank}`."""
-
-    @property
-    @abstractmethod
-    def world_size(self) -> int:
-        """Number of ranks."""
-
-    @property
-    @abstractmethod
-    def rank(self) -> int:
-        """This rank, in [0, world_size)."""
-
-    @property
-    @abstractmethod
-    def local_rank(self) -> int:
-        """This rank on its node."""
-
-    @property
-    @abstractmethod
-    def distributed(self) -> bool:
-        """Whether there are several ranks."""
-
-    @property
-    @abstractmethod
-    def is_main_process(self) -> bool:
-        """Whether this is rank 0."""
-
-    @property
-    @abstractmethod
-    def is_local_main_process(self) -> bool:
-        """Whether this is the first rank of its node."""
-
-    # storage ------------------------------------------------------------------------------------------------
-    @property
-    @abstractmethod
-    def project_root(self) -> str:
-        """Where the project's runs are: any fsspec URL."""
-
-    @property
-    @abstractmethod
-    def experiments_root(self) -> str:
-        """The older name of `project_root`."""
-
-    @property
-    @abstractmethod
-    def dir(self) -> str:
-        """The run's folder: `project_root/{name}-{id}/{timestamp}`, unless the config overrides it."""
-
-    @property
-    @abstractmethod
-    def checkpoint_dir(self) -> str:
-        """Where checkpoints are kept: `dir/{checkpoint_dir_name}`."""
-
-    @property
-    @abstractmethod
-    def checkpoint_dir_name(self) -> str:
-        """Name of the folder of checkpoints inside `dir`."""
-
-    @property
-    @abstractmethod
-    def log_path(self) -> str:
-        """The text log: `dir/run.log`."""
-
-    # logging ------------------------------------------------------------------------------------------------
+    # logging ----------------------------------------------------------------------------------------------
     logger: logging.Logger
-    """The logger named `danling`: the root logger is left alone; ranks other than 0 speak up for warnings
-    only."""
-    writer: Any
-    """The TensorBoard writer, or None."""
+    """The logger named `danling`: the root logger is left alone; ranks other than 0 speak up for warnings only."""
+    writer: Held[Any] = Held("session", "The TensorBoard writer, or None.")
     meters: Any
-    """The running loss of the split being trained or evaluated; None before."""
+    """The running loss of the split being trained or evaluated."""
     metrics: Any
     """Anything with `update(prediction, target)`, `compute()` and `reset()`; used to train and to evaluate."""
     train_metrics: Any
     """Metrics for training alone, where they differ from `metrics`."""
     evaluate_metrics: Any
     """Metrics for evaluation alone, where they differ from `metrics`."""
-
-    @property
-    @abstractmethod
-    def log(self) -> bool:
-        """Whether a text log is kept."""
-
-    @property
-    @abstractmethod
-    def tensorboard(self) -> bool:
-        """Whether TensorBoard curves are written."""
-
-    @property
-    @abstractmethod
-    def log_interval(self) -> int:
-        """Iters between two progress records; the reported epoch loss does not depend on it."""
-
-    @property
-    @abstractmethod
-    def save_interval(self) -> int | None:
-        """Epochs between kept `epoch-N` checkpoints; `latest` and `best` are saved in any case."""
+    log: From[bool] = From("config", "Whether a text log is kept.")
+    tensorboard: From[bool] = From("config", "Whether TensorBoard curves are written.")
+    log_interval: From[int] = From(
+        "config", "Iters between two progress records; the reported epoch loss does not depend on it."
+    )
+    save_interval: From[int | None] = From(
+        "config", "Epochs between kept `epoch-N` checkpoints; `latest` and `best` are saved in any case."
+    )

@@ -1,4 +1,4 @@
-"""The framework-neutral part of a runner: identity, progress, results, the skeleton of training."""
+"""The part of a runner that needs no torch: the skeleton of training, results, the run's folder, config files."""
 
 from __future__ import annotations
 
@@ -6,30 +6,37 @@ import contextlib
 import logging
 import os
 import time
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from danling_core import storage
 from danling_core.config import Config
-from danling_core.errors import ConfigError, RunInterrupted
-from danling_core.identity.ids import Identity, new_timestamp
-from danling_core.results.history import Results
-from danling_core.runner.base import RunnerMode
-from danling_core.runner.methods import History, Splits, Values
-from danling_core.runner.resolve import resolve
-from danling_core.runner.run_life import RunLife
-from danling_core.runner.serialization import Serialization
+from danling_core.config.overrides import apply
+from danling_core.errors import ConfigError, NotFound
+from danling_core.identity.ids import new_timestamp
+from danling_core.results import formatting
+from danling_core.results.values import expanded
+from danling_core.runner.base import RunnerBase, RunnerMode
+from danling_core.runner.loading import config_of
+from danling_core.runner.objects import File, load_object, save_object
+from danling_core.runner.parts import Parts, still_to_do
+from danling_core.runner.resolve import import_runner, resolve
 from danling_core.runs.folder import Status
-from danling_core.session import context as run_context
-from danling_core.session.context import RunContext
-from danling_core.session.files import RunFiles
-from danling_core.suggest import nearest
-from danling_core.train.progress import Progress, Unit
+from danling_core.train.epoch import Epoch, Epochs
+
+Values = dict[str, Any]
+History = dict[int, dict[str, dict[str, Any]]]
+Splits = Sequence[str] | str
+R = TypeVar("R")
+Action = Literal["warn", "raise", "ignore"]
+_ENDS = ("epoch_end", "step_end", "iter_end")
 
 
-class BaseRunner(RunLife, Serialization):
+class BaseRunner(RunnerBase):
     """Identity, config, progress, results and the train/evaluate skeleton, without a framework.
+
+    *Collective*: every rank calls it. Files are written by rank 0; other ranks return.
 
     Args:
         config: a `Config`, a mapping, or the path of a YAML or JSON file.
@@ -38,214 +45,396 @@ class BaseRunner(RunLife, Serialization):
         ConfigError: the config or its params are refused.
     """
 
+    _parts: Parts
+
     def __init__(self, config: Config | Mapping[str, Any] | str | os.PathLike[str]) -> None:
-        self._identity: Identity | None = None
+        self.logger = logging.getLogger("danling")
         self._take_config(config)
         self.mode = RunnerMode.train
         self.split = None
-        self.datasets, self.datasamplers, self.dataloaders = {}, {}, {}
         self.model = self.ema = self.criterion = self.optimizer = self.scheduler = None
         self.scheduler_interval = None
-        self.metrics = self.train_metrics = self.evaluate_metrics = None
-        self.meters: Any = None
-        self.writer: Any = None
-        self._context: RunContext | None = run_context.current()
-        self._owns_run = self._context is None
-        self._is_open = False
-        self._files: RunFiles | None = None
-        self._closing = contextlib.ExitStack()
-        # what a segment has done so far, kept in checkpoints taken inside it
-        self._done_splits: dict[str, dict[str, Any]] = {}
-        self.logger = logging.getLogger("danling")
-        self._log: Any = None
+        self.metrics = self.train_metrics = self.evaluate_metrics = self.meters = None
         self.init_distributed()
-        self._created_at: str = self._broadcast(new_timestamp())
+        self._parts.place.created_at = self._parts.ranks.broadcast(new_timestamp())
         self.set_seed()
         if self.config.deterministic:
             self.set_deterministic()
 
     def _take_config(self, config: Any) -> None:
-        given = config if isinstance(config, Config) else Config.load(config)
-        self._stated = given.model_dump(mode="json", exclude_unset=True)
-        self.config, self.params = resolve(type(self), given)
-        self._identity = None
-        self._progress = Progress(*_end(self.config))
-        self._results = Results(self.config.score_split, self.config.score_name, self.config.score_mode)
+        stated = config if isinstance(config, Config) else Config.load(config)
+        self.config, self.params = resolve(type(self), stated)
+        self._parts = self._make_parts(stated.model_dump(mode="json", exclude_unset=True))
 
     # what a framework brings --------------------------------------------------------------------------------
-    @abstractmethod
+    def _make_parts(self, stated: Values) -> Parts:
+        """Make the parts for `self.config`; `stated` is what the user's config states of it."""
+        raise NotImplementedError(f"{type(self).__name__} is no runner of a framework: subclass TorchRunner")
+
     def _set_up(self, train_splits: Sequence[str], evaluate_splits: Sequence[str] = ()) -> None:
-        """Device, wrapping, loaders, resume: what is not done yet of it. Collective."""
+        """Place, wrap and resume what is not set up yet, for these splits. Collective."""
+        raise NotImplementedError
 
-    def _epoch_ended(self) -> bool:
-        """Whether the segment that just ended also ended an epoch."""
-        return True
-
-    def _count_epoch(self) -> None:
-        """A pass over the data is done."""
-        self._progress.epochs += 1
-        self._progress.steps_in_epoch = 0
-
-    def _timing_fields(self) -> dict[str, Any]:
-        """Where the segment's time went, for its event."""
-        return {}
+    def _end_epoch(self, epoch: Epoch) -> None:
+        """Report the result of an epoch, count it, and let schedulers step on it. Collective."""
+        raise NotImplementedError
 
     def _save_interrupted(self) -> None:
-        """Save where the run stands inside an epoch. Collective."""
+        """Save where the run stands inside an epoch, and wait until that is committed. Collective."""
+        raise NotImplementedError
 
     def _load_best(self) -> tuple[str | None, int | None]:
-        """Load the weights of the best checkpoint on every rank; returns its name, and the index of its result
-        (None: it is another one, since the best is damaged). Collective."""
-        return None, None
+        """Load the weights of the best checkpoint on every rank. Collective.
 
-    def _after_segment(self, index: int) -> None:
-        """Room for schedulers that step on a score."""
+        Returns:
+            its name, and the index of its result; None for the index where the best is damaged, and another one was
+            loaded.
+        """
+        raise NotImplementedError
+
+    def init_distributed(self) -> None:
+        """Join the process group where there are several ranks. Collective; a second call changes nothing."""
+        raise NotImplementedError
+
+    def set_seed(self, seed: int | None = None, bias: int | bool | None = None) -> int:
+        raise NotImplementedError
+
+    def set_deterministic(self) -> None:
+        raise NotImplementedError
+
+    def train_epoch(self, split: str = "train") -> Values:
+        raise NotImplementedError
+
+    def evaluate_epoch(self, split: str = "val") -> Values:
+        raise NotImplementedError
+
+    def save_checkpoint(
+        self, name: str = "latest", epochs: int | None = None, save_best: bool = True
+    ) -> None:
+        raise NotImplementedError
+
+    def load_pretrained(self, checkpoint: File | Mapping[str, Any], strict: bool = True) -> Any:
+        raise NotImplementedError
+
+    def get_step_result(self) -> Values:
+        raise NotImplementedError
 
     # train and evaluate -------------------------------------------------------------------------------------
     def train(self, train_splits: Splits | None = None, evaluate_splits: Splits | None = None) -> History:
-        train_splits = self._known_splits(train_splits, self._default_train_splits())
-        evaluate_splits = self._known_splits(evaluate_splits, self._default_evaluate_splits(train_splits))
-        self._check_split_names()
-        with self._at_work():
-            if self._is_complete():
-                self._set_up(train_splits, evaluate_splits)
-                return self.results
-            self._results.resolve_split(list(dict.fromkeys([*train_splits, *evaluate_splits])))
-            self._set_up(train_splits, evaluate_splits)
-            while not self._is_trained:
-                self._segment(train_splits, evaluate_splits)
-            if self._files is not None:
-                self._files.saver.drain()
-            if self._owns_run:
-                self.finish()
+        """Train to the end, or until patience runs out, resuming what is there; return `results`. Collective.
+
+        Args:
+            train_splits: default: those named `train...`.
+            evaluate_splits: evaluated after each epoch; default: the others, without `test...` and `infer...`.
+
+        Raises:
+            RunInterrupted: asked to stop; everything is saved, and the next call resumes.
+        """
+        with self.at_work(train_splits, evaluate_splits) as epochs:
+            while not epochs.are_over:
+                with epochs.next() as epoch:  # its events, its seconds; a stop in its middle saves it
+                    for split in epoch.left_to_train():
+                        epoch.result[split] = self.train_epoch(split)
+                    for split in epoch.left_to_evaluate():
+                        epoch.result[split] = self.evaluate_epoch(split)
+                self._end_epoch(epoch)
+                self.save_result()
+                self.save_checkpoint(epochs=self.epochs - 1 if self._parts.epoch.is_whole else None)
         return self.results
 
-    @property
-    def _is_trained(self) -> bool:
-        """Whether training is over, the last evaluation included."""
-        if self._done_splits:  # a segment that a stop has cut short
-            return False
-        return self._progress.finished or self._results.should_stop(self.config.patience)
+    @contextlib.contextmanager
+    def at_work(
+        self, train_splits: Splits | None = None, evaluate_splits: Splits | None = None
+    ) -> Iterator[Epochs]:
+        """Hold the run open, set up and resumed, and yield its epochs; without a worker, complete it. Collective.
 
-    def _segment(self, train_splits: Sequence[str], evaluate_splits: Sequence[str]) -> None:
-        """One epoch, or in step mode one stretch between evaluations: train, evaluate, report, save."""
-        epoch, started, by_epoch = self.epochs, time.monotonic(), self._progress.unit == "epoch"
-        self.emit("epoch_began", epoch=epoch, index=epoch if by_epoch else None, step=self.steps)
-        try:
-            for split in train_splits:
-                if split not in self._done_splits and (by_epoch or not self._progress.finished):
-                    self._done_splits[split] = self.train_epoch(split)
-            is_due = (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 >= self._progress.end
-            if is_due or not by_epoch:
-                self._done_splits.update(self._evaluate_all(evaluate_splits))
-        except RunInterrupted:
-            self._save_interrupted()
-            raise
-        index = epoch if by_epoch else self.steps
-        result, self._done_splits = self._broadcast(self._done_splits), {}
-        self.append_result(result, index)
-        ended = self._epoch_ended()
-        if ended:
-            self._count_epoch()
-        seconds = time.monotonic() - started
-        self._progress.seconds += seconds
-        self._after_segment(index)
-        self.emit(
-            "epoch_finished",
-            epoch=epoch,
-            index=index,
-            result=self.results[index],
-            seconds=seconds,
-            score=self.scores.get(index),
-            is_best=self.is_best,
-            timings=self._timing_fields(),
-        )
-        self.save_result()
-        self.save_checkpoint(epochs=self.epochs - 1 if ended else None)
-
-    def _evaluate_all(self, splits: Sequence[str]) -> dict[str, Values]:
-        """The evaluations that end a segment; a resume repeats all of them or none."""
-        return {split: self.evaluate_epoch(split) for split in splits}
+        Splits as for `train`; a loop of your own goes inside.
+        """
+        parts = self._parts
+        to_train = parts.splits.to_train(train_splits)
+        to_evaluate = parts.splits.to_evaluate(evaluate_splits, to_train)
+        parts.splits.check_names()
+        with self._parts.session.opened():
+            is_complete = parts.session.is_complete()
+            if not is_complete:
+                parts.history.resolve_split(list(dict.fromkeys([*to_train, *to_evaluate])))
+            self._set_up(to_train, to_evaluate)
+            yield Epochs(
+                self.config,
+                parts.progress,
+                parts.history,
+                parts.epoch,
+                train_splits=to_train,
+                evaluate_splits=to_evaluate,
+                is_complete=is_complete,
+                emit=self.emit,
+                before_evaluation=parts.generators.hold,
+                after_evaluation=parts.generators.release,
+                on_interrupt=self._save_interrupted,
+            )
+            if not is_complete:
+                parts.session.files.drain()
+                if parts.session.owns_run:
+                    self.finish()
 
     def evaluate(self, evaluate_splits: Splits | None = None) -> Values:
-        splits = self._known_splits(
-            evaluate_splits, self._default_evaluate_splits(self._default_train_splits())
-        )
-        with self._at_work():
+        """Evaluate splits, without touching `results`; return `{split: result}`. Collective.
+
+        A runner that has neither trained nor loaded weights takes up its run's newest checkpoint first.
+        """
+        splits = self._parts.splits.to_evaluate(evaluate_splits)
+        with self._parts.session.opened():
             self._set_up((), splits)
-            return self._broadcast({split: self.evaluate_epoch(split) for split in splits})
+            result: Values = self._parts.ranks.broadcast({s: self.evaluate_epoch(s) for s in splits})
+            return result
 
     def run(self, stages: Sequence[str] | None = None) -> Status | None:
+        """Run all stages, then write the completion record: what a worker calls. Collective.
+
+        Args:
+            stages: of "train" and "evaluate"; default: the config's. The run is complete once training is over
+                and evaluated; until then its status stays as it was, or `interrupted`, and it can be resumed.
+
+        Returns:
+            the `Status` on rank 0, None elsewhere.
+
+        Raises:
+            RunInterrupted: asked to stop; saved, and the next run resumes.
+        """
+        session = self._parts.session
         stages = self.config.stages if stages is None else stages
-        self._check_split_names()
-        owns, self._owns_run = self._owns_run, False
+        self._parts.splits.check_names()
+        owned, session.owns_run = session.owns_run, False
         try:
-            with self._at_work():
-                if self._is_complete():
-                    return self._tell_complete()
+            with self._parts.session.opened():
+                if session.is_complete():
+                    return session.tell_complete()
                 if "train" in stages:
                     self.train()
                 evaluation = self._evaluate_best() if "evaluate" in stages else None
-                return self.finish(evaluation, self._still_to_do(stages))
+                return self.finish(evaluation, still_to_do(self._parts, stages))
         finally:
-            self._owns_run = owns
+            session.owns_run = owned
 
-    def _still_to_do(self, stages: Sequence[str]) -> str | None:
-        """What a complete run has and this one lacks after these stages, if anything."""
-        if not self._is_trained:
-            return "training is not over"
-        return None if "evaluate" in stages else "stage evaluate is still to do"
-
-    def _evaluate_best(self) -> dict[str, Any] | None:
-        """The evaluate stage: the best checkpoint on the test split, or on the score split where there is
-        none."""
-        started = time.monotonic()
+    def _evaluate_best(self) -> Values:
+        """Evaluate the best checkpoint on the test splits, or on the score split where there are none. Collective."""
+        parts, began = self._parts, time.monotonic()
         self._set_up(())
-        tests = [split for split in self.datasets | self.dataloaders if split.startswith("test")]
+        tests = [split for split in parts.splits.names if split.startswith("test")]
         splits = self.config.evaluate_splits or tests or [s for s in [self.score_split] if s is not None]
         loaded, index = self._load_best()
         self.emit("evaluate_began", splits=splits, checkpoint=loaded)
-        result = self._broadcast({split: self.evaluate_epoch(split) for split in splits})
+        result: Values = parts.ranks.broadcast({split: self.evaluate_epoch(split) for split in splits})
         evaluation = {"checkpoint": loaded, "index": index, "result": result}
-        if self._files is not None:
-            storage.write_json(self._files.folder.evaluation_url, {**self._identity_fields(), **evaluation})
-        self.emit("evaluate_finished", result=result, seconds=time.monotonic() - started)
+        parts.session.files.write_evaluation(evaluation, parts.place.identity_fields())
+        self.emit("evaluate_finished", result=result, seconds=time.monotonic() - began)
         return result
 
-    # splits -------------------------------------------------------------------------------------------------
-    def _default_train_splits(self) -> list[str]:
-        return [split for split in self.datasets | self.dataloaders if split.startswith("train")]
+    def finish(self, evaluation: Values | None = None, still_to_do: str | None = None) -> Status | None:
+        """Write the completion record, last of all. Collective; returns it on rank 0, None elsewhere.
 
-    def _default_evaluate_splits(self, train_splits: Sequence[str]) -> list[str]:
-        splits = self.datasets | self.dataloaders
-        return [s for s in splits if s not in train_splits and not s.startswith(("test", "infer"))]
+        Args:
+            evaluation: the result of the evaluate stage.
+            still_to_do: why the run is not complete, though all that was asked for is done.
+        """
+        return self._parts.session.finish(evaluation, still_to_do)
 
-    def _check_split_names(self) -> None:
-        """Raises ConfigError where the config names a split that the runner does not have."""
-        known = list(self.datasets | self.dataloaders)
-        for place, names in (
-            ("evaluate_splits", self.config.evaluate_splits or ()),
-            ("dataloader", self.config.dataloader.__pydantic_extra__ or ()),
-        ):
-            for name in names:
-                if name not in known:
-                    near = nearest(name, known)
-                    hint = f": did you mean {near!r}?" if near else ""
-                    raise ConfigError(f"{place} names split {name!r}, and the runner has {known}{hint}")
+    def close(self) -> None:
+        """Close files and logs: the end of `train`, `evaluate`, `infer` and `run`. A second call does nothing."""
+        self._parts.session.close()
 
-    def _known_splits(self, wanted: Splits | None, default: Sequence[str]) -> list[str]:
-        known = list(self.datasets | self.dataloaders)
-        splits = [wanted] if isinstance(wanted, str) else list(default if wanted is None else wanted)
-        for split in splits:
-            if split not in known:
-                raise ConfigError(f"split {split!r} has no data: the runner has {known}")
-        return splits
+    def request_stop(self, reason: str = "asked to stop") -> None:
+        """Have all ranks save and stop before a step that is about to begin: `train` raises RunInterrupted there.
+
+        Rank 0 only, from any thread; does nothing before training has begun.
+        """
+        self._parts.stop.wish(reason)
+
+    # logging ------------------------------------------------------------------------------------------------
+    def init_logging(self) -> None:
+        """Open the logger named `danling`, with the run's text log on rank 0; the root logger is left alone."""
+        self._parts.session.open_log()
+
+    def init_print(self, process: int = 0) -> None:
+        """Let only rank `process` speak through the logger; `print` itself is left alone."""
+        self._parts.session.hear(process)
+
+    def init_tensorboard(self) -> None:
+        """Open the curves (and the progress bar), from where a resume stands. Rank 0; others return."""
+        self._parts.session.open_writers()
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Append an event of this kind to the run's event log, and pass it on to every writer. Rank 0."""
+        self._parts.session.files.emit(kind, **fields)
+
+    # results ------------------------------------------------------------------------------------------------
+    def append_result(self, result: Mapping[str, Any], index: int | None = None) -> None:
+        """Report `{split: {metric: value}}`, merging into what `index` (default: the current epoch) already has."""
+        self._parts.history.append(result, self.epochs if index is None else index)
+
+    def save_result(self) -> None:
+        """Replace results.json, latest.json, best.json and status.json. Rank 0; others return."""
+        self._parts.session.save_results()
+
+    def print_result(self) -> None:
+        """Log the latest and the best result, readably. Rank 0."""
+        if self.is_main_process:
+            self.logger.info("%s", self.format_result())
+
+    def step_log(self, split: str, iteration: int, length: int | None = None) -> Values:
+        """Log the step's result and, in training, write its curves; return it. For a loop of your own."""
+        result = self.get_step_result()
+        self.logger.info("%s", self.format_step_result(result, split, iteration, length))
+        if self.mode is RunnerMode.train:
+            self.write_result(result, split)
+        return result
+
+    def format_step_result(
+        self,
+        result: Mapping[str, Any],
+        split: str = "train",
+        steps: int | None = None,
+        length: int | None = None,
+    ) -> str:
+        """Format a step's result as one line: `train 50/200 | loss 0.1230`."""
+        return formatting.format_step_result(result, split, steps, length)
+
+    def format_epoch_result(
+        self, result: Mapping[str, Any], epochs: int | None = None, total: int | None = None
+    ) -> str:
+        """Format an epoch's result as one line: `epoch 3/30 | train loss 0.1230 | val loss 0.2000`."""
+        return formatting.format_epoch_result(result, epochs, total)
+
+    def format_result(self, result: Mapping[str, Any] | None = None) -> str:
+        """Format a result as a small table, a row for each split; by default the latest and the best."""
+        return formatting.format_result(self._parts.history if result is None else result)
+
+    def write_result(self, result: Mapping[str, Any], split: str, steps: int | None = None) -> None:
+        """Write a result to TensorBoard and `loggers`, a curve `{split}/{metric}` for each value.
+
+        Lists and maps expand to several curves.
+
+        Args:
+            steps: the position on the curve; default: the completed steps.
+        """
+        for name, value in expanded(result):
+            self.write_score(name, value, split, steps)
+
+    def write_score(self, name: str, score: float, split: str, steps: int | None = None) -> None:
+        """Write one point of the curve `{split}/{name}` to TensorBoard and `loggers`, where there are any. Rank 0."""
+        for writer in (self.writer, *self._parts.session.services):
+            if writer is not None:
+                writer.add_scalar(f"{split}/{name}", float(score), self.steps if steps is None else steps)
+
+    # files --------------------------------------------------------------------------------------------------
+    def save(self, obj: Any, file: File, main_process_only: bool = True) -> File:
+        """Write an object, by the file's suffix: .pt .pth .bin .ckpt (tensors and plain values), .json, .yaml.
+
+        Args:
+            file: a path, or any URL.
+            main_process_only: whether ranks other than 0 only return.
+
+        Returns:
+            the file.
+        """
+        if self.is_main_process or not main_process_only:
+            save_object(obj, file)
+        return file
+
+    @staticmethod
+    def load(file: File) -> Any:
+        """Read what `save` wrote, local or at any URL; code in it is never run."""
+        return load_object(file)
+
+    def check_dir(self, action: Action = "warn") -> bool:
+        """Return whether the run's folder is empty or absent; where it is not: warn, raise `ConfigError`, or ignore
+        it."""
+        if action not in get_args(Action):
+            raise ConfigError(f"check_dir: action is {action!r}, wanted one of {', '.join(get_args(Action))}")
+        with contextlib.suppress(NotFound):
+            names = storage.list_names(self.dir)
+            if names:
+                message = f"the run's folder {self.dir} is not empty: it has {', '.join(sorted(names)[:5])}"
+                if action == "raise":
+                    raise ConfigError(f"{message}; begin anew with --fresh, or give another dir")
+                if action == "warn":
+                    warnings.warn(message, stacklevel=2)
+                return False
+        return True
+
+    # config -------------------------------------------------------------------------------------------------
+    def json(self, file: File) -> None:
+        """Write the config as JSON to a file or URL."""
+        self.config.json(os.fspath(file))
+
+    def jsons(self) -> str:
+        """Return the config as JSON text."""
+        return self.config.jsons()
+
+    def yaml(self, file: File) -> None:
+        """Write the config as YAML to a file or URL."""
+        self.config.yaml(os.fspath(file))
+
+    def yamls(self) -> str:
+        """Return the config as YAML text."""
+        return self.config.yamls()
+
+    @classmethod
+    def from_json(cls, file: File) -> Self:
+        """Make a runner with the config in a JSON file."""
+        return _runner_of(cls, Config.from_json(os.fspath(file)))
+
+    @classmethod
+    def from_jsons(cls, text: str) -> Self:
+        """Make a runner with the config in JSON text."""
+        return _runner_of(cls, Config.from_jsons(text))
+
+    @classmethod
+    def from_yaml(cls, file: File) -> Self:
+        """Make a runner with the config in a YAML file."""
+        return _runner_of(cls, Config.from_yaml(os.fspath(file)))
+
+    @classmethod
+    def from_yamls(cls, text: str) -> Self:
+        """Make a runner with the config in YAML text."""
+        return _runner_of(cls, Config.from_yamls(text))
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: File) -> Self:
+        """Make a runner with the config and the weights of a run: its folder or a checkpoint in it, at any URL.
+
+        Called on `Runner` itself, it makes the class that the config names.
+        """
+        runner = _runner_of(cls, config_of(checkpoint))
+        runner.load_pretrained(checkpoint)
+        return runner
+
+    def load_config(self, checkpoint: File, overwrite: bool = False) -> None:
+        """Replace the runner's config by that of a run's folder, or of a checkpoint in it; before training begins.
+
+        Args:
+            overwrite: also replace what this runner's own config states; else that wins.
+        """
+        before = self._parts
+        if before.session.is_open or self.iters:
+            raise ConfigError("load_config comes before training: this runner has begun already")
+        loaded = config_of(checkpoint)
+        if not overwrite:
+            ends = dict.fromkeys(_ENDS) if any(name in before.stated for name in _ENDS) else {}
+            loaded = Config.from_dict(apply({**loaded.dict(), **ends}, before.stated))
+        self._take_config(loaded)
+        self._parts.adopt(before)
+        self.set_seed()
+
+    def dict(self) -> Values:
+        """Return the whole config as plain values."""
+        return self.config.dict()
 
 
-def _end(config: Config) -> tuple[Unit, int]:
-    ends: dict[Unit, int | None] = {
-        "epoch": config.epoch_end,
-        "step": config.step_end,
-        "iter": config.iter_end,
-    }
-    return next((unit, end) for unit, end in ends.items() if end is not None)
+def _runner_of(cls: type[R], config: Config) -> R:
+    """Make a runner of a user's class; of the class that the config names, where this one is ours."""
+    made: Any = cls
+    if cls.__module__.startswith("danling_core.") and config.runner is not None:
+        made = import_runner(config.runner)
+    runner: R = made(config)
+    return runner

@@ -1,4 +1,4 @@
-"""Checkpoints and weights taken up by hand, from a run, a file, or a state."""
+"""States, weights and configs of other runs, from a folder, a checkpoint or a file, at any URL."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from danling_core import storage
-from danling_core.checkpoints.codec import load_state
 from danling_core.checkpoints.record import is_simple_name
 from danling_core.checkpoints.store import CheckpointStore
+from danling_core.config import Config
 from danling_core.errors import CheckpointError, ConfigError
-from danling_core.runner import checkpointing
-from danling_core.runner.methods import File
-from danling_core.runner.serialization import load_tensors
+from danling_core.runner.objects import File, load_tensors
 from danling_core.runs.folder import RunFolder, checkpoints_url, find_checkpoints
 
 if TYPE_CHECKING:
-    from danling_core.runner.torch_runner import TorchRunner
+    from torch import nn
 
 _WEIGHTS = ("ema", "model", "state_dict", "model_state_dict")
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -32,21 +30,28 @@ class LoadedKeys(NamedTuple):
     """Weights of the checkpoint that the model lacks, or has in another shape."""
 
 
-def load(runner: TorchRunner, checkpoint: File | Mapping[str, Any]) -> None:
-    """See `RunnerMethods.load_checkpoint`. Collective."""
+def whole_state(checkpoint: File | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the whole state of a training in a checkpoint, as `read` finds it.
+
+    Raises:
+        CheckpointError: there is none, or it holds weights only.
+    """
     state = read(checkpoint)
     if not {"model", "progress", "ranks"} <= set(state):
         raise CheckpointError(
             f"this is no checkpoint of a run, it has {sorted(state)[:5]}: load_pretrained takes weights"
         )
-    runner._set_up(runner._default_train_splits(), resume=False)
-    checkpointing.apply(runner, state)
+    return state
 
 
-def load_pretrained(runner: TorchRunner, checkpoint: File | Mapping[str, Any], strict: bool) -> LoadedKeys:
-    """See `RunnerMethods.load_pretrained`."""
-    weights = weights_in(read(checkpoint, "best"))
-    module = runner.unwrap(runner.model)
+def load_weights(
+    weights: Mapping[str, Any], module: nn.Module, others: list[nn.Module], strict: bool
+) -> LoadedKeys:
+    """Put weights into a module, and what fits of them into others like it; return the names left out.
+
+    Raises:
+        CheckpointError: with `strict`, weights are missing or unexpected; or nothing fits at all.
+    """
     own = module.state_dict()
     fitting = {n: w for n, w in weights.items() if n in own and own[n].shape == getattr(w, "shape", None)}
     keys = LoadedKeys([n for n in own if n not in fitting], [n for n in weights if n not in fitting])
@@ -55,15 +60,13 @@ def load_pretrained(runner: TorchRunner, checkpoint: File | Mapping[str, Any], s
             f"the weights do not fit {type(module).__name__}: missing {keys.missing}, unexpected or of another shape "
             f"{keys.unexpected}; " + ("strict=False takes over what fits" if fitting else "nothing fits")
         )
-    module.load_state_dict(fitting, strict=False)
-    if runner.ema is not None:
-        runner.ema.module.load_state_dict(fitting, strict=False)
-    runner._has_weights = True
+    for each in (module, *others):
+        each.load_state_dict(fitting, strict=False)
     return keys
 
 
 def weights_in(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The weights in a checkpoint of ours or of another's making: averaged ones first, without DDP's prefix."""
+    """Return the weights in a checkpoint of ours or of another's making: averaged ones first, without DDP's prefix."""
     found = next((state[name] for name in _WEIGHTS if isinstance(state.get(name), Mapping)), state)
     if found and all(name.startswith("module.") for name in found):
         return {name.removeprefix("module."): weight for name, weight in found.items()}
@@ -71,13 +74,15 @@ def weights_in(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def read(checkpoint: File | Mapping[str, Any], name: str = "latest") -> Mapping[str, Any]:
-    """The state in a folder of checkpoints, a run's folder, or one file; a mapping is returned as it is.
+    """Return the state in a folder of checkpoints, a run's folder, or one file; a mapping as it is.
 
     Raises:
         CheckpointError: there is none, or it is bad.
     """
     if isinstance(checkpoint, Mapping):
         return checkpoint
+    from danling_core.checkpoints.codec import load_state
+
     url = os.fspath(checkpoint).rstrip("/")
     if url.lower().endswith(_SUFFIXES) or (storage.is_local(url) and os.path.isfile(storage.local_path(url))):
         state = load_tensors(url)
@@ -97,8 +102,31 @@ def read(checkpoint: File | Mapping[str, Any], name: str = "latest") -> Mapping[
     return load_state(store, record, map_location="cpu")
 
 
+def config_of(checkpoint: File) -> Config:
+    """Return the config of the run that a folder or checkpoint belongs to: `config.yaml` there, or up to four folders
+    above; without one, the config in the checkpoint itself.
+
+    Raises:
+        CheckpointError: there is neither.
+    """
+    folder = os.fspath(checkpoint)
+    for _ in range(5):
+        url = storage.join(folder, "config.yaml")
+        if storage.exists(url):
+            return Config.from_yaml(url)
+        folder = storage.parent(folder)
+        if not folder or folder == storage.parent(folder):
+            break
+    state = read(checkpoint)
+    if not isinstance(state.get("config"), Mapping):
+        raise CheckpointError(
+            f"{checkpoint} says nothing of its config, and there is no config.yaml beside it"
+        )
+    return Config.from_dict(state["config"])
+
+
 def _checkpoints_of(url: str) -> str:
-    """Where the run in this folder has its checkpoints; a config.yaml of another program's says nothing of that."""
+    """Return where the run in this folder has its checkpoints; a config.yaml of another program says nothing of it."""
     folder = RunFolder(url)
     try:
         return find_checkpoints(folder)

@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from danling_core.errors import ConfigError, NonFiniteLossError
-from danling_core.optim.optimizers import needs_metric
+from danling_core.data.batches import to_device
+from danling_core.errors import ConfigError, DanLingError, NonFiniteLossError
+from danling_core.optim.ema import EMA
+from danling_core.optim.schedulers import needs_metric
 from danling_core.parallel import seeding
-from danling_core.runner import checkpointing, evaluation, loading
+from danling_core.parallel.control import collective_timeout
+from danling_core.parallel.stopping import NeverStopping
+from danling_core.parallel.strategies import unwrap
+from danling_core.runner import loading, set_up
 from danling_core.runner.base import RunnerMode
+from danling_core.runner.base_runner import BaseRunner, Values
 from danling_core.runner.loading import LoadedKeys
-from danling_core.runner.loop import flush_losses, located, train_segment
-from danling_core.runner.methods import File, Values
-from danling_core.runner.torch_setup import TorchSetUp
+from danling_core.runner.objects import File
+from danling_core.runner.parts import Parts, make_parts
+from danling_core.runner.training_state import begin_split, register_parts
+from danling_core.session import restore
+from danling_core.session.files import RunFiles
+from danling_core.train.epoch import Epoch
+from danling_core.train.evaluator import computed
+from danling_core.train.finite import weights_check
+from danling_core.train.loop import TrainLoop
 from danling_core.train.meters import LossMeter
+from danling_core.train.state import Order
+from danling_core.train.step import REHEARSAL, Step
+from danling_core.train.stepper import Stepper
 
 
-class TorchRunner(TorchSetUp):
+class TorchRunner(BaseRunner):
     """Trains a torch model on one rank or many, CPU or CUDA.
 
     A subclass calls `super().__init__(config)` and sets `datasets`, `model`, `criterion`, and, unless the
@@ -31,150 +45,191 @@ class TorchRunner(TorchSetUp):
     `train()` begins.
     """
 
-    model: Any
-    optimizer: Any
-    collate_fn = None
-    size_of = None
-
     # train --------------------------------------------------------------------------------------------------
     def train_epoch(self, split: str = "train") -> Values:
-        self.split, self.mode = split, RunnerMode.train
-        self.model.train()
-        self.meters = LossMeter(
-            refuse_non_finite=self.config.non_finite == "raise",
-            skip_non_finite=self.config.non_finite == "skip",
-        )
-        metrics = self._metrics_in_use()
-        if metrics is not None:
-            metrics.reset()
-        self._begin_split()
-        self._inside_split = True
-        with self._explaining_batch_norm(split):
-            train_segment(self, self._stream(split))
-        flush_losses(self)
-        self._inside_split = False
-        if self.meters.iters == 0:
-            raise ConfigError(
-                f"{type(self).__name__}.train_step never called self.advance(loss): nothing was trained"
-            )
+        """Train until the epoch, or in step mode the segment, ends; return the split's result. Collective."""
+        with self.training(split) as loop:
+            for window in loop:
+                for batch, step in window:
+                    with self.in_step(step):
+                        self.train_step(batch)
         return self.get_epoch_result()
 
-    def _begin_split(self) -> None:
-        """Take up the split where a checkpoint inside it left off, or begin it."""
-        self._samples_logged, self._logged_at = 0, time.monotonic()
-        self._iters_at_split, self._steps_at_split = self.iters, self.steps
-        self._buffers_before = [buffer.clone() for buffer in self._buffers_now()]
-        state, self._split_state = self._split_state, None
-        if state is not None:
-            checkpointing.restore_split(self, state)
+    def train_step(self, data: Any) -> tuple[Any, Any]:
+        """Make one iter: forward, loss, metrics, `advance`. Override it for other data, or several losses.
 
-    def train_step(self, data: Any) -> tuple[Any, torch.Tensor]:
+        Args:
+            data: one batch on the device: `(input, target)`, or a mapping with `input` and `target`.
+
+        Returns:
+            the prediction, and the mean loss over the batch (a scalar).
+        """
         inputs, target = _input_and_target(data)
         with self.autocast():
             pred = self.model(inputs)
             loss = self.criterion(pred, target)
-        metrics = self._metrics_in_use()
-        if metrics is not None:
-            metrics.update(pred, target)
+        self.update_metrics(pred, target)
         self.advance(loss)
         return pred, loss
 
     def advance(self, loss: torch.Tensor) -> None:
-        if self._dry:
-            (loss * 0.0).backward()
-            return
-        try:
-            self.meters.add(loss, self._count)
-        except NonFiniteLossError as error:
-            raise located(self, error) from None
-        if self._weight:
-            self.backward(loss if self._weight == 1.0 else loss * self._weight)
-        else:
-            self._backward_nothing(loss)
-        if self._last_iter:
-            self._step()
+        """Compute gradients and, at the end of an accumulation window, step the optimizer; once per `train_step`.
 
-    def _backward_nothing(self, loss: torch.Tensor) -> None:
-        """Take part in DDP's reduction with gradients of 0, also where 0 times the loss's gradient is NaN."""
-        parameters = [p for p in self.unwrap(self.model).parameters() if p.requires_grad]
-        hooks = [parameter.register_hook(torch.zeros_like) for parameter in parameters]
-        try:
-            self.backward(loss * 0.0)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        Args:
+            loss: mean over this rank's batch, a scalar. It is weighted here, so that the window's gradient is that of
+                the mean over all its samples on all ranks.
+        """
+        parts = self._parts
+        step = parts.step.value
+        if parts.stepper is None:
+            raise ConfigError("self.advance(loss) is for train_step, while train() is at work")
+        if not step.is_rehearsal:
+            self.meters.add(loss, step.count)
+        parts.stepper.advance(loss, step)
 
     def backward(self, loss: torch.Tensor) -> None:
-        scaler = self._precision.scaler
-        (loss if scaler is None else scaler.scale(loss)).backward()
-
-    def _step(self) -> None:
-        optimizer, scaler = self.optimizer, self._precision.scaler
-        taken = None
-        if scaler is not None:
-            scaler.unscale_(optimizer)
-        if self._clip_value is not None:
-            nn.utils.clip_grad_value_(self._parameters, self._clip_value)
-        if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
-        if scaler is None:
-            optimizer.step()
-        else:
-            taken = self._scaled_step(scaler)
-            self._undo_skipped(taken)
-        for parameter in self._parameters:  # what zero_grad does, without its profiler hooks: 10 us a step
-            parameter.grad = None
-        if self._schedules_steps:
-            self.scheduler.step()
-        if self.ema is not None:
-            self.ema.update(self.unwrap(self.model), taken)
-
-    def _scaled_step(self, scaler: torch.amp.GradScaler) -> torch.Tensor:
-        """Step unless a gradient is not finite; gradients are reduced by now, so all ranks see the same."""
-        found = scaler._found_inf_per_device(self.optimizer)
-        taken = 1.0 - torch.stack([value.to(self.device) for value in found.values()]).sum().clamp(max=1.0)
-        scaler.step(self.optimizer)
-        self._precision.update_scale()
-        return taken
-
-    def _undo_skipped(self, taken: torch.Tensor) -> None:
-        """Give buffers (BatchNorm statistics) the values of before a step that was skipped: a NaN would stay."""
-        for buffer, before in zip(self._buffers_now(), self._buffers_before, strict=True):
-            buffer.copy_(torch.where(taken > 0, buffer, before))
-            before.copy_(buffer)
-
-    def _buffers_now(self) -> list[torch.Tensor]:
-        """What `non_finite=skip` has to keep from one step to the next."""
-        return list(self.unwrap(self.model).buffers()) if self.config.non_finite == "skip" else []
+        """Compute the gradients of a weighted loss, scaled where fp16 needs it. `advance` calls it."""
+        self._parts.precision.scaled(loss).backward()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return self._precision.autocast()
+        """Return the context of the forward pass, after `precision`."""
+        return self._parts.precision.autocast()
 
-    def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        if isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()
-        return contextlib.nullcontext()
+    def update_metrics(self, pred: Any, target: Any) -> None:
+        """Count a batch in `metrics`, or in `train_metrics` or `evaluate_metrics` where these are set."""
+        metrics = self._metrics_in_use()
+        if metrics is not None:
+            metrics.update(pred, target)
 
     def _metrics_in_use(self) -> Any:
         own = self.train_metrics if self.mode is RunnerMode.train else self.evaluate_metrics
         return self.metrics if own is None else own
 
-    def _epoch_ended(self) -> bool:
-        return self._epoch_is_over
+    @contextlib.contextmanager
+    def training(self, split: str = "train") -> Iterator[TrainLoop]:
+        """Begin a split, or go on in it, and yield its windows of `(batch, step)`. Collective.
+
+        Raises:
+            ConfigError: `advance` was never called.
+        """
+        parts, config = self._parts, self.config
+        self.split, self.mode = split, RunnerMode.train
+        self.model.train()
+        metrics = self._metrics_in_use()
+        self.meters = LossMeter(config.non_finite, self._explain)
+        if metrics is not None:
+            metrics.reset()
+        parts.epoch.split = split
+        parts.report.begin()
+        if parts.stepper is not None:
+            parts.stepper.begin_epoch()
+        begin_split(parts, self.meters, metrics)
+
+        def log() -> None:
+            self.meters.flush()
+            parts.session.files.check_saves()
+            parts.report.report(self.meters)
+
+        with set_up.explaining_batch_norm(split, self.rank, lambda: parts.step.value.count):
+            yield TrainLoop(
+                parts.splits.stream(split),
+                config,
+                parts.progress,
+                parts.epoch,
+                device=self.device,
+                timings=parts.timings,
+                check_stop=parts.stop.check,
+                beat=parts.session.heartbeat(),
+                count_epoch=self._count_epoch,
+                log=log,
+                save=lambda: self.save_checkpoint(save_best=False),
+            )
+        self.meters.flush()
+        parts.epoch.split = None
+        if self.meters.iters == 0:
+            raise ConfigError(
+                f"{type(self).__name__}.train_step never called self.advance(loss): nothing was trained"
+            )
+
+    def in_step(self, step: Step) -> contextlib.AbstractContextManager[None]:
+        """Return the context of one `train_step`: what `advance` counts and weighs is `step`.
+
+        Inside an accumulation window gradients are not reduced yet; a batch that only keeps this rank in step with
+        the others is not counted in the metrics.
+        """
+        current = self._parts.step
+        current.value = step
+        return current if step.ends_window and step.count else self._aside(step)
+
+    @contextlib.contextmanager
+    def _aside(self, step: Step) -> Iterator[None]:
+        """The rarer kinds of step."""
+        metrics, train_metrics = self.metrics, self.train_metrics
+        if step.count == 0:
+            self.metrics, self.train_metrics = copy.deepcopy(metrics), copy.deepcopy(train_metrics)
+        no_sync = contextlib.nullcontext() if step.ends_window else self._parts.strategy.no_sync(self.model)
+        try:
+            with self._parts.step, no_sync:
+                yield
+        finally:
+            self.metrics, self.train_metrics = metrics, train_metrics
+
+    def _explain(self, message: str) -> NonFiniteLossError:
+        """Return the error for a loss that is not finite, with its step and rank, and what to do.
+
+        Where a save that is under way finds that the weights were not finite already, it is that one.
+        """
+        try:
+            self._parts.session.files.drain()
+        except NonFiniteLossError as earlier:
+            return earlier
+        except DanLingError as unsaved:
+            self.logger.error("besides, a checkpoint was not saved: %s", unsaved)
+        step = self._parts.epoch.steps_before + (self.meters.iters - 1) // self.accum_steps
+        return NonFiniteLossError(
+            f"{message} (step {step}, rank {self.rank}, split {self.split!r}): nothing was saved since; "
+            "lower the learning rate, clip gradients, or set non_finite=skip"
+        )
 
     def _count_epoch(self) -> None:
-        super()._count_epoch()
-        if self.scheduler is not None and not self._schedules_steps and not needs_metric(self.scheduler):
-            self.scheduler.step()
+        """Count a pass over the data, and step a schedule that counts them."""
+        self._parts.progress.count_epoch()
+        stepper, scheduler = self._parts.stepper, self.scheduler
+        by_steps = stepper is not None and stepper.drives_schedule
+        if scheduler is not None and not by_steps and not needs_metric(scheduler):
+            scheduler.step()
 
-    def _after_segment(self, index: int) -> None:
+    def _end_epoch(self, epoch: Epoch) -> None:
+        parts = self._parts
+        index = epoch.number if parts.progress.by_epoch else self.steps
+        self.append_result(parts.ranks.broadcast(epoch.result), index)
+        if parts.epoch.is_whole:
+            self._count_epoch()
+        parts.progress.seconds += epoch.seconds
         score = self.scores.get(index) if needs_metric(self.scheduler) else None
         if score is not None:
             self.scheduler.step(score)
+        self.emit(
+            "epoch_finished",
+            epoch=epoch.number,
+            index=index,
+            result=self.results[index],
+            seconds=epoch.seconds,
+            score=self.scores.get(index),
+            is_best=self.is_best,
+            timings=parts.timings.of_epoch(self.device, self.steps),
+        )
 
     def scale_lr(
         self, lr: float, lr_scale_factor: float | None = None, batch_size_base: int | None = None
     ) -> float:
+        """Return the learning rate after the linear scaling rule (arXiv 1706.02677); also in a runner's `__init__`.
+
+        It is `lr` times `batch_size_equivalent` over `batch_size_base`, or times a stated factor.
+
+        Raises:
+            ConfigError: neither the factor nor the base is given, or both.
+        """
         if (lr_scale_factor is None) == (batch_size_base is None):
             raise ConfigError("scale_lr needs exactly one of lr_scale_factor and batch_size_base")
         if lr_scale_factor is None:
@@ -183,93 +238,348 @@ class TorchRunner(TorchSetUp):
         return lr * lr_scale_factor
 
     # evaluate -----------------------------------------------------------------------------------------------
-    def _evaluate_all(self, splits: Sequence[str]) -> dict[str, Values]:
-        self._rng_before_evaluation = seeding.capture_rng()
-        evaluated = super()._evaluate_all(splits)
-        self._rng_before_evaluation = None  # where a stop passes instead, they belong to the state saved next
-        return evaluated
-
-    def evaluate_epoch(self, split: str = "val") -> dict[str, Any]:
+    def evaluate_epoch(self, split: str = "val") -> Values:
+        """Evaluate a split: each sample counts once at any world size, EMA weights where there are any. Collective."""
+        evaluator, loader = self._parts.evaluator, self._parts.splits.evaluate_loader(split)
         with self._evaluating(RunnerMode.evaluate, split):
-            return evaluation.evaluate_split(self, self._evaluate_loader(split))
+            self.meters = LossMeter()
+            metrics = self._metrics_in_use()
+            if metrics is not None:
+                metrics.reset()
+            evaluator.evaluate(loader, self.evaluate_step, self.meters, self.size_of)
+            return self.get_epoch_result()
 
-    def evaluate_step(self, data: Any) -> tuple[Any, torch.Tensor | None]:
+    def evaluate_step(self, data: Any) -> tuple[Any, Any]:
+        """Evaluate one batch, without gradients: forward, loss, metrics.
+
+        Returns:
+            the prediction, and the mean loss or None.
+        """
         inputs, target = _input_and_target(data)
         with self.autocast():
             pred = self.model(inputs)
             loss = self.criterion(pred, target) if self.criterion is not None else None
-        metrics = self._metrics_in_use()
-        if metrics is not None:
-            metrics.update(pred, target)
+        self.update_metrics(pred, target)
         return pred, loss
 
     def infer(self, split: str = "infer") -> Any:
-        self._known_splits(split, ())
-        with self._at_work():
+        """Return the model's outputs for a split, in data set order, on every rank, on the CPU. Collective."""
+        parts = self._parts
+        parts.splits.known(split)
+        with parts.session.opened():
             self._set_up((), (split,))
             with self._evaluating(RunnerMode.infer, split):
-                return evaluation.infer_split(self, self._evaluate_loader(split))
+                return parts.evaluator.infer(parts.splits.evaluate_loader(split), self.infer_step)
 
     def infer_step(self, data: Any) -> Any:
+        """Return the outputs for one batch: `(batch, ...)`."""
         inputs = _input_and_target(data)[0] if isinstance(data, Mapping | Sequence) else data
         with self.autocast():
             return self.model(inputs)
 
     @contextlib.contextmanager
     def _evaluating(self, mode: RunnerMode, split: str) -> Iterator[None]:
-        """The unwrapped (or averaged) module in `self.model`, in eval mode, without gradients; put back
-        after."""
+        """Let `self.model` be the unwrapped (or averaged) module, in eval mode, without gradients; put back after."""
         trained, before, split_before = self.model, self.mode, self.split
-        began, own_buffers = time.perf_counter(), evaluation.share_buffers(self)
-        self.model = self.unwrap(trained) if self.ema is None else self.ema.module
-        self.mode, self.split = mode, split
-        self.model.eval()
+        began, modules = time.perf_counter(), [unwrap(trained)]
+        if self.ema is not None:
+            modules.append(self.ema.module)
         try:
-            with torch.no_grad():
+            with self._parts.strategy.same_buffers(modules), torch.no_grad():
+                self.model, self.mode, self.split = modules[-1], mode, split
+                self.model.eval()
                 yield
         finally:
             self.model, self.mode, self.split = trained, before, split_before
-            evaluation.restore_buffers(self, own_buffers)
-            self._timings.evaluate_seconds += time.perf_counter() - began
+            self._parts.timings.evaluate_seconds += time.perf_counter() - began
 
     def get_epoch_result(self) -> Values:
-        return evaluation.reduced_result(self, self._metrics_in_use())
+        """Return loss and metrics of the split being passed over, so far, over all ranks. Collective, one reduction."""
+        return self._parts.evaluator.reduce(self.meters, self._metrics_in_use())
 
     def get_step_result(self) -> Values:
-        metrics = self._metrics_in_use()
-        return {"loss": self.meters.mean, **evaluation.computed(metrics)}
+        """Return the running loss and metrics of the split being passed over, of this rank. Waits for the device.
+
+        With metrics of torchmetrics it is collective, since they reduce themselves.
+        """
+        return {"loss": self.meters.mean, **computed(self._metrics_in_use())}
 
     # checkpoints --------------------------------------------------------------------------------------------
-    def state_dict(self) -> dict[str, Any]:
-        return checkpointing.shared_state(self)
+    def state_dict(self) -> Values:
+        """Return everything a bitwise resume needs that is equal on all ranks; per-rank state is gathered beside it.
+
+        A save calls it on rank 0 only: no collective may be in it. See `training_state` for a part of your own.
+        """
+        return self._parts.state.shared_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        checkpointing.apply_shared(self, state)
+        """Take over what `state_dict` returned; every resume calls it, on every rank, once all is set up.
+
+        Raises:
+            CheckpointError: a newer version of danling wrote it.
+        """
+        self._parts.state.load_shared(state)
 
     def save_checkpoint(
         self, name: str = "latest", epochs: int | None = None, save_best: bool = True
     ) -> None:
+        """Save the run's whole state in the background; the loop pays for a copy of it. Collective.
+
+        Args:
+            name: the pointer to move; what it names is kept until it moves again.
+            epochs: number of the epoch that just ended: kept as `epoch-N` every `save_interval` epochs.
+            save_best: also move `best`, where the latest result is the best.
+
+        Raises:
+            CheckpointError: an earlier save failed for good.
+        """
+        every, names = self.save_interval, [name]
+        # inside an epoch the state is past the latest result
+        if save_best and self.is_best and not self._parts.epoch.is_begun:
+            names.append("best")
+        if epochs is not None and every is not None and (epochs + 1) % every == 0:
+            names.append(f"epoch-{epochs}")
         began = time.perf_counter()
-        checkpointing.save(self, name, epochs, save_best)
-        self._timings.checkpoint_stall_seconds += time.perf_counter() - began
+        self._save(names, required=len(names) > 1 or self._parts.progress.finished)
+        self._parts.timings.checkpoint_stall_seconds += time.perf_counter() - began
 
-    def _timing_fields(self) -> Values:
-        return self._timings.of_epoch(self.device, self.steps)
-
-    def load_checkpoint(self, checkpoint: File | Mapping[str, Any]) -> None:
-        loading.load(self, checkpoint)
-
-    def load_pretrained(self, checkpoint: File | Mapping[str, Any], strict: bool = True) -> LoadedKeys:
-        return loading.load_pretrained(self, checkpoint, strict)
+    def _save(self, names: list[str], *, required: bool) -> None:
+        """Save under these names; a `required` save is never given up for a newer one. Collective."""
+        parts = self._parts
+        if self.meters is not None:
+            self.meters.flush()
+        ranks, files = parts.ranks.gather(parts.state.rank_state()), parts.session.files
+        if not isinstance(files, RunFiles):
+            return
+        files.check_saves()
+        modules = {"model": unwrap(self.model), "criterion": self.criterion}
+        files.save(
+            {**self.state_dict(), "ranks": ranks},
+            step=self.steps,
+            info={
+                "progress": {"iters": self.iters, "steps": self.steps, "epochs": self.epochs},
+                "epochs": self.epochs,
+                "score": self.latest_score,
+                "best_index": self.best_index,
+                "inside": parts.epoch.split,
+                "world_size": self.world_size,
+            },
+            names=names,
+            required=required,
+            inspect=weights_check(modules, self.steps) if self.config.non_finite == "raise" else None,
+        )
 
     def _save_interrupted(self) -> None:
-        checkpointing.save_interrupted(self)
+        self._save(["latest"], required=True)
+        self._parts.session.files.drain()
+
+    def load_checkpoint(self, checkpoint: File | Mapping[str, Any]) -> None:
+        """Take over the whole state of a checkpoint. Collective.
+
+        A checkpoint of the run's own wins when `train` begins.
+
+        Args:
+            checkpoint: a run's folder, a folder of checkpoints, a checkpoint in it by name
+                (`run/checkpoints/epoch-3`), or a file, local or at any URL; or a state.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        state = loading.whole_state(checkpoint)
+        self._set_up(self._parts.splits.to_train(), resume=False)
+        self._apply(state)
+
+    def load_pretrained(self, checkpoint: File | Mapping[str, Any], strict: bool = True) -> LoadedKeys:
+        """Take over weights only, the averaged ones where the checkpoint has them; return the names left out.
+
+        Args:
+            checkpoint: as for `load_checkpoint`, or a plain state dict of weights.
+            strict: refuse weights that do not fit in name and shape; else take over those that do.
+
+        Raises:
+            CheckpointError: with `strict`, weights are missing or unexpected (listed); or nothing fits at all.
+        """
+        weights = loading.weights_in(loading.read(checkpoint, "best"))
+        averaged = [] if self.ema is None else [self.ema.module]
+        keys = loading.load_weights(weights, unwrap(self.model), averaged, strict)
+        self._parts.setup.has_weights = True
+        return keys
+
+    def _apply(self, state: Mapping[str, Any]) -> None:
+        """Take over a whole state, once all is set up. The generators come last."""
+        parts, ranks = self._parts, state["ranks"]
+        self.load_state_dict(state)
+        if len(ranks) != self.world_size:
+            parts.setup.is_bitwise = False
+            self.logger.warning(
+                "the run was on %d rank(s) and goes on with %d: it will not be bitwise equal",
+                len(ranks),
+                self.world_size,
+            )
+        parts.state.load_rank(ranks, self.rank, self.world_size)
 
     def _load_best(self) -> tuple[str | None, int | None]:
-        record = checkpointing.load_best(self)
+        parts = self._parts
+        parts.session.files.drain()
+        record = restore.best(parts.session.files, parts.ranks)
         if record is None:
             return None, None
+        state = restore.read(record, parts.session.files, parts.place.local_checkpoint_dir)
+        parts.state.load_shared(state, up_to=Order.weights)
         return record.name, record.info.get("best_index") if "best" in record.names else None
+
+    # set-up -------------------------------------------------------------------------------------------------
+    def init_distributed(self) -> None:
+        """Join the process group where there are several ranks. Collective; a second call changes nothing."""
+        timeout = self.config.hang_timeout_seconds
+        if self._parts.place.is_launched:
+            timeout = collective_timeout(timeout)
+        self._parts.ranks.join(timeout)
+
+    def set_seed(self, seed: int | None = None, bias: int | bool | None = None) -> int:
+        """Seed Python, NumPy, torch and CUDA of this rank with `seed + bias`; return that sum.
+
+        Args:
+            seed: default: the config's. 0 is a seed.
+            bias: default: the rank, so that ranks differ in augmentation and dropout; False for none.
+        """
+        seed = self.config.seed if seed is None else seed
+        offset = self.rank if bias is None or bias is True else int(bias)
+        return seeding.seed_everything(seed + offset)
+
+    def set_deterministic(self) -> None:
+        """Ask torch for deterministic algorithms; one that has none raises when it is used."""
+        seeding.set_deterministic()
+
+    def unwrap(self, model: Any) -> Any:
+        """Return the user's module, without DDP and `torch.compile` around it."""
+        return unwrap(model)
+
+    def close(self) -> None:
+        super().close()
+        parts = self._parts
+        parts.splits.close()
+        parts.stop, parts.epoch.split = NeverStopping(), None
+        parts.setup.is_announced, parts.setup.is_resume_due = False, True
+        parts.generators.release()
+
+    def _make_parts(self, stated: Values) -> Parts:
+        parts = make_parts(self.config, stated, self)
+        register_parts(parts, self, self._metrics_in_use)
+        return parts
+
+    def _set_up(
+        self, train_splits: Sequence[str], evaluate_splits: Sequence[str] = (), *, resume: bool = True
+    ) -> None:
+        parts, setup = self._parts, self._parts.setup
+        if self.model is None:
+            raise ConfigError(f"{type(self).__name__} sets no model: assign self.model in __init__")
+        if not setup.is_placed:
+            self._place()
+        metrics = {n: getattr(self, n) for n in ("metrics", "train_metrics", "evaluate_metrics")}
+        trained = "metrics" if self.train_metrics is None else "train_metrics"
+        set_up.check_metrics(
+            metrics, is_distributed=self.distributed, trained=trained if train_splits else None
+        )
+        if train_splits and not setup.is_trainable:
+            self._make_trainable(train_splits)
+        for split in evaluate_splits:
+            parts.splits.evaluate_loader(split)
+        if resume and (setup.is_resume_due if train_splits else not setup.has_weights):
+            record = restore.newest(parts.session.files, parts.ranks)
+            if record is not None:
+                self._apply(restore.read(record, parts.session.files, parts.place.local_checkpoint_dir))
+                setup.resumed = {"step": self.steps, "epoch": self.epochs, "record": record.name}
+            setup.is_resume_due = setup.is_resume_due and not train_splits
+        setup.has_weights = True
+        if parts.session.is_open and not setup.is_announced:
+            self._announce()
+
+    def _place(self) -> None:
+        """Move the model, and what belongs to it, to the device."""
+        memory = {"memory_format": torch.channels_last} if self.config.channels_last else {}
+        self.model = self.model.to(self.device, **memory)
+        if self.ema is None and self.config.ema_decay is not None:
+            self.ema = EMA(self.model, self.config.ema_decay)
+        for part in (self.criterion, self.ema, self.metrics, self.train_metrics, self.evaluate_metrics):
+            if hasattr(part, "to"):
+                part.to(self.device)
+        self._parts.setup.is_placed = True
+        if self.is_main_process:
+            set_up.warn_of_emulated_bf16(self.config, self.device)
+
+    def _make_trainable(self, train_splits: Sequence[str]) -> None:
+        """Build optimizer and schedule, and wrap the model. Collective."""
+        parts, config = self._parts, self.config
+        if config.steps_per_epoch is not None and len(train_splits) > 1:
+            raise ConfigError(f"steps_per_epoch goes with one split to train on, found {list(train_splits)}")
+        parts.splits.trained = tuple(train_splits)
+        self.model.train()
+        for sampler in [parts.splits.batch_sampler(split) for split in train_splits]:
+            if self.is_main_process:
+                set_up.warn_of_single_samples(self.model, sampler, self.world_size)
+        if self.distributed:
+            set_up.check_criterion(self.criterion)
+        if self.optimizer is None:
+            self.optimizer = set_up.optimizer_of(config, self.model)
+        if self.scheduler is None:
+            self.scheduler = set_up.scheduler_of(
+                config, self.optimizer, parts.limits, parts.history.score_mode
+            )
+        by_steps = set_up.counts_steps(
+            self.scheduler, self.scheduler_interval, config, by_epoch=parts.progress.by_epoch
+        )
+        module = self.model
+        compiled: Any = torch.compile(module) if config.compile else module
+        self.model = parts.strategy.wrap(compiled)
+        if self.distributed and self.ema is not None:  # DDP has just made the weights equal on all ranks
+            self.ema.module.load_state_dict(unwrap(self.model).state_dict())
+        parts.stepper = Stepper(
+            self.optimizer,
+            module,
+            parts.precision,
+            scheduler=self.scheduler if by_steps else None,
+            ema=self.ema,
+            clip_value=config.clip_grad_value,
+            clip_norm=config.clip_grad_norm,
+            backward=self.backward,
+        )
+        if parts.strategy.needs_rehearsal(self.model):
+            self._rehearse(train_splits[0])
+        parts.setup.is_trainable = True
+
+    def _rehearse(self, split: str) -> None:
+        """Make two training steps that leave no trace; see `DataParallel.needs_rehearsal`. Collective."""
+        self.model.train()
+        with (
+            set_up.explaining_batch_norm(split, self.rank, lambda: 0),
+            self._parts.strategy.rehearsing(self.model),
+        ):
+            batch = to_device(next(iter(self._parts.splits.stream(split).loader)), self.device)
+            for _ in range(2):
+                with self.in_step(REHEARSAL):
+                    self.train_step(batch)
+
+    def _announce(self) -> None:
+        """Begin to listen for a stop, and to write. Collective."""
+        parts, setup = self._parts, self._parts.setup
+        parts.stop = set_up.begin_stopping(parts.place.context, parts.ranks, self.config.max_seconds)
+        if not setup.is_bitwise:  # stays so: a status is built on the last
+            parts.session.files.write_status(bitwise=False)
+        parts.timings.begin(self.steps)
+        parts.session.steps_at_start = self.steps
+        self.init_tensorboard()
+        setup.is_announced = True
+        if parts.session.is_writing:
+            self.emit(
+                "run_started",
+                world_size=self.world_size,
+                device=str(self.device),
+                resumed=setup.resumed,
+                epochs=self.epochs,
+                steps=self.steps,
+                iters=self.iters,
+            )
 
 
 def _input_and_target(data: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""What rank 0 keeps in the run's folder: events, results, status, checkpoints."""
+"""The files of a run: events, results, status and checkpoints, written by rank 0 only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from danling_core import storage
-from danling_core.checkpoints.saver import BackgroundSaver
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import CheckpointError, ConfigError, StorageError
 from danling_core.runs.folder import RunFolder, Status
@@ -21,6 +20,7 @@ from danling_core.writers import EventLog, Writer, Writers
 
 if TYPE_CHECKING:
     from danling_core.checkpoints.record import Record
+    from danling_core.checkpoints.saver import BackgroundSaver
     from danling_core.results.history import Results
     from danling_core.session.delivery import Delivery
 
@@ -28,7 +28,7 @@ logger = logging.getLogger("danling")
 
 
 class RunFiles:
-    """The writing side of a run's folder. Rank 0 only; other ranks hold none.
+    """Every guarded write to a run's folder. Rank 0 only; other ranks have `NoFiles`.
 
     Args:
         context: where to write, as which attempt.
@@ -54,10 +54,12 @@ class RunFiles:
         self.folder = RunFolder(context.work_dir)
         self.context = context
         self.status = status
+        from danling_core.checkpoints.saver import BackgroundSaver  # brings torch
+
         self._check_owner = _owner_check(context)
         self.store = CheckpointStore(checkpoint_dir, guard=self._check_writer)
         self._is_given = is_given
-        self.saver = BackgroundSaver(self.store, self._on_commit)
+        self._saver: BackgroundSaver = BackgroundSaver(self.store, self._on_commit)
         self._keep_last = keep_last
         self._delivery = delivery
         self._lock = threading.Lock()
@@ -65,15 +67,19 @@ class RunFiles:
         self._writers = Writers([event_log, *writers], context.attempt)
         self._closing = contextlib.ExitStack()
         self._closing.callback(self._close_writers, writers)
-        self._closing.callback(self.saver.close)
+        self._closing.callback(self._saver.close)
 
     def add_writers(self, writers: list[Writer]) -> None:
-        """Tell these, too, from now on."""
+        """Pass every event on to these, too, from now on."""
         with self._lock:
             self._writers.writers.extend(writers)
 
     def emit(self, kind: str, **fields: Any) -> None:
-        """Tell the event log and every writer. Any thread. Raises `Fenced` once another owner has taken over."""
+        """Append an event to the log, and pass it on to every writer. Any thread.
+
+        Raises:
+            Fenced: another owner has taken the run over.
+        """
         self._check_owner()
         with self._lock:
             self._writers.emit(kind, **fields)
@@ -95,6 +101,11 @@ class RunFiles:
             self._delivery.soon()
         self.check_delivery()
 
+    def write_evaluation(self, evaluation: dict[str, Any], identity: dict[str, str]) -> None:
+        """Replace evaluation.json. Raises `Fenced`."""
+        self._check_owner()
+        storage.write_json(self.folder.evaluation_url, {**identity, **evaluation})
+
     def write_status(self, **changes: Any) -> Status:
         """Replace status.json; `status="complete"` is the completion record and comes last. Raises `Fenced`."""
         self._check_owner()
@@ -102,6 +113,20 @@ class RunFiles:
         self.status = self.status.model_copy(update=changes)
         self.folder.write_status(self.status, is_durable=self.status.status != "running")
         return self.status
+
+    def save(self, state: dict[str, Any], **options: Any) -> None:
+        """Snapshot a state and commit it in the background; see `BackgroundSaver.save`."""
+        mine = {"run_id": self.status.run_id, "timestamp": self.status.timestamp}
+        options["info"] = {**options["info"], **mine}
+        self._saver.save(state, attempt=self.context.attempt, **options)
+
+    def check_saves(self) -> None:
+        """Raise the failure of an earlier save, once. Nearly free."""
+        self._saver.check()
+
+    def drain(self) -> None:
+        """Wait until all saves are committed; raises as `check_saves`."""
+        self._saver.drain()
 
     def request_delivery(self) -> None:
         """Ask for all that is here now to be brought to the store; `is_delivered` tells when."""
@@ -202,3 +227,37 @@ def _owner_check(context: RunContext) -> Callable[[], None]:
         check_lease()
 
     return check
+
+
+class NoFiles:
+    """The files of a rank that writes none, and of a run that is not open: every write does nothing."""
+
+    status = None
+
+    def emit(self, kind: str, **fields: Any) -> None: ...
+
+    def write_results(self, results: Results, identity: dict[str, str]) -> None: ...
+
+    def write_evaluation(self, evaluation: dict[str, Any], identity: dict[str, str]) -> None: ...
+
+    def write_status(self, **changes: Any) -> None: ...
+
+    def check_saves(self) -> None: ...
+
+    def drain(self) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def request_delivery(self) -> None: ...
+
+    def check_delivery(self) -> None: ...
+
+    def is_delivered(self, timeout_seconds: float) -> bool:
+        return True
+
+    def is_over(self, timeout_seconds: float) -> bool:
+        return True
+
+    def leave_delivery(self) -> None: ...

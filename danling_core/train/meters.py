@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,17 +20,22 @@ class LossMeter:
     float64, so that it does not depend on when it was flushed.
 
     Args:
-        refuse_non_finite: raise at the first NaN or infinite loss seen by a flush.
-        skip_non_finite: leave such losses out of the mean instead.
+        non_finite: "raise" at the first NaN or infinite loss that is read, "skip" such losses in the mean, or
+            "count" them like any other.
+        explain: given the message of that error, returns the error to raise.
     """
 
-    def __init__(self, *, refuse_non_finite: bool = False, skip_non_finite: bool = False) -> None:
+    def __init__(
+        self,
+        non_finite: str = "count",
+        explain: Callable[[str], NonFiniteLossError] = NonFiniteLossError,
+    ) -> None:
         self.total = 0.0
         self.count = 0
         self.iters = 0
         self.latest = math.nan
-        self._refuse = refuse_non_finite
-        self._skip = skip_non_finite
+        self._non_finite = non_finite
+        self._explain = explain
         self._losses: list[torch.Tensor] = []
         self._counts: list[int] = []
 
@@ -38,6 +44,7 @@ class LossMeter:
 
         Raises:
             ConfigError: it is not one number.
+            NonFiniteLossError: as `flush`.
         """
         if loss.numel() != 1:
             raise ConfigError(
@@ -56,7 +63,7 @@ class LossMeter:
         """Bring the pending losses to the host and add them up.
 
         Raises:
-            NonFiniteLossError: with the position of the first loss that is not finite.
+            NonFiniteLossError: for the first loss that is not finite, where these are refused.
         """
         if not self._losses:
             return
@@ -70,9 +77,9 @@ class LossMeter:
         self.iters += 1
         self.latest = value
         if not math.isfinite(value) and count:
-            if self._refuse:
-                raise NonFiniteLossError(f"the loss is {value} at iter {self.iters} of this epoch")
-            if self._skip:
+            if self._non_finite == "raise":
+                raise self._explain(f"the loss is {value} at iter {self.iters} of this epoch")
+            if self._non_finite == "skip":
                 return
         if count:
             self.total += value * count

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from danling_core.config import Config
 
 Unit = Literal["iter", "step", "epoch"]
 
@@ -30,6 +32,32 @@ class Progress:
     epoch_begin: int = 0
     steps_in_epoch: int = 0
     seconds: float = 0.0
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Make the counters of a new run, with the one end that its config states."""
+        ends: dict[Unit, int | None] = {
+            "epoch": config.epoch_end,
+            "step": config.step_end,
+            "iter": config.iter_end,
+        }
+        return cls(*next((unit, end) for unit, end in ends.items() if end is not None))
+
+    @property
+    def by_epoch(self) -> bool:
+        """Whether results are numbered by epochs; else, in step mode, by completed steps."""
+        return self.unit == "epoch"
+
+    def count_window(self, iters: int) -> None:
+        """Count one optimizer step of so many iters."""
+        self.iters += iters
+        self.steps += 1
+        self.steps_in_epoch += 1
+
+    def count_epoch(self) -> None:
+        """Count one pass over the data."""
+        self.epochs += 1
+        self.steps_in_epoch = 0
 
     @property
     def done(self) -> int:

@@ -1,4 +1,4 @@
-"""A user's own loader for evaluation: its batches are dealt out to the ranks, each to one."""
+"""A user's own loader for evaluation: its batches go to the ranks in turn."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from danling_core.data.foreign import begin_pass
 from danling_core.data.seeded import derive_seed
+from danling_core.data.user_loader import begin_pass
 from danling_core.errors import ConfigError
 
 
-class DealtBatches:
+class RoundRobinBatches:
     """Batch `i` of a loader belongs to rank `i % world_size`, so that every sample counts once.
 
     Every rank reads the whole loader, begun from the same seed: a shuffling one gives all ranks the same
     order. What the loader leaves out (`drop_last`) stays left out, since its maker said so. Data that splits
-    itself and says so with a true attribute `sharded` (see `StreamShards`) is not dealt out again.
+    itself and says so with a true attribute `sharded` (see `StreamShards`) is not split again.
 
     Raises:
         ConfigError: the loader's sampler splits its data over ranks: such samplers repeat samples to even the

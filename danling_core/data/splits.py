@@ -1,0 +1,230 @@
+"""The data of all splits: their streams for training, their loaders for evaluation, and their lengths."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from danling_core.config import Config
+from danling_core.data.lengths import Lengths
+from danling_core.data.loaders import build_evaluate_loader, build_train_loader
+from danling_core.data.round_robin import RoundRobinBatches
+from danling_core.data.samplers import GlobalBatchSampler
+from danling_core.data.stream import TrainStream
+from danling_core.errors import ConfigError
+from danling_core.parallel import distributed
+from danling_core.parallel.ranks import Ranks
+from danling_core.suggest import nearest
+
+logger = logging.getLogger("danling")
+Splits = Sequence[str] | str
+
+
+class DataSplits:
+    """Makes each split's loader when it is first needed, and shows it in `dataloaders`.
+
+    Args:
+        config: with `dataloader`, `evaluate_splits`, `accum_steps` and `steps_per_epoch`.
+        ranks: over which the data is spread.
+        device_type: where batches go: cpu or cuda.
+        collate_fn: returns the user's function that makes a batch of samples, or None. Asked when a loader is made.
+        size_of: returns the user's function that counts the samples of a batch, or None. Asked likewise.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        ranks: Ranks,
+        device_type: str,
+        *,
+        collate_fn: Callable[[], Callable[[Any], Any] | None],
+        size_of: Callable[[], Callable[[Any], int] | None],
+    ) -> None:
+        self.datasets: dict[str, Any] = {}
+        self.datasamplers: dict[str, Any] = {}
+        self.dataloaders: dict[str, Any] = {}
+        self.streams: dict[str, TrainStream] = {}
+        """Split to what is trained on, once it is needed."""
+        self.trained: tuple[str, ...] = ()
+        """The splits that this run trains on, once that is known."""
+        self._config = config
+        self._ranks = ranks
+        self._device_type = device_type
+        self._collate_fn = collate_fn
+        self._size_of = size_of
+        self._evaluate_loaders: dict[str, Any] = {}
+        self._made: dict[str, tuple[Any, Any]] = {}
+        """Split to the loader and sampler that were made here, to tell them from the user's."""
+        self._known_lengths: Lengths | None = None
+
+    def take_data(self, other: DataSplits) -> None:
+        """Take over the user's data, samplers and loaders of `other`, and nothing that was made there."""
+        self.datasets, self.datasamplers, self.dataloaders = (
+            other.datasets,
+            other.datasamplers,
+            other.dataloaders,
+        )
+        for split in other._made:
+            loader, sampler = other._given(split)
+            for shown, own in ((self.dataloaders, loader), (self.datasamplers, sampler)):
+                if own is None:
+                    shown.pop(split, None)
+
+    # names --------------------------------------------------------------------------------------------------
+    @property
+    def names(self) -> list[str]:
+        """All splits that have data."""
+        return list(self.datasets | self.dataloaders)
+
+    def to_train(self, wanted: Splits | None = None) -> list[str]:
+        """Return the wanted splits; by default those named `train...`. Raises ConfigError for one without data."""
+        return self.known(wanted, [split for split in self.names if split.startswith("train")])
+
+    def to_evaluate(self, wanted: Splits | None = None, trained: Sequence[str] | None = None) -> list[str]:
+        """Return the wanted splits; by default all but the trained ones, `test...` and `infer...`.
+
+        Raises:
+            ConfigError: a split has no data.
+        """
+        trained = self.to_train() if trained is None else trained
+        others = [s for s in self.names if s not in trained and not s.startswith(("test", "infer"))]
+        return self.known(wanted, others)
+
+    def known(self, wanted: Splits | None, default: Sequence[str] = ()) -> list[str]:
+        """Return the wanted splits, or the default, as a list. Raises ConfigError for one without data."""
+        splits = [wanted] if isinstance(wanted, str) else list(default if wanted is None else wanted)
+        for split in splits:
+            if split not in self.names:
+                raise ConfigError(f"split {split!r} has no data: the runner has {self.names}")
+        return splits
+
+    def check_names(self) -> None:
+        """Raise ConfigError where the config names a split that has no data."""
+        config, known = self._config, self.names
+        for place, names in (
+            ("evaluate_splits", config.evaluate_splits or ()),
+            ("dataloader", config.dataloader.__pydantic_extra__ or ()),
+        ):
+            for name in names:
+                if name not in known:
+                    near = nearest(name, known)
+                    hint = f": did you mean {near!r}?" if near else ""
+                    raise ConfigError(f"{place} names split {name!r}, and the runner has {known}{hint}")
+
+    # sizes --------------------------------------------------------------------------------------------------
+    @property
+    def batch_size(self) -> int:
+        split = (*self.trained, *self.to_train(), "train")[0]
+        own = getattr(self._given(split)[0], "batch_size", None)
+        return own or self._config.dataloader.for_split(split, training=True).batch_size
+
+    @property
+    def batch_size_equivalent(self) -> int:
+        return self.batch_size * self._ranks.world_size * self._config.accum_steps
+
+    def lengths(self) -> Lengths:
+        """Return the length of one pass over the training data. Makes its streams; collective for a user's loader."""
+        if self._known_lengths is not None:
+            return self._known_lengths
+        splits = self.trained or self.to_train()
+        accum, per_epoch = self._config.accum_steps, self._config.steps_per_epoch
+        batches = [self.stream(split).batches_per_pass for split in splits]
+        sized = [n for n in batches if n is not None]
+        if not splits or len(sized) < len(batches):
+            lengths = Lengths(None, None, accum, per_epoch)
+        else:
+            lengths = Lengths(sum(sized), sum(-(-n // accum) for n in sized), accum, per_epoch)
+        if self.trained:
+            self._known_lengths = lengths
+        return lengths
+
+    def batch_sampler(self, split: str) -> GlobalBatchSampler | None:
+        """Return the sampler that cuts a training split into batches; None where it is not one of ours."""
+        sampler = getattr(self.stream(split).loader, "global_batches", None)
+        return sampler if isinstance(sampler, GlobalBatchSampler) else None
+
+    # loaders ------------------------------------------------------------------------------------------------
+    def stream(self, split: str) -> TrainStream:
+        """Return the split's training stream, made at the first call."""
+        if split in self.streams:
+            return self.streams[split]
+        ranks, loader = self._ranks, self._given(split)[0]
+        if loader is None:
+            options = self._config.dataloader.for_split(split, training=True)
+            loader = build_train_loader(self.datasets[split], options, **self._loader_arguments(split))
+            self._show(split, loader)
+        elif ranks.distributed and not getattr(getattr(loader, "dataset", None), "sharded", False):
+            logger.info(
+                "split %r comes from a loader of your own: each rank reads what it gives there", split
+            )
+        self.streams[split] = TrainStream(
+            loader,
+            accum_steps=self._config.accum_steps,
+            world_size=ranks.world_size,
+            rank=ranks.rank,
+            reduce=distributed.reduce_floats if ranks.distributed else None,
+            size_of=self._size_of(),
+            seed=self._config.seed,
+        )
+        return self.streams[split]
+
+    def evaluate_loader(self, split: str) -> Any:
+        """Return the split's loader for evaluation and inference, made at the first call."""
+        if split in self._evaluate_loaders:
+            return self._evaluate_loaders[split]
+        ranks, loader = self._ranks, self._given(split)[0]
+        if loader is None:
+            is_trained = split in self.streams
+            options = self._config.dataloader.for_split(split, training=False, trained=is_trained)
+            loader = build_evaluate_loader(self.datasets[split], options, **self._loader_arguments(split))
+            if not is_trained:
+                self._show(split, loader)
+        else:
+            seed = self._config.seed
+            loader = RoundRobinBatches(loader, rank=ranks.rank, world_size=ranks.world_size, seed=seed)
+        self._evaluate_loaders[split] = loader
+        return loader
+
+    def state_dict(self) -> dict[str, dict[str, int]]:
+        """Return where each training stream is: equal on all ranks."""
+        return {split: stream.state_dict() for split, stream in self.streams.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, int]]) -> None:
+        """Go to where `state_dict` was taken; before the generators are restored, since this may draw from them."""
+        for split, position in state.items():
+            if split in self.streams:
+                self.streams[split].load_state_dict(position)
+
+    def close(self) -> None:
+        """End the loaders' worker processes. The loaders can be used again."""
+        self._evaluate_loaders.clear()
+        for loader, _ in self._made.values():
+            loader._iterator = None
+
+    def _given(self, split: str) -> tuple[Any, Any]:
+        """Return the loader and the sampler that the user gave for a split, or None for each."""
+        loader, sampler = self.dataloaders.get(split), self.datasamplers.get(split)
+        made_loader, made_sampler = self._made.get(split, (None, None))
+        if isinstance(self.datasets.get(split), DataLoader):
+            loader, made_loader = self.datasets[split], None
+        return None if loader is made_loader else loader, None if sampler is made_sampler else sampler
+
+    def _show(self, split: str, loader: Any) -> None:
+        sampler = self._given(split)[1]
+        made = getattr(loader, "batch_sampler", None) if sampler is None else None
+        self._made[split] = loader, made
+        self.dataloaders[split] = loader
+        self.datasamplers[split] = made if sampler is None else sampler
+
+    def _loader_arguments(self, split: str) -> dict[str, Any]:
+        return {
+            "rank": self._ranks.rank,
+            "world_size": self._ranks.world_size,
+            "seed": self._config.seed,
+            "collate_fn": self._collate_fn(),
+            "sampler": self._given(split)[1],
+            "device_type": self._device_type,
+        }

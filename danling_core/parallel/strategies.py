@@ -1,0 +1,125 @@
+"""How a model lies on the ranks: as it is on one, wrapped in DDP on several."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from danling_core.config import Config
+from danling_core.parallel import seeding
+from danling_core.parallel.ranks import Ranks
+
+
+def strategy_for(config: Config, ranks: Ranks, device: torch.device) -> SingleRank:
+    """Return the strategy for a run of this config on these ranks."""
+    return DataParallel(config, ranks, device) if ranks.distributed else SingleRank()
+
+
+def unwrap(model: Any) -> Any:
+    """Return the user's module, without DDP and `torch.compile` around it."""
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    return getattr(model, "_orig_mod", model)
+
+
+class SingleRank:
+    """The model as it is, on the one rank that there is."""
+
+    keeps_own_buffers = False
+    """Whether buffers (BatchNorm statistics) may differ between ranks, so that each rank's are saved."""
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return what the training step calls. Collective."""
+        return model
+
+    def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Return a context whose backward passes leave the gradients unreduced: inside an accumulation window."""
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def same_buffers(self, modules: Sequence[nn.Module]) -> Iterator[None]:
+        """Let all ranks have rank 0's buffers inside the block, so that all evaluate the same model. Collective."""
+        yield
+
+    def needs_rehearsal(self, model: nn.Module) -> bool:
+        """Whether `rehearsing` is needed before the first step."""
+        return False
+
+    @contextlib.contextmanager
+    def rehearsing(self, model: nn.Module) -> Iterator[None]:
+        """Undo what two throw-away backward passes inside the block do to buffers, gradients and generators."""
+        yield
+
+
+class DataParallel(SingleRank):
+    """Every rank has the whole model; DDP reduces the gradients.
+
+    Args:
+        config: with `broadcast_buffers` and `find_unused_parameters`.
+        device: of this rank.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks, device: torch.device) -> None:
+        self.keeps_own_buffers = not config.broadcast_buffers
+        self._finds_unused = config.find_unused_parameters
+        self._world_size = ranks.world_size
+        self._device = device
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            return model
+        # naming the default warns
+        buffers: Any = {"broadcast_buffers": False} if self.keeps_own_buffers else {}
+        return DistributedDataParallel(
+            model,
+            device_ids=[self._device] if self._device.type == "cuda" else None,
+            find_unused_parameters=self._finds_unused,
+            gradient_as_bucket_view=True,
+            **buffers,
+        )
+
+    def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        if isinstance(model, DistributedDataParallel):
+            return model.no_sync()
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def same_buffers(self, modules: Sequence[nn.Module]) -> Iterator[None]:
+        buffers = [buffer for module in modules for buffer in module.buffers()]
+        own = [buffer.clone() for buffer in buffers] if self.keeps_own_buffers else []
+        for buffer in buffers:
+            dist.broadcast(buffer, src=0)
+        try:
+            yield
+        finally:
+            if own:
+                _copy(own, buffers)
+
+    def needs_rehearsal(self, model: nn.Module) -> bool:
+        """DDP rebuilds its buckets after the first iteration. With three ranks or more the order of a reduction changes
+        its bits, so a resumed run, whose first iteration is another one, would differ from one that was never
+        interrupted. Two backward passes before the first step bring the buckets into their final order."""
+        is_wrapped = isinstance(model, DistributedDataParallel)
+        return is_wrapped and self._world_size > 2 and not self._finds_unused
+
+    @contextlib.contextmanager
+    def rehearsing(self, model: nn.Module) -> Iterator[None]:
+        random_state, module = seeding.capture_rng(), unwrap(model)
+        before = [buffer.clone() for buffer in module.buffers()]
+        yield
+        for parameter in module.parameters():
+            parameter.grad = None
+        _copy(before, list(module.buffers()))
+        seeding.restore_rng(random_state)
+
+
+@torch.no_grad()
+def _copy(values: Sequence[torch.Tensor], into: Sequence[torch.Tensor]) -> None:
+    for target, value in zip(into, values, strict=True):
+        target.copy_(value)

@@ -1,0 +1,190 @@
+"""What a runner is made of: its parts, which know no runner, in the one private attribute that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from danling_core.results.history import Results
+from danling_core.session import context
+from danling_core.session.place import RunPlace
+from danling_core.session.session import RunSession
+from danling_core.train.epoch import EpochState, is_trained
+from danling_core.train.limits import Limits
+from danling_core.train.progress import Progress
+from danling_core.train.state import TrainingState
+from danling_core.train.step import ALONE, Step
+
+if TYPE_CHECKING:
+    from danling_core.config import Config
+    from danling_core.data.splits import DataSplits
+    from danling_core.optim.precision import Precision
+    from danling_core.parallel.ranks import Ranks
+    from danling_core.parallel.seeding import Generators
+    from danling_core.parallel.stopping import NeverStopping, Stopping
+    from danling_core.parallel.strategies import SingleRank
+    from danling_core.train.evaluator import Evaluator
+    from danling_core.train.progress_report import ProgressReport
+    from danling_core.train.stepper import Stepper
+    from danling_core.train.timing import Timings
+
+
+@dataclass
+class SetUp:
+    """How far the setting up is, and what a resume found.
+
+    Args:
+        is_placed: the model is on its device.
+        is_trainable: optimizer, schedule and wrapped model are there.
+        is_announced: the ranks listen for a stop, and the writers are open.
+        has_weights: the weights are those of a checkpoint or of training, so that an evaluation resumes nothing.
+        is_resume_due: a call of `train` must still look for a checkpoint.
+        resumed: step, epoch and record that this process went on from, or None.
+        is_bitwise: whether the run is the same, bit for bit, as one that was never interrupted.
+    """
+
+    is_placed: bool = False
+    is_trainable: bool = False
+    is_announced: bool = False
+    has_weights: bool = False
+    is_resume_due: bool = True
+    resumed: dict[str, Any] | None = None
+    is_bitwise: bool = True
+
+
+class CurrentStep:
+    """The step that is being made; as a context, the end of it."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: Step = ALONE
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is None:  # else the step that failed is of interest
+            self.value = ALONE
+
+
+@dataclass
+class Parts:
+    """All parts of one runner. `stepper` is there once the run is trainable.
+
+    Args:
+        stated: what the user's config states, without defaults.
+        split_state: what a checkpoint taken inside a split had counted of it, until training takes it up.
+    """
+
+    config: Config
+    stated: dict[str, Any]
+    place: RunPlace
+    ranks: Ranks
+    progress: Progress
+    history: Results
+    limits: Limits
+    splits: DataSplits
+    session: RunSession
+    precision: Precision
+    strategy: SingleRank
+    evaluator: Evaluator
+    timings: Timings
+    report: ProgressReport
+    stop: Stopping | NeverStopping
+    generators: Generators
+    epoch: EpochState = field(default_factory=EpochState)
+    state: TrainingState = field(default_factory=TrainingState)
+    setup: SetUp = field(default_factory=SetUp)
+    step: CurrentStep = field(default_factory=CurrentStep)
+    stepper: Stepper | None = None
+    split_state: dict[str, Any] | None = None
+
+    def adopt(self, before: Parts) -> None:
+        """Take over the data, the place and the group of ranks from the parts of another config."""
+        self.ranks.adopt(before.ranks)
+        self.splits.take_data(before.splits)
+        self.place.context, self.place.created_at = before.place.context, before.place.created_at
+
+
+class Methods(Protocol):
+    """Methods of a runner that its parts call, since a user may override them."""
+
+    collate_fn: Any
+    size_of: Any
+
+    def emit(self, kind: str, **fields: Any) -> None: ...
+
+    def init_logging(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def make_parts(config: Config, stated: dict[str, Any], runner: Methods) -> Parts:
+    """Make the parts of a torch runner.
+
+    Args:
+        config: with all defaults.
+        stated: what the user's config states of it.
+        runner: whose methods the parts call.
+    """
+    from danling_core.data.splits import DataSplits
+    from danling_core.optim.precision import Precision
+    from danling_core.parallel.ranks import Ranks
+    from danling_core.parallel.seeding import Generators
+    from danling_core.parallel.stopping import NeverStopping
+    from danling_core.parallel.strategies import strategy_for
+    from danling_core.train.evaluator import Evaluator
+    from danling_core.train.progress_report import ProgressReport
+    from danling_core.train.timing import Timings
+
+    def emit(kind: str, **fields: Any) -> None:
+        runner.emit(kind, **fields)
+
+    ranks = Ranks(config.device)
+    device = ranks.device
+    splits = DataSplits(
+        config, ranks, device.type, collate_fn=lambda: runner.collate_fn, size_of=lambda: runner.size_of
+    )
+    place = RunPlace(config, type(runner), context.current())
+    progress, timings = Progress.of(config), Timings()
+    limits = Limits(config, progress, splits.lengths)
+    history = Results(config.score_split, config.score_name, config.score_mode)
+    session = RunSession(
+        config,
+        place,
+        ranks,
+        progress=progress,
+        history=history,
+        limits=limits,
+        emit=emit,
+        open_log=lambda: runner.init_logging(),
+        close=lambda: runner.close(),
+        stop=lambda: parts.stop,
+    )
+    parts = Parts(
+        config=config,
+        stated=stated,
+        place=place,
+        ranks=ranks,
+        progress=progress,
+        history=history,
+        limits=limits,
+        splits=splits,
+        session=session,
+        precision=Precision(config.precision, device.type, skip_non_finite=config.non_finite == "skip"),
+        strategy=strategy_for(config, ranks, device),
+        evaluator=Evaluator(device, is_stop_requested=lambda: parts.stop.requested, beat=session.beat),
+        timings=timings,
+        report=ProgressReport(emit, progress, limits, timings, world_size=ranks.world_size, device=device),
+        stop=NeverStopping(),
+        generators=Generators(),
+    )
+    return parts
+
+
+def still_to_do(parts: Parts, stages: Sequence[str]) -> str | None:
+    """Return what a complete run has and this one lacks after these stages, if anything."""
+    if not is_trained(parts.config, parts.progress, parts.history, parts.epoch):
+        return "training is not over"
+    return None if "evaluate" in stages else "stage evaluate is still to do"

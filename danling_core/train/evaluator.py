@@ -1,0 +1,151 @@
+"""Exact evaluation and inference: each sample once, one reduction, at any world size."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from danling_core.data.batches import batch_size_of, to_device
+from danling_core.data.round_robin import RoundRobinBatches
+from danling_core.errors import RunInterrupted
+from danling_core.metrics import Additive
+from danling_core.parallel import distributed
+from danling_core.train.meters import LossMeter
+
+
+class Evaluator:
+    """Goes over a split without training, and adds up over the ranks what was counted.
+
+    Args:
+        device: where batches go.
+        is_stop_requested: asked before each batch.
+        beat: called at each batch, to show that this rank is alive.
+    """
+
+    def __init__(
+        self, device: torch.device, *, is_stop_requested: Callable[[], bool], beat: Callable[[], None]
+    ) -> None:
+        self._device = device
+        self._is_stop_requested = is_stop_requested
+        self._beat = beat
+        self._left_early = False
+
+    def evaluate(
+        self,
+        loader: Iterable[Any],
+        step: Callable[[Any], tuple[Any, torch.Tensor | None]],
+        meter: LossMeter,
+        size_of: Callable[[Any], int] | None = None,
+    ) -> None:
+        """Call `step` with each batch, and count its loss in `meter`.
+
+        Leaves early where a stop was requested: the next `reduce` raises then, on every rank.
+        """
+        self._left_early = False
+        size_of = size_of or batch_size_of
+        for batch in loader:
+            self._beat()
+            if self._is_stop_requested():
+                self._left_early = True
+                return
+            count = size_of(batch)
+            _, loss = step(to_device(batch, self._device, non_blocking=True))
+            if loss is not None:
+                meter.add(loss.detach(), count)
+
+    def reduce(self, meter: LossMeter, metrics: Any) -> dict[str, Any]:
+        """Return loss and metrics over all ranks, in one reduction. Collective.
+
+        What this rank counted stays as it is.
+
+        Raises:
+            RunInterrupted: some rank left the evaluation early.
+        """
+        meter.flush()
+        additive = metrics if isinstance(metrics, Additive) else None
+        left, self._left_early = self._left_early, False
+        sums = torch.tensor([float(left), meter.total, float(meter.count)], dtype=torch.float64)
+        own = additive.state() if additive is not None else sums.new_zeros(0)
+        joined = distributed.all_reduce_sum(torch.cat([sums, own.cpu()]))
+        stops, total, count = joined[:3].tolist()
+        if stops:
+            raise RunInterrupted("asked to stop: the evaluation was left, and is done again by a resume")
+        result: dict[str, Any] = {"loss": total / count} if count else {}
+        if additive is not None:
+            additive.load_state(joined[3:])
+        result.update(computed(metrics))
+        if additive is not None:
+            additive.load_state(own)
+        return result or {"loss": math.nan}
+
+    def infer(self, loader: Iterable[Any], step: Callable[[Any], Any]) -> Any:
+        """Return all outputs in data set order, concatenated where they are tensors. Collective."""
+        outputs = []
+        for batch in loader:
+            self._beat()
+            outputs.append(_to_cpu(step(to_device(batch, self._device, non_blocking=True))))
+        parts = distributed.all_gather_objects(outputs)
+        if _interleaves(loader):
+            rounds = max(len(part) for part in parts)
+            ordered = [part[i] for i in range(rounds) for part in parts if i < len(part)]
+        else:
+            ordered = [output for part in parts for output in part]
+        return _concatenated(ordered)
+
+
+def computed(metrics: Any) -> dict[str, Any]:
+    """Return what metrics compute, as plain numbers by name; a single value is named after its class."""
+    if metrics is None:
+        return {}
+    value = metrics.compute()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metrics).__name__).lower()
+    return {name: _plain(value)}
+
+
+def _plain(value: Any) -> Any:
+    """Return a number, or a mapping of them; a vector (a value for each class) becomes one, by position."""
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return {str(index): _plain(item) for index, item in enumerate(value)}
+    return float(value)
+
+
+def _concatenated(outputs: list[Any]) -> Any:
+    """Join the outputs of batches: tensors are concatenated, also inside mappings and tuples; else they stay a list."""
+    if not outputs:
+        return outputs
+    first = outputs[0]
+    if all(isinstance(output, torch.Tensor) and output.dim() for output in outputs):
+        return torch.cat(outputs)
+    if isinstance(first, dict):
+        return {key: _concatenated([output[key] for output in outputs]) for key in first}
+    if isinstance(first, tuple):
+        return tuple(_concatenated(list(parts)) for parts in zip(*outputs, strict=True))
+    return outputs
+
+
+def _interleaves(loader: Any) -> bool:
+    """Whether the ranks take batches in turn: those of iterable data and of users' loaders; else contiguous parts."""
+    return isinstance(loader, RoundRobinBatches) or isinstance(
+        getattr(loader, "dataset", None), IterableDataset
+    )
+
+
+def _to_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _to_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_to_cpu(item) for item in value)
+    return value

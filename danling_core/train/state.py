@@ -1,0 +1,131 @@
+"""What a checkpoint holds: named parts of a training, saved together and restored in a stated order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol
+
+from danling_core.errors import CheckpointError
+
+VERSION = 1
+
+
+class Order(IntEnum):
+    """When a part is restored. The generators come last: making an iterator draws from them."""
+
+    weights = 0
+    optimizers = 1
+    counters = 2
+    positions = 3
+    generators = 4
+
+
+class Stateful(Protocol):
+    """Anything with these two; tensors and plain values only, since no code is loaded from a checkpoint."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """One named part.
+
+    Args:
+        save: returns its state, or None where there is none now.
+        load: takes over what `save` returned; None where the checkpoint lacks the part.
+        order: when it is loaded.
+        merge: of a part of each rank's own: takes over the states of all former ranks, where the world size has
+            changed; None: nothing is taken over then.
+    """
+
+    save: Callable[[], Any]
+    load: Callable[[Any], None]
+    order: Order
+    merge: Callable[[list[Any]], None] | None = None
+
+
+class TrainingState:
+    """The parts of a training by name. Parts are *shared* (equal on all ranks) or of each *rank*."""
+
+    def __init__(self) -> None:
+        self.shared: dict[str, Part] = {}
+        self.per_rank: dict[str, Part] = {}
+
+    def register(self, name: str, part: Stateful, *, order: Order = Order.counters) -> None:
+        """Have `part` saved with every checkpoint under `name`, as rank 0 has it, and restored by every resume.
+
+        Raises:
+            CheckpointError: the name is taken.
+        """
+        self.add(name, part.state_dict, lambda state: _load(part, state), order)
+
+    def add(
+        self,
+        name: str,
+        save: Callable[[], Any],
+        load: Callable[[Any], None] = lambda state: None,
+        order: Order = Order.counters,
+    ) -> None:
+        """Add a shared part by two functions; see `Part`."""
+        self._add(self.shared, name, Part(save, load, order))
+
+    def add_per_rank(
+        self,
+        name: str,
+        save: Callable[[], Any],
+        load: Callable[[Any], None],
+        order: Order,
+        merge: Callable[[list[Any]], None] | None = None,
+    ) -> None:
+        """Add a part that differs between ranks; see `Part`."""
+        self._add(self.per_rank, name, Part(save, load, order, merge))
+
+    def shared_state(self) -> dict[str, Any]:
+        """Return the state that is equal on all ranks; its tensors are the live ones."""
+        return {"version": VERSION, **{name: part.save() for name, part in self.shared.items()}}
+
+    def rank_state(self) -> dict[str, Any]:
+        """Return this rank's own state."""
+        states = {name: part.save() for name, part in self.per_rank.items()}
+        return {name: state for name, state in states.items() if state is not None}
+
+    def load_shared(self, state: Mapping[str, Any], up_to: Order = Order.generators) -> None:
+        """Take over what `shared_state` returned, in order.
+
+        Raises:
+            CheckpointError: a newer version of danling wrote it.
+        """
+        found = state.get("version", VERSION)
+        if found > VERSION:
+            raise CheckpointError(
+                f"the checkpoint has version {found}, this danling reads up to {VERSION}: update danling"
+            )
+        for name, part in _in_order(self.shared):
+            if part.order <= up_to:
+                part.load(state.get(name))
+
+    def load_rank(self, states: Sequence[Mapping[str, Any]], rank: int, world_size: int) -> None:
+        """Take over this rank's own of the states of all former ranks, in order; after `load_shared`."""
+        for name, part in _in_order(self.per_rank):
+            if len(states) == world_size:
+                part.load(states[rank].get(name))
+            elif part.merge is not None:
+                part.merge([state[name] for state in states if state.get(name) is not None])
+
+    def _add(self, parts: dict[str, Part], name: str, part: Part) -> None:
+        if name in parts or name in ("version", "ranks"):
+            raise CheckpointError(f"a part of the state is called {name!r} already: choose another name")
+        parts[name] = part
+
+
+def _load(part: Stateful, state: Any) -> None:
+    if state is not None:
+        part.load_state_dict(state)
+
+
+def _in_order(parts: Mapping[str, Part]) -> list[tuple[str, Part]]:
+    return sorted(parts.items(), key=lambda item: item[1].order)
