@@ -1,1 +1,1 @@
-"""What is claimed about speed, measured: every module is a command with `--help`, see `make bench`."""
+"""Measurements of what is claimed about speed: every module is a command with `--help`, see `make bench`."""

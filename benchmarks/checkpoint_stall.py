@@ -1,4 +1,4 @@
-"""How long the training loop stands still for a checkpoint, beside a memory copy and a plain `torch.save`.
+"""Measure how long the training loop stands still for a checkpoint, beside a memory copy and `torch.save`.
 
     python -m benchmarks.checkpoint_stall [--megabytes 100 1000] [--repeats 7] [--threads 1] [--folder DIR]
 
@@ -30,7 +30,7 @@ LAYERS = 24
 
 
 class StallParams(dl.Params):
-    """How large the state is, in 10**6 bytes."""
+    """Size of the state, in 10**6 bytes."""
 
     megabytes: int
 
@@ -123,7 +123,7 @@ def measure(megabytes: int, repeats: int, folder: str) -> dict[str, list[float]]
 
 
 def ratios_of(megabytes: int, found: dict[str, list[float]]) -> list[Ratio]:
-    """What was measured, beside the memory copy; `found` as `measure` gave it."""
+    """Return the measurements as ratios to the memory copy; `found` as `measure` gave it."""
     titles = {
         "stall": f"{megabytes} MB: stall, 2nd save on",
         "commit": f"{megabytes} MB: until committed",

@@ -89,7 +89,7 @@ def _torchrun(config: Path, ranks: int) -> list[str]:
 
 
 def _seconds(command: list[str], root: Path) -> float:
-    """How long the run's epochs took, by its own events."""
+    """Return the seconds of the run's epochs, by its own events."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",

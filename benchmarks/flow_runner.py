@@ -14,7 +14,7 @@ _SQUARE = torch.ones(64, 64)
 
 
 class EpochParams(dl.Params):
-    """What an epoch does beside its steps; nothing of it gets shorter when something else takes longer."""
+    """Work of an epoch beside its steps; nothing of it gets shorter when something else takes longer."""
 
     wait_seconds: float
     products: int
@@ -48,7 +48,7 @@ def multiply(products: int) -> None:
 
 
 def products_in(seconds: float) -> int:
-    """How many keep a core of this machine busy for about that long."""
+    """Return how many products keep a core of this machine busy for about that long."""
     torch.set_num_threads(1)
     multiply(1000)
     began = perf_counter()

@@ -1,4 +1,4 @@
-"""How much longer ours takes than the bare thing: a ratio with its interval, judged against a limit and printed."""
+"""Ratio of our time to the bare thing's, with its interval, judged against a limit and printed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Ratio:
 
     @property
     def falls_short(self) -> bool:
-        """Whether the whole interval is above the limit: the only verdict that fails a command."""
+        """Return whether the whole interval is above the limit: the only verdict that fails a command."""
         return self.verdict == "falls short"
 
     def _pairs(self) -> Any:

@@ -47,13 +47,13 @@ def rclone(folder: str) -> Iterator[None]:
 
 
 def use(url: str) -> None:
-    """Makes that server the S3 of this process and of those it starts."""
+    """Make that server the S3 of this process and of those it starts."""
     os.environ.update(AWS_ENDPOINT_URL=url, AWS_ACCESS_KEY_ID=_KEY, AWS_SECRET_ACCESS_KEY=_KEY)
     os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 
 
 def make_bucket(name: str) -> None:
-    """Makes the bucket, at the endpoint of the environment, unless it is there."""
+    """Make the bucket, at the endpoint of the environment, unless it is there."""
     import boto3
 
     client = boto3.client("s3")
@@ -62,7 +62,7 @@ def make_bucket(name: str) -> None:
 
 
 def _url_in(output: IO[str] | None) -> str:
-    """The first URL that a server tells of."""
+    """Return the first URL that a server tells of."""
     assert output is not None
     said = ""
     for line in output:

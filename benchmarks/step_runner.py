@@ -19,7 +19,7 @@ Data = Literal["ready", "loader"]
 
 
 class StepParams(dl.Params):
-    """What a case of the benchmark varies."""
+    """Parameters of one case of the benchmark."""
 
     data: Data
     steps: int
@@ -119,7 +119,7 @@ def timed(steps: int, work: Callable[[], Any]) -> tuple[float, float]:
 
 
 def bare_epoch(model: Any, criterion: Any, optimizer: Any, batches: Iterable[tuple[Any, Any]]) -> None:
-    """What a careful user writes: no sync with the host, no gradient kept, nothing but the training."""
+    """Train an epoch as a careful user writes it: no sync with the host, no gradient kept."""
     for inputs, targets in batches:
         loss = criterion(model(inputs), targets)
         optimizer.zero_grad(set_to_none=True)

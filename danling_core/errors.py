@@ -8,7 +8,7 @@ class DanLingError(Exception):
 
 
 class ConfigError(DanLingError, ValueError):
-    """What the user asked for cannot be done as written. Raised before anything starts; `danling` exits 2."""
+    """Invalid input, refused before anything starts; `danling` exits with 2."""
 
 
 class ScoreError(ConfigError):

@@ -41,7 +41,7 @@ def _is_known(pid: int) -> bool:
 
 
 def is_alive(pid: int, started: int | None) -> bool:
-    """Whether the process that had `pid` and began at `started` still runs."""
+    """Return whether the process that had `pid` and began at `started` still runs."""
     try:
         return started is not None and start_time(pid) == started
     except OSError:  # too many open files, for one; who watches must not stop for that
@@ -100,7 +100,7 @@ def _watch(pid: int, started: int | None, poll_seconds: float) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    """The living children of a process. Linux only; none elsewhere."""
+    """Return the living children of a process. Linux only; none elsewhere."""
     found: list[int] = []
     try:
         for task in Path(f"/proc/{pid}/task").iterdir():

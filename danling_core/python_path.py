@@ -1,4 +1,4 @@
-"""Where a child process finds this package, without its working folder being on its path (`python -P`)."""
+"""Path on which a child process finds this package, without its working folder (`python -P`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def python_path(env: Mapping[str, str]) -> str:
-    """The PYTHONPATH of `env`, with the folder that holds our packages in front where they are not installed.
+    """Return the PYTHONPATH of `env`, with the folder that holds our packages in front where they are not installed.
 
     A folder named `queue.py` or `flows/` of the user's must not be found by `python -m`, which puts the working
     folder first: children are started with `-P` and this.

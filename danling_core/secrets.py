@@ -24,17 +24,17 @@ _HYPERPARAMETERS = {
 
 
 def looks_secret(name: str) -> bool:
-    """Whether a variable, or an option on a command line, of this name is likely to hold a secret."""
+    """Return whether a variable, or an option on a command line, of this name is likely to hold a secret."""
     return bool(_ENDING.search(name))
 
 
 def is_secret_name(key: str) -> bool:
-    """Whether a hyperparameter of exactly this name holds a secret. `max_tokens` and `pad_token` do not."""
+    """Return whether a hyperparameter of exactly this name holds a secret. `max_tokens` and `pad_token` do not."""
     return _snake(key) in _HYPERPARAMETERS
 
 
 def is_secret_option(key: str) -> bool:
-    """Whether an option of a store's client may hold a secret: also everything that ends in `key` or `token`."""
+    """Return whether an option of a store's client may hold a secret: also everything that ends in `key` or `token`."""
     name = _snake(key)
     return name.endswith(("key", "token")) or looks_secret(name)
 
@@ -60,7 +60,7 @@ _WAY_OUT = (
 
 
 def url_secret(text: str) -> str | None:
-    """What makes a URL secret ("user:password@", "a signature"), or None when nothing does."""
+    """Return what makes a URL secret ("user:password@", "a signature"), or None."""
     for match in _USERINFO.finditer(text):
         if ":" in match["userinfo"] or match["scheme"].lower() not in _USER_IS_AN_ADDRESS:
             return "user:password@"
@@ -68,7 +68,7 @@ def url_secret(text: str) -> str | None:
 
 
 def refuse_in_url(url: str) -> str:
-    """The URL itself; ValueError (which does not repeat it) when it carries a secret."""
+    """Return the URL itself; ValueError (which does not repeat it) when it carries a secret."""
     found = url_secret(url)
     if found is not None:
         raise ValueError(f"wanted a URL without secrets, found {found} in it; {_WAY_OUT}")
@@ -94,7 +94,7 @@ def refuse_in_options(options: Mapping[str, Any]) -> None:
 
 
 def shown(value: Any, path: Sequence[object] = ()) -> str:
-    """A short repr of what was found at `path`, for an error message; "(hidden)" where it may be a secret."""
+    """Return a short repr of what was found at `path`, for an error message; "(hidden)" where it may be a secret."""
     names = [str(part) for part in path]
     if any(is_secret_option(name) for name in names):
         return "(hidden)"
@@ -128,7 +128,7 @@ _SHORTEST_SECRET = 8
 
 
 def environment_secrets() -> list[str]:
-    """What the environment holds under secret-looking names, and passwords in its URLs; longest first."""
+    """Return the environment's values under secret-looking names, and passwords in its URLs; longest first."""
     values = {value for name, value in os.environ.items() if looks_secret(name)}
     values |= {match["password"] for value in os.environ.values() for match in _USER_INFO.finditer(value)}
     return sorted(filter(_worth_hiding, values), key=len, reverse=True)
@@ -153,7 +153,7 @@ def redact(text: str, secrets: Iterable[str] | None = None) -> str:
 
 
 def redact_command(arguments: Sequence[str]) -> list[str]:
-    """A command line in which the values of secret-looking options are masked.
+    """Return a command line in which the values of secret-looking options are masked.
 
     `--password x`, `--password=x`, `params.api_key=x` and `https://user:x@host` all lose their `x`.
     """

@@ -7,14 +7,14 @@ from difflib import get_close_matches
 
 
 def nearest(key: str, known: Iterable[str]) -> str | None:
-    """The known key most like `key` (letter case ignored), or None when nothing is near."""
+    """Return the known key most like `key` (letter case ignored), or None when nothing is near."""
     spelling = {name.lower(): name for name in known}
     matches = get_close_matches(key.lower(), spelling, n=1, cutoff=0.6)
     return spelling[matches[0]] if matches else None
 
 
 def unknown_key(key: str, known: Iterable[str], elsewhere: Mapping[str, list[str]] | None = None) -> str:
-    """A line for the user about an unknown key.
+    """Return a line for the user about an unknown key.
 
     Args:
         key: what was found.

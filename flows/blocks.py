@@ -18,7 +18,7 @@ _CLASSES = {
 
 @dataclass(frozen=True, repr=False)
 class Credentials:
-    """What a block says. Never shown: it holds secrets.
+    """Contents of a block. Never shown: it holds secrets.
 
     Args:
         variables: of the environment; None where one has to be absent.
@@ -30,7 +30,7 @@ class Credentials:
 
 
 def read_block(name: str) -> Credentials:
-    """The content of the block `name` ("aws-credentials/prod"), read from the Prefect API in use.
+    """Return the content of the block `name` ("aws-credentials/prod"), read from the Prefect API in use.
 
     Raises:
         ConfigError: it cannot be read, or says what no variable can.

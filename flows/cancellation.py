@@ -85,7 +85,7 @@ def heeding_cancel(on_cancel: Callable[[str], None]) -> Iterator[None]:
 
 
 def _cancelled(flow_run_ids: set[UUID]) -> set[UUID]:
-    """Those of the flow runs that the API says are to be cancelled; none while it does not answer."""
+    """Return the flow runs that the API wants cancelled; none while it does not answer."""
     wanted = {
         "id": {"any_": list(flow_run_ids)},
         "state": {"type": {"any_": [StateType.CANCELLING, StateType.CANCELLED]}},

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; overrides may stand anywhere behind the file, options between them too."""
+    """Return the command line; overrides may stand anywhere behind the file, options between them too."""
     parser = _parser()
     arguments, left = parser.parse_known_args(argv)
     if left and not (hasattr(arguments, "overrides") and all(_is_override(word) for word in left)):
@@ -191,7 +191,7 @@ def _show_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _later(module: str, name: str) -> Callable[[argparse.Namespace], int]:
-    """A command that imports what it needs when it is called: `danling runs` must not wait for Prefect."""
+    """Return a command that imports what it needs when it is called: `danling runs` must not wait for Prefect."""
     return lambda arguments: getattr(importlib.import_module(f"flows.{module}"), name)(arguments)
 
 

@@ -57,7 +57,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def _moved(folder: RunFolder) -> list[str]:
-    """What to say to the worker of a run that lies elsewhere than its config says: a copy, so as to resume that."""
+    """Return the overrides that make a worker resume a run which was copied elsewhere than its config says."""
     root = storage.parent(storage.parent(folder.url))
     config = documents.parse_yaml(documents.read_text(folder.config_url))
     stated = config.get("project_root") if isinstance(config, dict) and not config.get("dir") else None
@@ -99,7 +99,7 @@ def _when(timestamp: str) -> dict[str, str | None]:
 
 
 def _status(folder: RunFolder, status: Status) -> str:
-    """A run that says it is running, and whose owner is gone, was interrupted."""
+    """Return a run that says it is running, and whose owner is gone, was interrupted."""
     if status.status == "running" and not seems_held(folder.lease_parent_url):
         return "interrupted"
     return status.status
@@ -116,7 +116,7 @@ def _is_wanted(row: dict[str, Any], arguments: argparse.Namespace) -> bool:
 
 
 def _newest_checkpoint(folder: RunFolder) -> Record | None:
-    """The last one that is committed there: a run that is trained elsewhere may be ahead of its store."""
+    """Return the last one that is committed there: a run that is trained elsewhere may be ahead of its store."""
     store = CheckpointStore(find_checkpoints(folder))
     return next(iter(store.records()), None)
 

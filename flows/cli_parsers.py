@@ -1,4 +1,4 @@
-"""What the parsers of all commands share."""
+"""Options that all commands share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import argparse
 def add_command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help_text: str, epilog: str
 ) -> argparse.ArgumentParser:
-    """A command's parser: its help begins with a sentence and ends with `epilog` as it is written."""
+    """Return a command's parser: its help begins with a sentence and ends with `epilog` as it is written."""
     return commands.add_parser(
         name,
         help=help_text,

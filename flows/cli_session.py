@@ -30,7 +30,7 @@ FAREWELL_SECONDS = 30.0
 
 @dataclass
 class Ending:
-    """How a session ended.
+    """End of a session.
 
     Args:
         outcomes: of every run that ended; the truth.
@@ -110,7 +110,7 @@ class Session:
 
     @contextlib.contextmanager
     def _credentials(self, server: EmbeddedServer | str) -> Iterator[None]:
-        """Those of the block that the configs name: it is read from the API, before a store or a launcher is."""
+        """Load the credentials of the configs' block from the API, before a store or a launcher is used."""
         if named_block(self._configs) is None:
             yield
             return
@@ -177,12 +177,12 @@ def _signals_noted() -> Iterator[list[int]]:
 
 
 def _url_of(server: EmbeddedServer | str) -> str:
-    """The API's URL, once it answers."""
+    """Return the API's URL, once it answers."""
     return server if isinstance(server, str) else server.wait()
 
 
 def _failure(state: Any) -> BaseException | None:
-    """What the code of a flow raised, from the state in which it ended; None if nothing."""
+    """Return the exception of a flow, from the state in which it ended; None if it raised none."""
     if not state.is_failed() and not state.is_crashed():
         return None
     raised = state.result(raise_on_failure=False)

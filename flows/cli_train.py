@@ -76,7 +76,7 @@ def _refuse_lists(overrides: Sequence[str]) -> None:
 
 
 def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words behind `--sweep` that list values, and those of one value, which vary nothing: overrides.
+    """Return the words behind `--sweep` that list values, and those of one value, which vary nothing: overrides.
 
     Where none lists values, all are the sweep.
     """

@@ -1,4 +1,4 @@
-"""What the terminal shows while runs train: a bar and a line per epoch, or a line per finished run."""
+"""Terminal output while runs train: a bar and a line per epoch, or a line per finished run."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def store_credentials(configs: Sequence[Config]) -> Iterator[None]:
 
 
 def named_block(configs: Sequence[Config]) -> str | None:
-    """The block that the configs name; all that keep their run on a store must agree on it, or ConfigError."""
+    """Return the block that the configs name; all that keep their run on a store must agree on it, or ConfigError."""
     names = {
         config.storage_block for config in configs if config.storage_block is not None or is_on_store(config)
     }

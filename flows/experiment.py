@@ -21,7 +21,7 @@ from flows.leaderboard import leaderboard, markdown
 from flows.naming import run_display_name, tags_of
 from flows.outcome import Ending, RunOutcome
 from flows.pool import LauncherPool, launcher_pool, pinned
-from flows.run import execute, run
+from flows.run import open_and_train, run
 from tasks.artifacts import FlowArtifacts
 from tasks.reporter import reporting
 
@@ -63,7 +63,7 @@ def experiment(spec: ExperimentSpec, fresh: bool = False) -> State[list[dict[str
 
 
 def prepared_configs(configs: Sequence[Config], pool: LauncherPool) -> list[Config]:
-    """The config of each run, complete and with its code stated."""
+    """Return the config of each run, complete and with its code stated."""
     return [pinned(prepared) for prepared in pool.prepare(configs)]
 
 
@@ -98,13 +98,13 @@ def _run_unseen(config: Config, pool: LauncherPool, fresh: bool) -> RunOutcome:
     """Train a run for which Prefect could make no flow run: training does not depend on who watches."""
     try:
         with pool.slot(), reporting() as reporter:
-            return pool.record(execute(config, pool, FlowArtifacts(reporter), fresh))
+            return pool.record(open_and_train(config, pool, FlowArtifacts(reporter), fresh))
     except RunInterrupted as error:
         return pool.record(not_started(config, "interrupted", str(error)))
 
 
 def not_started(config: Config, status: Ending, error: str | None) -> RunOutcome:
-    """The outcome of a run that did not come as far as a folder."""
+    """Return the outcome of a run that did not come as far as a folder."""
     return RunOutcome(
         status=status,
         name=run_display_name(config),

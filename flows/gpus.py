@@ -14,7 +14,7 @@ VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
 def runs_at_once(slots: int, prepared: Sequence[Prepared]) -> int:
-    """How many of the runs may train at a time: `slots`, or as many as the GPUs suffice for, with a warning.
+    """Return how many runs may train at a time: `slots`, or as many as the GPUs suffice for, with a warning.
 
     Raises:
         ConfigError: a config states `device: cuda`, and there are fewer GPUs than all slots together want.
@@ -35,7 +35,7 @@ def runs_at_once(slots: int, prepared: Sequence[Prepared]) -> int:
 
 
 def shares(visible: str | None, gpus: int, slots: int) -> list[str]:
-    """What each slot's CUDA_VISIBLE_DEVICES is: parts of equal size, without any GPU in common.
+    """Return each slot's CUDA_VISIBLE_DEVICES: parts of equal size, without any GPU in common.
 
     Args:
         visible: this process's own CUDA_VISIBLE_DEVICES (indices or UUIDs); None or empty: all of them.
@@ -48,7 +48,7 @@ def shares(visible: str | None, gpus: int, slots: int) -> list[str]:
 
 
 def share_count(prepared: Sequence[Prepared]) -> int:
-    """The GPUs that there are to share; 0 where no run uses one."""
+    """Return the GPUs that there are to share; 0 where no run uses one."""
     return max((one.gpus for one in prepared if _is_on_gpus(one)), default=0)
 
 

@@ -41,7 +41,7 @@ def flat_metrics(evaluation: Any) -> dict[str, float]:
 
 
 def cell(value: Any) -> str:
-    """A value of a row as short text."""
+    """Return a value of a row as short text."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -50,7 +50,7 @@ def cell(value: Any) -> str:
 
 
 def markdown(rows: Sequence[dict[str, Any]], title: str) -> str:
-    """The rows as a Markdown table under a heading."""
+    """Return the rows as a Markdown table under a heading."""
     names = columns(rows)
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     lines += [

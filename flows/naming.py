@@ -11,7 +11,7 @@ from danling_core.storage import is_local
 
 
 def run_display_name(config: Config) -> str:
-    """What a run is called where its id is not known yet: `{experiment_name}-{run_name}`, or its own name."""
+    """Return a run's name before its id is known: `{experiment_name}-{run_name}`, or its own name."""
     return config.name if config.name is not None else f"{config.experiment_name}-{config.run_name}"
 
 
@@ -24,12 +24,12 @@ def tags_of(config: Config) -> list[str]:
 
 
 def counted(config: Config) -> tuple[str, int | None]:
-    """What a run's results are counted in, "epoch" or "step", and how many there will be where that is stated."""
+    """Return the unit of a run's results, "epoch" or "step", and their number where that is stated."""
     return ("step", config.step_end) if config.epoch_end is None else ("epoch", config.epoch_end)
 
 
 def stage_name(opening: Mapping[str, Any], config: Config) -> str:
-    """What the task of a stage is called, by the index that its result will have: `epoch-3`, `step-100`."""
+    """Return the name of a stage's task, by the index of its result: `epoch-3`, `step-100`."""
     if opening["index"] is not None:
         return f"epoch-{opening['index']}"
     every, end, step = config.evaluate_interval_steps, config.step_end, opening["step"]

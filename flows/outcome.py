@@ -1,4 +1,4 @@
-"""How a run ended, as small JSON: what flows return and leaderboards rank."""
+"""Outcome of a run, as small JSON: what flows return and leaderboards rank."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Ending = Literal["complete", "failed", "interrupted", "refused"]
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How one run ended.
+    """Outcome of one run.
 
     Args:
         status: `refused` is a run that could not start, because another process owns it or its folder.
@@ -59,7 +59,7 @@ class RunOutcome:
 
     @classmethod
     def from_status(cls, record: Status, folder: RunFolder, **changes: Any) -> RunOutcome:
-        """What a run folder's status says, with `changes` on top."""
+        """Make the outcome from a run folder's status, with `changes` on top."""
         told = {
             "status": "interrupted" if record.status == "running" else record.status,
             "folder": folder.url,
@@ -77,7 +77,7 @@ def summarise(bad: Sequence[RunOutcome], total: int) -> str:
 
 
 def describe(outcome: RunOutcome) -> str:
-    """How a run ended, in one line."""
+    """Describe how a run ended, in one line."""
     if outcome.status == "complete":
         if outcome.error is not None:
             return f"the stages asked for are done, and the run is not complete: {_one_line(outcome.error)}"

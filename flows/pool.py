@@ -159,7 +159,7 @@ class LauncherPool:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[Callable[[str], None]]:
-        """Gives what interrupts the runs called inside, in this context and in copies of it, and no other run."""
+        """Give what interrupts the runs called inside, in this context and in copies of it, and no other run."""
         part = _Part()
         token = _part.set(part)
         try:
@@ -242,7 +242,7 @@ class LauncherPool:
 
 
 def pinned(prepared: Prepared) -> Config:
-    """The prepared config with its experiment id stated: what is handed on means the same code everywhere."""
+    """Return the prepared config with its experiment id stated: what is handed on means the same code everywhere."""
     return Config.from_dict({**prepared.config, "experiment_id": prepared.experiment_id})
 
 

@@ -63,14 +63,16 @@ def run(
     ):
         artifacts = FlowArtifacts(reporter)
         artifacts.tag(tags_of(config))
-        outcome = pool.record(execute(config, pool, artifacts, fresh))
+        outcome = pool.record(open_and_train(config, pool, artifacts, fresh))
         artifacts.markdown(f"run-{outcome.key}", _page(outcome), "The run and where its files are")
         if outcome.traceback:
             get_run_logger().error("rank %s failed:\n%s", outcome.rank, outcome.traceback)
     return conclude_run(outcome)
 
 
-def execute(config: Config, pool: LauncherPool, artifacts: FlowArtifacts, fresh: bool = False) -> RunOutcome:
+def open_and_train(
+    config: Config, pool: LauncherPool, artifacts: FlowArtifacts, fresh: bool = False
+) -> RunOutcome:
     """Open the run, train it unless it is complete, and say how it ended.
 
     Raises:
@@ -179,7 +181,7 @@ def _release(opened: OpenedRun) -> None:
 
 
 def _ended(config: Config, identity: Identity, opened: OpenedRun, **told: Any) -> RunOutcome:
-    """What the local folder says (the store may be away), with what this process knows better on top."""
+    """Make the outcome from the local folder (the store may be away), with `told` on top."""
     try:
         status = RunFolder(opened.work_dir).read_status()
     except StorageError as error:

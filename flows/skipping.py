@@ -17,7 +17,7 @@ logger = logging.getLogger("danling.flows")
 
 
 def complete_already(prepared: Sequence[Prepared]) -> list[RunOutcome] | None:
-    """What each of the runs left, if all of them are complete; None if there is something to train.
+    """Return the outcome of each run if all of them are complete; None if there is something to train.
 
     None also where that cannot be told: the run's flow meets the same trouble, and reports it.
     """

@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
 
 def page() -> str:
-    """The whole page as Markdown."""
+    """Return the whole page as Markdown."""
     parts = [_HEAD]
     for title, (path, name) in SOURCES.items():
         text = (ROOT / path).read_text()
@@ -58,7 +58,7 @@ def page() -> str:
 
 
 def _doc(text: str, class_name: str) -> str:
-    """How the class is made, and what it says of itself."""
+    """Return the class's signature and the first paragraph of its docstring."""
     (found,) = [n for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and n.name == class_name]
     made = next((m for m in found.body if isinstance(m, ast.FunctionDef) and m.name == "__init__"), None)
     call = "" if made is None else f"`{_signature(made).replace('__init__', class_name)}`: "
@@ -66,7 +66,7 @@ def _doc(text: str, class_name: str) -> str:
 
 
 def entries(text: str, class_name: str) -> list[Entry]:
-    """What the class of this name in the source declares, in its order."""
+    """Return the declarations of the class of this name, in its order."""
     tree = ast.parse(text)
     (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name]
     return list(_fields(found) if class_name.endswith(_WITH_FIELDS) else _members(found))
@@ -119,7 +119,7 @@ def _signature(item: ast.FunctionDef) -> str:
 
 
 def _first(doc: str) -> str:
-    """The first paragraph on one line."""
+    """Return the first paragraph on one line."""
     return " ".join(doc.strip().split("\n\n")[0].split())
 
 

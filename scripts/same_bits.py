@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def hashes_of_commit(commit: str) -> dict[str, str]:
-    """Hashes of a commit, checked out beside this tree."""
+    """Return the hashes of a commit, checked out beside this tree."""
     with tempfile.TemporaryDirectory(prefix="same-bits-") as folder:
         tree = os.path.join(folder, "tree")
         subprocess.run(["git", "worktree", "add", "--detach", "--quiet", tree, commit], cwd=ROOT, check=True)
@@ -140,7 +140,7 @@ def events(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Hashes of the newest checkpoint's tensors, of the results and of the evaluation."""
+    """Return hashes of the newest checkpoint's tensors, the results and the evaluation."""
     record = json.loads((folder / "checkpoints/latest.json").read_text())["record"]
     state = torch.load(folder / f"checkpoints/data/{record}/state.pt", weights_only=True)
     values: dict[str, Any] = {part: state.get(part) for part in ("model", "ema", "optimizer", "scheduler")}
@@ -150,7 +150,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def digest(value: Any) -> str:
-    """A hash of nested plain values and tensors, exact to the bit."""
+    """Return a hash of nested plain values and tensors, exact to the bit."""
     state = hashlib.sha256()
     for piece in flat(value):
         state.update(piece)

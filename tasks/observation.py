@@ -11,7 +11,7 @@ Event = dict[str, Any]
 
 
 class Observation:
-    """What a run has said so far, and the next thing it says.
+    """Events of a run so far, and the next one.
 
     A stage opens with `epoch_began` or `evaluate_began` and closes with the event that finishes it. After a
     restart the ranks repeat what they had done since the last checkpoint: what is finished opens no more, and
@@ -92,7 +92,7 @@ class Observation:
 
 
 def _closes(event: Event, opening: Event) -> bool:
-    """Whether a finished stage is the one that opened: in step mode the first that ends after its beginning."""
+    """Return whether a finished stage is the one that opened: in step mode the first that ends after its beginning."""
     if opening["index"] is None:
         return bool(event["index"] > opening["step"])
     return bool(event["index"] == opening["index"])

@@ -1,4 +1,4 @@
-"""Where a store's files lie: the seam between the commit protocol and a local folder or a remote URL."""
+"""Storage below the commit protocol: a local folder or a remote URL."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Backend(Protocol):
     url: str
 
     def names(self, folder: str) -> list[str]:
-        """What lies in a folder ("" is the store itself); empty if there is no such folder."""
+        """List the names in a folder ("" is the store itself); empty if there is no such folder."""
 
     def read(self, path: str) -> bytes:
-        """Raises NotFound."""
+        """Raise NotFound."""
 
     def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
         """Small files, in the order of `paths`; None for those that are not there."""
@@ -36,19 +36,19 @@ class Backend(Protocol):
         """Make a new folder; False if the name is taken."""
 
     def put(self, path: str, write: durable.Write) -> tuple[int, str]:
-        """A payload file inside a claimed folder: its size and xxh3_128."""
+        """Return a payload file inside a claimed folder: its size and xxh3_128."""
 
     def delete(self, path: str) -> None:
         """A file or a folder with all it holds; nothing there is fine."""
 
     def size(self, path: str) -> int:
-        """Raises NotFound."""
+        """Raise NotFound."""
 
     def fetch(self, path: str, folder: str) -> str:
-        """A local path with the content of a file; a remote one comes into `folder`. Raises NotFound."""
+        """Return a local path with the content of a file; a remote one comes into `folder`. Raises NotFound."""
 
     def signature(self, path: str) -> Signature | None:
-        """Changes when a file is written to; None where the place cannot tell."""
+        """Return a value that changes when a file is written to; None where the place cannot tell."""
 
     def modified(self, path: str) -> float:
         """Unix time of the newest change of a file or in a folder; infinity where the place cannot tell."""

@@ -64,7 +64,7 @@ def load(path: str, map_location: Any = "cpu") -> Any:
 
 
 def load_state(store: CheckpointStore, record: Record, map_location: Any = "cpu") -> dict[str, Any]:
-    """The verified state of a committed checkpoint, downloaded first where the store is remote.
+    """Return the verified state of a committed checkpoint, downloaded first where the store is remote.
 
     Raises:
         CheckpointCorrupt: it is not what was committed; `store.newest_good()` finds one that is.

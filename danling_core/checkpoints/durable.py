@@ -67,7 +67,7 @@ def write_hashed(path: str, write: Write) -> tuple[int, str]:
 
 
 def hash_file(path: str) -> str:
-    """The xxh3_128 of a file's bytes, in hex."""
+    """Return the xxh3_128 of a file's bytes, in hex."""
     digest = xxhash.xxh3_128()
     buffer = memoryview(bytearray(CHUNK_BYTES))
     with open(path, "rb", buffering=0) as file:

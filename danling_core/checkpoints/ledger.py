@@ -26,7 +26,7 @@ class BadCheckpoint(NamedTuple):
 
 
 def all_damaged(url: str, bad: Sequence[BadCheckpoint]) -> CheckpointError:
-    """What a resume says where no checkpoint is left to go back to."""
+    """Return the error of a resume where no checkpoint is left to go back to."""
     reasons = "".join(f"\n  {each.name}: {each.reason}" for each in bad)
     return CheckpointError(
         f"every checkpoint in {url} is damaged, and a new start would throw away what was trained: put a good "
@@ -86,7 +86,7 @@ class Ledger:
         return _meaning(name, data, self.records())
 
     def pointers(self, records: Sequence[Record]) -> dict[str, Record]:
-        """What every pointer means; damaged ones are left out. `records` as `survey` gave them."""
+        """Return the record of every pointer; damaged pointers are left out. `records` as `survey` gave them."""
         names = {name.removesuffix(".json") for name in self._backend.names("") if _is_document(name)}
         names |= {name for record in records for name in record.names}
         simple = sorted(name for name in names if is_simple_name(name))
@@ -100,7 +100,7 @@ class Ledger:
         return found
 
     def _read(self, names: Sequence[str]) -> list[Record | BadCheckpoint]:
-        """Those of the named records that are still there, parsed again only if they were touched."""
+        """Read the named records that are still there; parse a record again only if its file was touched."""
         signatures = {name: self._signature(name) for name in names}
         known = {name: self._parsed.get(name) for name in names}
         stale = [name for name, entry in known.items() if entry is None or entry[0] != signatures[name]]
@@ -142,7 +142,7 @@ def _is_document(name: str) -> bool:
 
 
 def _meaning(name: str, data: bytes | None, records: Sequence[Record]) -> Record | None:
-    """The newest commit that moved the pointer since its file was written, else what the file says.
+    """Return the newest commit that moved the pointer since its file was written, else what the file says.
 
     Args:
         data: the pointer file; None if it was never written, or a crash came between record and pointer.

@@ -59,7 +59,7 @@ class Payloads:
             self.verify(record)
 
     def is_good(self, record: Record) -> bool:
-        """Whether `verify_once` passes."""
+        """Return whether `verify_once` passes."""
         try:
             self.verify_once(record)
         except (CheckpointCorrupt, NotFound):
@@ -67,7 +67,7 @@ class Payloads:
         return True
 
     def open_local(self, record: Record) -> str:
-        """The verified payload where it lies."""
+        """Return the verified payload where it lies."""
         try:
             self.verify_once(record)
             return self._backend.fetch(_path(record, record.files[0]), "")
@@ -75,7 +75,7 @@ class Payloads:
             raise CheckpointCorrupt(f"checkpoint {record.name}: its payload is missing") from error
 
     def open_remote(self, record: Record) -> str:
-        """A verified local copy, which stays until `release`."""
+        """Return a verified local copy, which stays until `release`."""
         if record.name not in self._opened:
             folder = tempfile.mkdtemp(dir=self._download_folder())
             try:
@@ -91,7 +91,7 @@ class Payloads:
             shutil.rmtree(os.path.dirname(path))
 
     def _check(self, record: Record, file: DataFile, folder: str) -> str:
-        """The local path of a payload file whose size and hash are as committed."""
+        """Return the local path of a payload file whose size and hash are as committed."""
         what = f"checkpoint {record.name}: {file.name}"
         try:
             size = self._backend.size(_path(record, file))

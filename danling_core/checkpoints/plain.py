@@ -1,4 +1,4 @@
-"""What a checkpoint may hold: a state in plain containers, or a refusal with the path of the culprit."""
+"""Plain states: what a checkpoint may hold, or a refusal with the path of the culprit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Path = tuple[Any, ...]
 
 
 def to_plain(state: Any, on_tensor: Callable[[torch.Tensor], Any], path: Path = ()) -> Any:
-    """A copy of `state` in containers of its own, every tensor replaced by what `on_tensor` returns for it.
+    """Return a copy of `state` in containers of its own, every tensor replaced by what `on_tensor` returns for it.
 
     NumPy arrays become tensors and NumPy scalars Python ones; subclasses of dict, list, int, float and str
     become the plain type, except OrderedDict (with the `_metadata` of a module's state) and Counter. Tensors

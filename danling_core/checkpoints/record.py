@@ -75,7 +75,7 @@ class Record:
         return sum(file.size for file in self.files)
 
     def to_bytes(self) -> bytes:
-        """The record file: readable JSON with the checksum of the rest inside."""
+        """Return the record file: readable JSON with the checksum of the rest inside."""
         try:
             body = to_json_safe(asdict(self))
         except TypeError as error:
@@ -141,7 +141,7 @@ def check_name(name: object) -> str:
 
 
 def is_simple_name(name: str) -> bool:
-    """Whether `check_name` accepts it."""
+    """Return whether `check_name` accepts it."""
     return _SIMPLE_NAME.fullmatch(name) is not None and ".." not in name
 
 
@@ -153,12 +153,12 @@ def record_name(step: int, attempt: str) -> str:
 
 
 def pointer_to_bytes(record: Record, as_of: int) -> bytes:
-    """A pointer file: the record it names, and the newest sequence that existed when it was set."""
+    """Return a pointer file: the record it names, and the newest sequence that existed when it was set."""
     return (json.dumps({"record": record.name, "as_of": as_of}) + "\n").encode()
 
 
 def pointer_from_bytes(data: bytes, name: str) -> tuple[str, int]:
-    """The record that the pointer file `name`.json names, and its `as_of`; CheckpointCorrupt if damaged."""
+    """Return the record that the pointer file `name`.json names, and its `as_of`; CheckpointCorrupt if damaged."""
     try:
         body = json.loads(data)
         return check_name(body["record"]), int(body["as_of"])

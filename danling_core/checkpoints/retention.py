@@ -8,12 +8,12 @@ from danling_core.checkpoints.record import Record
 
 
 def pinned(pointers: Mapping[str, Record], names: Sequence[str]) -> set[str]:
-    """Names of the records that `latest` or a pointer in `names` means."""
+    """Return the names of the records that `latest` or a pointer in `names` means."""
     return {record.name for pointer, record in pointers.items() if pointer in ("latest", *names)}
 
 
 def doomed(records: Sequence[Record], keep_last: int, keep: set[str]) -> list[Record]:
-    """The records beyond the newest `keep_last` that nothing keeps. `records` are newest first."""
+    """Return the records beyond the newest `keep_last` that nothing keeps. `records` are newest first."""
     return [record for record in records[keep_last:] if record.name not in keep]
 
 

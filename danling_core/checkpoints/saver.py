@@ -263,7 +263,7 @@ class BackgroundSaver:
 
 
 def _may_pass(error: DanLingError) -> bool:
-    """Whether trying again may help: not for a full or read-only disk, a refusal, or a bad state."""
+    """Return whether trying again may help: not for a full or read-only disk, a refusal, or a bad state."""
     cause = error.__cause__
     return isinstance(error, StoreUnavailable) or (
         isinstance(cause, OSError) and cause.errno in _WORTH_A_RETRY

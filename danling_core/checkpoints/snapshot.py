@@ -18,7 +18,7 @@ class _Place(int):
 
 
 class _Geometry(NamedTuple):
-    """What a buffer must look like: tensors of one geometry can take each other's buffer."""
+    """Layout of a buffer: tensors of one geometry can take each other's buffer."""
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -77,7 +77,7 @@ class Staging:
 
     @torch.no_grad()
     def copy(self, layout: Layout) -> Any:
-        """The state of `layout` with its tensors in this staging; it is overwritten by the next call."""
+        """Return the state of `layout` with its tensors in this staging; it is overwritten by the next call."""
         buffers = self._reserve([source.geometry for source in layout.sources])
         staged: list[Tensor] = [torch.empty(0)] * len(layout.tensors)
         on_cuda: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)
@@ -102,7 +102,7 @@ class Staging:
         self._events = []
 
     def _reserve(self, geometries: Sequence[_Geometry]) -> list[Tensor]:
-        """A buffer for each geometry, old ones first; what is not needed is freed before any is allocated."""
+        """Return a buffer for each geometry, old ones first; what is not needed is freed before any is allocated."""
         needed = Counter(geometries)
         kept = {geometry: self._buffers.get(geometry, [])[:count] for geometry, count in needed.items()}
         self._buffers = kept
@@ -193,7 +193,7 @@ def _exact_place(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """The elements of its storage from the first to the last that a strided tensor has, the end exclusive."""
+    """Return the elements of its storage from the first to the last that a strided tensor has, the end exclusive."""
     begin = int(tensor.storage_offset())
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return begin, begin + last + 1
@@ -204,7 +204,7 @@ def _whole(tensor: Tensor, places: tuple[int, ...]) -> _Source:
 
 
 def _geometry(tensor: Tensor) -> _Geometry:
-    """The tensor's own strides where they leave no holes (channels_last, say), else contiguous ones."""
+    """Return the tensor's own strides where they leave no holes (channels_last, say), else contiguous ones."""
     if tensor.layout is not torch.strided:
         return _Geometry((0,), (1,), tensor.dtype, False)
     stride = tensor.stride() if tensor.is_contiguous() else torch.empty_like(tensor, device="meta").stride()
@@ -225,13 +225,13 @@ def _nbytes(geometry: _Geometry) -> int:
 
 
 def _view(buffer: Tensor, like: Tensor, begin: int) -> Tensor:
-    """The part of a staged span that holds `like`."""
+    """Return the part of a staged span that holds `like`."""
     offset = int(like.storage_offset()) - begin
     return torch.empty(0, dtype=like.dtype).set_(buffer.untyped_storage(), offset, like.shape, like.stride())
 
 
 def _is_dense_host(source: _Source) -> bool:
-    """Whether one tensor in host memory fills its whole storage."""
+    """Return whether one tensor in host memory fills its whole storage."""
     tensor = source.tensor
     if tensor.device.type != "cpu" or tensor.layout is not torch.strided or source.begin is not None:
         return False
@@ -239,7 +239,7 @@ def _is_dense_host(source: _Source) -> bool:
 
 
 def _fill(tree: Any, tensors: Sequence[Tensor]) -> Any:
-    """The tree with its placeholders replaced, dicts and lists in place."""
+    """Return the tree with its placeholders replaced, dicts and lists in place."""
     kind = type(tree)
     if kind is _Place:
         return tensors[tree]

@@ -163,7 +163,7 @@ class CheckpointStore:
     # Reading
 
     def records(self) -> list[Record]:
-        """The committed checkpoints, newest commit first; `survey` also tells the damaged ones."""
+        """Return the committed checkpoints, newest commit first; `survey` also tells the damaged ones."""
         return self.survey()[0]
 
     def survey(self) -> tuple[list[Record], list[BadCheckpoint]]:
@@ -172,12 +172,12 @@ class CheckpointStore:
             return self._ledger.survey()
 
     def pointers(self) -> dict[str, Record]:
-        """What every pointer means now, `latest` and `best` among them; damaged ones are left out."""
+        """Return the record of every pointer, `latest` and `best` among them; damaged ones are left out."""
         with self._explained("list checkpoints"):
             return self._ledger.pointers(self._ledger.records())
 
     def pointed(self, name: str) -> Record | None:
-        """The record that `name` (`latest`, `best`, `epoch-3`) means; None if nothing was ever called so.
+        """Return the record that `name` (`latest`, `best`, `epoch-3`) means; None if nothing was ever called so.
 
         Raises:
             CheckpointCorrupt: the pointer, or the record it names, is damaged or gone.
@@ -191,7 +191,7 @@ class CheckpointStore:
             self._payloads.verify(record)
 
     def open(self, record: Record) -> str:
-        """A local path of the verified payload. A remote one is downloaded, and stays until `release`.
+        """Return a local path of the verified payload. A remote one is downloaded, and stays until `release`.
 
         Raises:
             CheckpointCorrupt: missing, or not the bytes that were committed.
@@ -204,7 +204,7 @@ class CheckpointStore:
         self._payloads.release(record)
 
     def newest_good(self) -> tuple[Record | None, list[BadCheckpoint]]:
-        """The newest checkpoint that verifies, and those that were passed over because they do not, and why."""
+        """Return the newest checkpoint that verifies, and those that were passed over because they do not, and why."""
         records, bad = self.survey()
         for record in records:
             try:
@@ -226,7 +226,7 @@ class CheckpointStore:
         self._payloads.remove(record.name)
 
     def _claim(self, step: int, attempt: str) -> str:
-        """A new data folder: `<step>-<attempt>`, or `<step>-<attempt>-2` when that one is taken."""
+        """Return a new data folder: `<step>-<attempt>`, or `<step>-<attempt>-2` when that one is taken."""
         base = name = record_name(step, attempt)
         with self._lock, self._explained(f"save checkpoint {base}"):
             count = 1
@@ -275,7 +275,7 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def _explained(self, action: str) -> Iterator[None]:
-        """What the operating system says, as a CheckpointError that names the wish and the place."""
+        """Raise an error of the operating system as a CheckpointError that names action and place."""
         try:
             yield
         except OSError as error:

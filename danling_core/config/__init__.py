@@ -1,4 +1,4 @@
-"""What was asked for: the closed and frozen `Config`, its sections, overrides, sweeps and documents. Loads no torch."""
+"""Configuration: the closed and frozen `Config`, its sections, overrides, sweeps and documents. Loads no torch."""
 
 from danling_core.config.config import Config
 from danling_core.config.sections import FreeParams, Params

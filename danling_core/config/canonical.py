@@ -33,7 +33,7 @@ def canonical(section: BaseModel) -> dict[str, Any]:
 
 
 def is_identity(field: FieldInfo) -> bool:
-    """Whether a field can change a result, and so is part of the run's identity."""
+    """Return whether a field can change a result, and so is part of the run's identity."""
     extra = field.json_schema_extra
     return not (isinstance(extra, dict) and extra.get("identity") is False)
 

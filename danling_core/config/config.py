@@ -52,12 +52,12 @@ _ENDS = ("epoch_end", "step_end", "iter_end")
 
 
 def _aside(default: Any, description: str, **rules: Any) -> Any:
-    """A field that cannot change a result, and so stays out of the run's identity."""
+    """Return a field that cannot change a result, and so stays out of the run's identity."""
     return Field(default, description=description, json_schema_extra=NOT_IDENTITY, **rules)
 
 
 class Config(Model):
-    """What a run was told. Frozen, closed to unknown keys, free of secrets; ConfigError says what is wrong.
+    """Configuration of a run: frozen, closed to unknown keys, free of secrets. Raises ConfigError for a bad value.
 
     Exactly one of `epoch_end`, `step_end` and `iter_end` is given. Fields whose schema says
     `identity: false` cannot change a result and stay out of the run's identity. Flows take it as parameter.
@@ -222,7 +222,7 @@ class Config(Model):
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | Config, overrides: Overrides = ()) -> Self:
-        """A config from a YAML or JSON file, a URL or a mapping; `overrides` come before it is checked.
+        """Return a config from a YAML or JSON file, a URL or a mapping; `overrides` come before it is checked.
 
         Relative locations inside the config are relative to the current folder, not to the file.
 
@@ -245,20 +245,20 @@ class Config(Model):
             raise labelled(file, error) from None
 
     def override(self, overrides: Overrides) -> Self:
-        """A new config with dotted overrides applied: `config.override(["params.lr=0.01"])`."""
+        """Return a new config with dotted overrides applied: `config.override(["params.lr=0.01"])`."""
         return type(self).load(self, overrides)
 
     def replace(self, **fields: Any) -> Self:
-        """A new config, checked again, with whole fields replaced: `config.replace(experiment_id=...)`."""
+        """Return a new config, checked again, with whole fields replaced: `config.replace(experiment_id=...)`."""
         return self.from_dict({**self.dict(), **fields})
 
     def canonical(self) -> Values:
-        """What the run's identity hashes: fields that can change a result and differ from their default."""
+        """Return the fields that the run id hashes: those that can change a result and differ from their default."""
         return canonical.canonical(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """A config from a mapping."""
+        """Return a config from a mapping."""
         return cls(**documents.as_mapping(values, "config"))
 
     def dict(self) -> Values:  # type: ignore[override]
@@ -283,24 +283,24 @@ class Config(Model):
 
     @classmethod
     def from_yamls(cls, text: str) -> Self:
-        """A config from YAML text."""
+        """Return a config from YAML text."""
         return cls.from_dict(documents.as_mapping(documents.parse_yaml(text), "YAML"))
 
     @classmethod
     def from_yaml(cls, file: str | Path) -> Self:
-        """A config from a file or URL that holds YAML, whatever its name."""
+        """Return a config from a file or URL that holds YAML, whatever its name."""
         label = str(file)
         value = documents.parse_yaml(documents.read_text(label), label)
         return cls._of_file(documents.as_mapping(value, label), label)
 
     @classmethod
     def from_jsons(cls, text: str) -> Self:
-        """A config from JSON text."""
+        """Return a config from JSON text."""
         return cls.from_dict(documents.as_mapping(documents.parse_json(text), "JSON"))
 
     @classmethod
     def from_json(cls, file: str | Path) -> Self:
-        """A config from a file or URL that holds JSON, whatever its name."""
+        """Return a config from a file or URL that holds JSON, whatever its name."""
         label = str(file)
         value = documents.parse_json(documents.read_text(label), label)
         return cls._of_file(documents.as_mapping(value, label), label)
@@ -338,7 +338,7 @@ def _renamed_text(text: str) -> str:
 
 
 def renamed(values: Mapping[str, Any]) -> Values:
-    """The mapping with older field names replaced by today's."""
+    """Return the mapping with older field names replaced by today's."""
     for old, new in _OLD_NAMES.items():
         if old in values and new in values:
             raise ConfigError(f"{old} and {new} are both given: they are one setting, give {new} only")

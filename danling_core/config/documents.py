@@ -30,7 +30,7 @@ class YamlLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
     def compose_mapping_node(self, anchor: Any) -> MappingNode:
-        """A mapping as it is written, merges not yet resolved: there a key that comes twice is an error."""
+        """Return a mapping as it is written, merges not yet resolved: there a key that comes twice is an error."""
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
@@ -70,7 +70,7 @@ YamlDumper.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
 
 
 def parse_yaml(text: str, label: str = "YAML") -> Any:
-    """The value of one YAML document. ConfigError names `label` and the line, and never quotes the text."""
+    """Return the value of one YAML document. ConfigError names `label` and the line, and never quotes the text."""
     try:
         return _refuse_deep(yaml.load(text, Loader=YamlLoader), label)
     except yaml.MarkedYAMLError as error:
@@ -107,7 +107,7 @@ def dump_yaml(value: Mapping[str, Any]) -> str:
 
 
 def parse_json(text: str, label: str = "JSON") -> Any:
-    """The value of one JSON document. ConfigError names `label` and the line, and never quotes the text."""
+    """Return the value of one JSON document. ConfigError names `label` and the line, and never quotes the text."""
     try:
         value = json.loads(text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, label))
         return _refuse_deep(value, label)
@@ -125,12 +125,12 @@ def dump_json(value: Mapping[str, Any], indent: int | None = 2) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: keys sorted, no spaces, ASCII, floats by their shortest exact `repr`."""
+    """Return the one JSON text of a value: keys sorted, no spaces, ASCII, floats by their shortest exact `repr`."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def read_mapping(location: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON (`.json`) file, local or at a URL. Every failure is one ConfigError."""
+    """Return the mapping in a YAML or JSON (`.json`) file, local or at a URL. Every failure is one ConfigError."""
     location = str(location)
     text = read_text(location)
     value = parse_json(text, location) if location.endswith(".json") else parse_yaml(text, location)
@@ -173,7 +173,7 @@ def as_mapping(value: Any, label: str) -> dict[str, Any]:
 
 
 def plain(value: Any, at: str = "", depth: int = 0) -> Any:
-    """A copy of `value` in what YAML and JSON carry exactly: None, bool, int, finite float, str, list, dict.
+    """Return a copy of `value` in what YAML and JSON carry exactly: None, bool, int, finite float, str, list, dict.
 
     Tuples become lists. Raises ValueError for anything else, with its place (`at` and below) in the message.
     """
@@ -209,7 +209,7 @@ def _plain_key(key: object) -> str:
 
 
 def _refuse_deep(value: Any, label: str, depth: int = 0) -> Any:
-    """The value itself; ConfigError when it is nested too deeply, or by a YAML alias without end."""
+    """Return the value itself; ConfigError when it is nested too deeply, or by a YAML alias without end."""
     if depth > _MAX_DEPTH:
         raise ConfigError(f"{label}: {_TOO_DEEP}")
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():

@@ -18,7 +18,7 @@ _UNNAMED = frozenset({"run_name", "experiment_name", "name", "group"})
 
 
 class Swept(Protocol):
-    """What `expand` reads: a grid of values, or a list of runs, or neither."""
+    """Input of `expand`: a grid of values, or a list of runs, or neither."""
 
     @property
     def sweep(self) -> Mapping[str, Any] | None: ...
@@ -52,7 +52,7 @@ def split_key(key: str) -> tuple[str, ...]:
 
 
 def apply(values: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
-    """A new mapping with `overrides` applied in order; `values` is left as it is.
+    """Return a new mapping with `overrides` applied in order; `values` is left as it is.
 
     Keys may be dotted. A mapping given as a value is merged into the section that is there; anything else
     replaces what is there.
@@ -91,7 +91,7 @@ def parse_sweep(words: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def expand(experiment: Swept) -> list[dict[str, Any]]:
-    """The dotted overrides of each run; one empty dict where the experiment neither sweeps nor lists runs."""
+    """Return the dotted overrides of each run; one empty dict where the experiment neither sweeps nor lists runs."""
     if experiment.sweep is not None and experiment.runs is not None:
         raise ConfigError("sweep and runs are both given: a grid or a list, not both")
     if experiment.sweep is not None:
@@ -100,7 +100,7 @@ def expand(experiment: Swept) -> list[dict[str, Any]]:
 
 
 def run_names(base: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for each run, as `base-lr=0.001-seed=0`: unique, at most 100 bytes, safe as a folder's name.
+    """Return a name for each run, as `base-lr=0.001-seed=0`: unique, at most 100 bytes, safe as a folder's name.
 
     A run whose overrides give a `run_name` keeps it. A key is shortened to its last part where that is clear.
     """

@@ -20,7 +20,7 @@ NOT_IDENTITY: dict[str, Any] = {"identity": False}  # json_schema_extra of a fie
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How one split is loaded, everything decided. `batch_size` counts samples per rank and iteration."""
+    """Loader options of one split, with all defaults. `batch_size` counts samples per rank and iteration."""
 
     batch_size: int
     num_workers: int
@@ -74,7 +74,7 @@ class DataLoaderConfig(SplitOptions):
         return values
 
     def for_split(self, split: str, training: bool, trained: bool = False) -> LoaderOptions:
-        """The options of `split`, resolved.
+        """Return the options of `split`, resolved.
 
         Training shuffles and keeps the last batch unless told otherwise. Evaluation never shuffles or drops.
 
@@ -220,7 +220,7 @@ class FreeParams(Mapping[str, Any]):
         )
 
     def model_dump(self) -> dict[str, Any]:
-        """The values as plain nested dicts, as a typed `Params` gives them."""
+        """Return the values as plain nested dicts, as a typed `Params` gives them."""
         return {
             key: FreeParams.model_dump(item) if isinstance(item, FreeParams) else item
             for key, item in self.__dict__.items()

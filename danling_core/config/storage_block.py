@@ -25,13 +25,13 @@ LOADED = "DANLING_STORAGE_BLOCK"
 
 
 def is_on_store(config: Config) -> bool:
-    """Whether the run's folder or its checkpoints are on a store, which wants credentials."""
+    """Return whether the run's folder or its checkpoints are on a store, which wants credentials."""
     urls = (config.dir or config.project_root, config.checkpoint_dir)
     return not all(storage.is_local(url) for url in urls if url)
 
 
 def check_loaded(config: Config) -> None:
-    """Where a store is to be reached with a block that nobody loaded: a warning if there are other credentials.
+    """Refuse a `storage_block` that was not loaded; with other credentials in the environment, only warn.
 
     Called before anything is read: by the flows after they loaded it, by `torchrun` and scripts, which cannot.
 

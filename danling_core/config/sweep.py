@@ -62,7 +62,7 @@ class ExperimentSpec(Model):
 
     @classmethod
     def load(cls, file: str | Path, overrides: Overrides = (), sweep: Sequence[str] = ()) -> Self:
-        """The experiment in a YAML or JSON file, checked to the last run.
+        """Return the experiment in a YAML or JSON file, checked to the last run.
 
         A `config` that is a path is relative to the file, and is read here: the result needs no file.
 
@@ -81,7 +81,7 @@ class ExperimentSpec(Model):
         return spec
 
     def configs(self, group: str | None = None) -> list[Config]:
-        """The config of each run, in order, with names that tell them apart.
+        """Return the config of each run, in order, with names that tell them apart.
 
         Raises:
             ConfigError: a config is invalid, or two runs are the same.
@@ -100,7 +100,7 @@ class ExperimentSpec(Model):
         return configs
 
     def plan(self, group: str | None = None) -> ExperimentPlan:
-        """The configs of all runs, under the experiment's name."""
+        """Return the configs of all runs, under the experiment's name."""
         configs = self.configs(group)
         return ExperimentPlan(configs[0].experiment_name, configs)
 
@@ -114,7 +114,7 @@ class GroupSpec(Model):
 
     @classmethod
     def load(cls, file: str | Path, overrides: Overrides = ()) -> Self:
-        """The group in a YAML or JSON file, checked to the last run; see `ExperimentSpec.load`."""
+        """Return the group in a YAML or JSON file, checked to the last run; see `ExperimentSpec.load`."""
         try:
             values = read_mapping(file)
             check_kind(values, "group")
@@ -131,7 +131,7 @@ class GroupSpec(Model):
         return spec
 
     def configs(self) -> list[ExperimentPlan]:
-        """The plan of each experiment, with `group` set in each config.
+        """Return the plan of each experiment, with `group` set in each config.
 
         Raises:
             ConfigError: a config is invalid, or two runs are the same.
@@ -148,7 +148,7 @@ class GroupSpec(Model):
 
 
 def _swept(values: Values, sweep: Sequence[str]) -> Values:
-    """The values of an experiment that sweeps a run, or an experiment in which nothing varies."""
+    """Return the values of an experiment that sweeps a run, or an experiment in which nothing varies."""
     if not sweep:
         return values
     if "sweep" in values or "runs" in values:
@@ -162,7 +162,7 @@ def _swept(values: Values, sweep: Sequence[str]) -> Values:
 
 
 def _inlined(values: Values, file: str, overrides: Overrides) -> Values:
-    """The values of an experiment with its config read, and `overrides` after its own."""
+    """Return the values of an experiment with its config read, and `overrides` after its own."""
     config = values.get("config")
     if isinstance(config, str):
         values = {**values, "config": read_mapping(_beside(file, config))}

@@ -67,7 +67,7 @@ def explain(error: ValidationError, model: type[BaseModel], section: str = "") -
 
 
 def labelled(label: str, error: ConfigError) -> ConfigError:
-    """The same error, beginning with where it was found."""
+    """Return the same error, beginning with where it was found."""
     return type(error)(f"{label}: {error}")
 
 
@@ -88,7 +88,7 @@ def _line(problem: Any, location: Sequence[object], holder: type[BaseModel]) -> 
 
 
 def _holder(model: type[BaseModel], location: Sequence[object]) -> type[BaseModel]:
-    """The model that holds the last key of `location`."""
+    """Return the model that holds the last key of `location`."""
     for key in location[:-1]:
         model = _section_of(model, str(key)) or model
     return model

@@ -30,7 +30,7 @@ def batch_size_of(batch: Any) -> int:
 
 
 def to_device(batch: Any, device: torch.device, non_blocking: bool = False) -> Any:
-    """The batch with every tensor in it on `device`. On a CPU device the batch itself, not looked into.
+    """Return the batch with every tensor in it on `device`. On a CPU device the batch itself, not looked into.
 
     Goes into mappings, lists, tuples, named tuples and dataclasses; anything else with a method `.to` is
     moved by it; the rest (strings, numbers) stays as it is.

@@ -78,7 +78,7 @@ class TensorBatches(Dataset[Any]):
 
 
 def as_tensor_batches(dataset: Any) -> TensorBatches | None:
-    """The data set as whole tensors, where it is one: a tensor, a tuple or mapping of tensors, torch's
+    """Return the data set as whole tensors, where it is one: a tensor, a tuple or mapping of tensors, torch's
     `TensorDataset` (or a subclass that reads like it), or a `Subset` of one of those. Otherwise None."""
     if type(dataset) is Subset:
         inner = as_tensor_batches(dataset.dataset)
@@ -147,7 +147,7 @@ def collate_samples(fetched: Any) -> Any:
 
 
 def ready(batch: Any) -> Any:
-    """The collate of data that is fetched by batch: nothing is left to do."""
+    """Return the collate of data that is fetched by batch: nothing is left to do."""
     return batch
 
 

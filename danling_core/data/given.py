@@ -39,7 +39,7 @@ class Given:
         self._cached: tuple[int, list[Any]] | None = None
 
     def entries(self, number: int) -> list[Any]:
-        """What the sampler yields in pass `number`."""
+        """Return the entries that the sampler yields in pass `number`."""
         if self._cached is None or self._cached[0] != number:
             for generator, first in self._generators:
                 generator.manual_seed(first if number == 0 else derive_seed("given", first, number))
@@ -51,7 +51,7 @@ class Given:
 
     @property
     def yields_batches(self) -> bool:
-        """Whether this is a batch sampler: its entries are lists of indices."""
+        """Return whether this is a batch sampler: its entries are lists of indices."""
         entries = self.entries(0)
         return bool(entries) and isinstance(entries[0], (list, tuple))
 

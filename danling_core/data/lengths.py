@@ -1,4 +1,4 @@
-"""How iters, steps and epochs convert into each other, where the length of a pass is known."""
+"""Conversion of iters, steps and epochs into each other, where the length of a pass is known."""
 
 from __future__ import annotations
 

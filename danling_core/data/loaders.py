@@ -36,7 +36,7 @@ def build_train_loader(
     sampler: Iterable[Any] | None = None,
     device_type: str = "cpu",
 ) -> DataLoader[Any]:
-    """A loader of this rank's part of every global batch: shuffled, and with its last batch, unless told
+    """Return a loader of this rank's part of every global batch: shuffled, and with its last batch, unless told
     otherwise.
 
     Args:
@@ -79,7 +79,7 @@ def build_evaluate_loader(
     sampler: Iterable[Any] | None = None,
     device_type: str = "cpu",
 ) -> DataLoader[Any]:
-    """A loader of this rank's exact part: nothing shuffled, dropped, or read twice, at any world size.
+    """Return a loader of this rank's exact part: nothing shuffled, dropped, or read twice, at any world size.
 
     Arguments as for `build_train_loader`; `shuffle` and `drop_last` of the settings are not looked at. Ranks
     may have unequal numbers of batches, also none.

@@ -44,7 +44,7 @@ class PassLoader(DataLoader[Any]):
 
     @property
     def can_skip(self) -> bool:
-        """Whether `set_pass` obeys `skip`: all but data sets that split themselves."""
+        """Return whether `set_pass` obeys `skip`: all but data sets that split themselves."""
         return not (isinstance(self.dataset, StreamShards) and self.dataset.sharded)
 
     def set_pass(self, number: int, skip: int = 0) -> None:

@@ -12,7 +12,7 @@ from danling_core.data.seeded import derive_seed
 
 
 def share(length: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The rank's contiguous, balanced part `[start, stop)` of `length` things: the first ranks get the larger
+    """Return the rank's contiguous, balanced part `[start, stop)` of `length` things: the first ranks get the larger
     parts."""
     base, extra = divmod(length, world_size)
     start = rank * base + min(rank, extra)
@@ -73,7 +73,7 @@ class GlobalBatchSampler(Sampler[Any]):
 
     @property
     def full(self) -> int:
-        """How many leading global batches are full: for these, `counts` is `(batch_size,
+        """Number of leading global batches that are full: for these, `counts` is `(batch_size,
         global_batch_size)`."""
         return self.length // self.global_batch_size
 
@@ -98,7 +98,7 @@ class GlobalBatchSampler(Sampler[Any]):
         return self._batches(self.order(), self._first)
 
     def order(self) -> torch.Tensor:
-        """The order of this pass: indices into the data set, shape `(length,)`; equal on all ranks."""
+        """Return the order of this pass: indices into the data set, shape `(length,)`; equal on all ranks."""
         if not self.shuffle:
             return torch.arange(self.length)
         generator = torch.Generator()

@@ -102,11 +102,11 @@ class TrainStream:
 
     @property
     def is_at_end(self) -> bool:
-        """Whether the pass is known to have no window left; the next one is then of the next pass."""
+        """Return whether the pass is known to have no window left; the next one is then of the next pass."""
         return self._position > 0 and self._sampler is not None and self._position >= len(self._sampler)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream is: equal on all ranks. A window counts as consumed once it is handed out, so take
+        """Return the stream's position, equal on all ranks. A window counts as consumed once it is yielded, so take
         this after its optimizer step. `position` is the number of global batches (of `global_batch` samples)
         of pass `pass`."""
         return {"pass": self._pass, "position": self._position, "global_batch": self._global_batch}
@@ -126,7 +126,7 @@ class TrainStream:
             self._iterator = self._begin()
 
     def windows(self) -> Iterator[Window]:
-        """The remaining windows of the current pass; the next call after its end begins the next pass.
+        """Yield the remaining windows of the current pass; the next call after its end begins the next pass.
 
         Breaking out does not end the pass: the next call goes on with the window after.
 

@@ -13,7 +13,7 @@ from danling_core.data.seeded import RandomStream
 
 
 def begin_pass(loader: Iterable[Any], number: int, seed: int) -> Iterator[Any]:
-    """The batches of pass `number`. What is drawn from the global generators while it begins (the order of a
+    """Yield the batches of pass `number`. What is drawn from the global generators while it begins (the order of a
     `RandomSampler`, the seeds of workers, a shuffle of files before the first batch) depends on `seed` alone.
 
     `set_epoch` is called on the loader, its data set and its samplers, where they have it.

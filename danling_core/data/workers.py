@@ -1,4 +1,4 @@
-"""What a loader worker does when it starts: leave signals to its rank, and end with it."""
+"""Start of a loader worker: it leaves signals to its rank, and ends with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What git says about the code around a file: the commit, and a hash of what differs from it."""
+"""State of the code around a file, by git: the commit, and a hash of the difference from it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CodeState:
 
 
 def code_state(source: Path, exclude: Sequence[Path] = ()) -> CodeState | None:
-    """The state of the git repository that holds `source`.
+    """Return the state of the git repository that holds `source`.
 
     None outside a repository, in one without a commit, or where there is no git program.
 
@@ -80,7 +80,7 @@ def code_state(source: Path, exclude: Sequence[Path] = ()) -> CodeState | None:
 
 
 def _changes(root: Path, exclude: Sequence[Path]) -> list[bytes]:
-    """A digest for each thing under `root` that differs from its commit, submodules too, in a fixed order."""
+    """Return a digest for each thing under `root` that differs from its commit, submodules too, in a fixed order."""
     pathspec = [":(top)", *(f":(top,exclude,literal){path.relative_to(root).as_posix()}" for path in exclude)]
     changes = []
     with tempfile.TemporaryFile() as output:
@@ -114,7 +114,7 @@ def _submodules(root: Path, exclude: Sequence[Path]) -> list[bytes]:
 
 
 def _is_known(root: Path, source: Path) -> bool:
-    """Whether git tracks `source` or would list it as untracked, so that its edits are seen."""
+    """Return whether git tracks `source` or would list it as untracked, so that its edits are seen."""
     name = f":(top,literal){source.relative_to(root).as_posix()}"
     tracked = _names(root, ["ls-files", "-z", "--", name])
     return bool(tracked) or bool(
@@ -128,7 +128,7 @@ def _inside(root: Path, paths: Sequence[Path]) -> list[Path]:
 
 
 def _content(path: Path) -> bytes:
-    """A file's bytes; a link's target, so that a link out of the tree is not followed."""
+    """Return a file's bytes; a link's target, so that a link out of the tree is not followed."""
     try:
         if path.is_symlink():
             return b"link " + os.fsencode(os.readlink(path))
@@ -149,7 +149,7 @@ def _names(folder: Path, arguments: Sequence[str]) -> list[bytes]:
 
 
 def git_output(folder: Path, *arguments: str) -> bytes | None:
-    """What git prints in a folder, whatever the user's settings are; None when it says no, or is not installed.
+    """Return the output of git in a folder, whatever the user's settings; None if it fails or is not installed.
 
     Raises:
         ConfigError: it does not answer in time.
@@ -164,7 +164,7 @@ def git_output(folder: Path, *arguments: str) -> bytes | None:
 
 
 def _ask(folder: Path, *arguments: str) -> str | None:
-    """A one-line answer; None when git says no, or is not installed."""
+    """Return a one-line answer; None when git says no, or is not installed."""
     answer = git_output(folder, *arguments)
     return None if answer is None else os.fsdecode(answer).removesuffix("\n")
 

@@ -1,4 +1,4 @@
-"""Who a run is: ids from its code and its config, the same on any machine and in any folder."""
+"""Ids of a run, from its code and its config: the same on any machine and in any folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Identity:
 
 
 def identify(config: Config, source_file: str | None, exclude: Sequence[str] = ()) -> Identity:
-    """The identity of a run of `config` with the runner defined in `source_file`.
+    """Return the identity of a run of `config` with the runner defined in `source_file`.
 
     Args:
         config: its canonical form is hashed.
@@ -61,7 +61,7 @@ def identify(config: Config, source_file: str | None, exclude: Sequence[str] = (
 
 
 def experiment_id_of(source_file: str | None, exclude: Sequence[str] = ()) -> str:
-    """The id of the code around `source_file`.
+    """Return the id of the code around `source_file`.
 
     In a git repository with a commit: that commit, and for a dirty tree a hash of what differs from it
     (`git diff HEAD` and untracked, unignored `.py` files, `exclude` left out). Elsewhere, or without a git
@@ -81,13 +81,13 @@ def experiment_id_of(source_file: str | None, exclude: Sequence[str] = ()) -> st
 
 
 def stores(config: Config) -> list[str]:
-    """The places where the config has runs stored, which are no code."""
+    """Return the places where the config has runs stored, which are no code."""
     places = (config.project_root, config.dir, config.checkpoint_dir, config.log_path, config.scratch)
     return [place for place in places if place is not None]
 
 
 def new_timestamp(now: datetime | None = None) -> str:
-    """The creation time of a run, as `20261121-103249-123456`: UTC with microseconds, in an order that sorts.
+    """Return the creation time of a run, as `20261121-103249-123456`: UTC with microseconds, in an order that sorts.
 
     A `now` without a time zone is taken as local time.
     """
@@ -96,7 +96,7 @@ def new_timestamp(now: datetime | None = None) -> str:
 
 
 def _canonical(config: Config, source_file: str | None) -> dict[str, object]:
-    """The canonical config, in which a runner in a file or a script is named by its content, not its path.
+    """Return the canonical config, in which a runner in a file or a script is named by its content, not its path.
 
     A path depends on the current folder, and two files of one commit may define classes of the same name.
     """

@@ -17,7 +17,7 @@ _STANDARD = tuple({os.path.join(sysconfig.get_path(name), "") for name in ("stdl
 
 
 def loaded_sources() -> dict[str, str]:
-    """A hash of every file that this process has imported as source, by path; without installed packages.
+    """Return a hash of every file that this process has imported as source, by path; without installed packages.
 
     What a runner imports later, inside a function, is not among them.
     """

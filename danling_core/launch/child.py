@@ -1,4 +1,4 @@
-"""What a process made by the fork server does around the foreign code: a rank, or a preparation."""
+"""Entry of a process made by the fork server, around the user's code: a rank, or a preparation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ELASTIC = re.compile(
 )
 
 
-def run_rank(order: Mapping[str, Any]) -> None:
+def enter_rank(order: Mapping[str, Any]) -> None:
     """Be one rank: called by elastic in a new process, with the order that `group.run_group` made.
 
     An exception is written to the failure file of the rank before it ends the process, so that the launcher
@@ -47,7 +47,7 @@ def run_rank(order: Mapping[str, Any]) -> None:
     cells.finish()
 
 
-def prepare(order: Mapping[str, Any], reply: Connection) -> None:
+def enter_preparation(order: Mapping[str, Any], reply: Connection) -> None:
     """Run the prepare function on each config, in a process of its own, and send what came of it."""
     answers: list[dict[str, Any]] = []
     try:
@@ -118,7 +118,7 @@ def prepend_sys_path(cwd: str, python_path: str | None) -> None:
 
 
 def load(address: str) -> Callable[..., Any]:
-    """The function at "module:function"."""
+    """Return the function at "module:function"."""
     module, _, name = address.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function

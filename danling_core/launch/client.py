@@ -41,7 +41,7 @@ class RunHandle:
         self._is_interrupted = False
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The run's events from its launch on, as they come; ends when the run has."""
+        """Yield the run's events from its launch on, as they come; ends when the run has."""
         return follow(self.request.events_path, from_offset=self._offset, stop=self._reply.done)
 
     def outcome(self, timeout_seconds: float | None = None) -> Outcome:
@@ -78,8 +78,8 @@ class Launcher:
         self,
         env: Mapping[str, str] | None = None,
         *,
-        rank_entrypoint: str = "danling_core.worker:run_rank",
-        prepare_entrypoint: str = "danling_core.worker:prepare",
+        rank_entrypoint: str = "danling_core.launch.rank:run_launched",
+        prepare_entrypoint: str = "danling_core.launch.prepare:prepare",
     ) -> None:
         self.env = dict(env or {})
         self._entrypoints = (rank_entrypoint, prepare_entrypoint)
@@ -132,7 +132,7 @@ class Launcher:
 
     @property
     def pid(self) -> int | None:
-        """Of the process; None before the start."""
+        """Pid of the process; None before the start."""
         return None if self._connection is None else self._connection.process.pid
 
     def _open(self) -> _Connection:
@@ -262,5 +262,5 @@ def _checked(reply: _Reply) -> _Reply:
 
 
 def _short_temporary_folder() -> str | None:
-    """A socket's path has room for 107 characters, of which ours takes 60."""
+    """Return a socket's path has room for 107 characters, of which ours takes 60."""
     return "/tmp" if len(tempfile.gettempdir()) > 40 else None

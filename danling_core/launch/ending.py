@@ -99,7 +99,7 @@ def _changes(attempt: str, outcome: Outcome) -> dict[str, Any]:
 
 
 def _first_status(folder: RunFolder, request: RunRequest) -> Status:
-    """Of a run that failed before rank 0 wrote one: its folder and its config say who it is."""
+    """Return a status for a run that failed before rank 0 wrote one, from its folder and its config."""
     config = request.config
     name = config.get("name") or f"{config.get('experiment_name')}-{config.get('run_name')}"
     match = NAME_AND_ID.fullmatch(os.path.basename(os.path.dirname(request.work_dir.rstrip("/"))))

@@ -65,12 +65,12 @@ def run_group(order: dict[str, Any], world_size: int, folder: str, watch: Watch)
     """Start the ranks, wait for their end, and say how each ended. Called in the launcher's main thread.
 
     Args:
-        order: what each rank is told; see `child.run_rank`.
+        order: what each rank is told; see `child.enter_rank`.
         folder: private, for this launch.
         watch: of this group; its thread runs already.
     """
     order = {**order, "failure_path": os.path.join(folder, "failure-{rank}.json")}
-    agent = _make_agent(child.run_rank, order, world_size, folder, watch)
+    agent = _make_agent(child.enter_rank, order, world_size, folder, watch)
     launch_error: str | None = None
     try:
         agent.run()

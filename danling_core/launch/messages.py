@@ -1,4 +1,4 @@
-"""What driver and launcher say to each other: JSON lines, one request or reply each."""
+"""Messages between driver and launcher: JSON lines, one request or reply each."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class RunRequest:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> RunRequest:
-        """The inverse of `to_dict`; unknown fields are a TypeError."""
+        """Return the inverse of `to_dict`; unknown fields are a TypeError."""
         return cls(**{**fields, "stages": tuple(fields.get("stages", ("train", "evaluate")))})
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the launcher found out about a config by importing its runner.
+    """Facts about a config that the launcher found by importing its runner.
 
     Args:
         config: the canonical full config, params validated.
@@ -84,7 +84,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: what its terminal event says, or, where it has none, what the launcher saw.
+    """End of a run, by its terminal event or, where there is none, by what the launcher saw.
 
     Args:
         error: the first failure in one line.

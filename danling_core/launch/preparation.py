@@ -37,7 +37,7 @@ class Preparation:
         self._started: int | None = None
 
     def run(self, timeout_seconds: float, stderr_path: str) -> list[Any]:
-        """What the prepare function returned for each config.
+        """Return the prepare function's result for each config.
 
         Raises:
             ConfigError: for a config that cannot be run: the function says so, or the runner cannot be
@@ -46,7 +46,7 @@ class Preparation:
         context = multiprocessing.get_context("forkserver")
         receiver, sender = context.Pipe(duplex=False)
         printed = os.path.getsize(stderr_path) if os.path.exists(stderr_path) else 0
-        process = context.Process(target=child.prepare, args=(self._order, sender))
+        process = context.Process(target=child.enter_preparation, args=(self._order, sender))
         process.start()
         sender.close()
         pid = process.pid or 0

@@ -1,4 +1,4 @@
-"""What only a run's own code can tell, found out before anything is created."""
+"""Checks that need the run's own code, made before anything is created."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def prepare(config: Mapping[str, Any], cwd: str) -> dict[str, Any]:
 
 
 def pin(config: Config) -> tuple[Config, type[TorchRunner], str | None]:
-    """The full config with its experiment id stated, the runner's class, and the class's file."""
+    """Return the full config with its experiment id stated, the runner's class, and the class's file."""
     resolved, cls = load_runner(config)
     source = getattr(sys.modules.get(cls.__module__), "__file__", None)
     experiment_id = resolved.experiment_id or _experiment_id(source, tuple(stores(resolved)))
@@ -65,7 +65,7 @@ def _experiment_id(source: str | None, exclude: tuple[str, ...]) -> str:
 
 
 def load_runner(config: Config) -> tuple[Config, type[TorchRunner]]:
-    """The runner's class, and the config completed by the class's params. Runs the user's module."""
+    """Return the runner's class, and the config completed by the class's params. Runs the user's module."""
     if config.runner is None:
         raise ConfigError(
             "runner is missing: name your class as 'package.module:Class' or 'path/to/file.py:Class'"

@@ -87,7 +87,7 @@ class SupervisedRun:
             raise AssertionError("the last launch is final")
 
     def _is_true(self, terminal: Mapping[str, Any], verdict: Verdict) -> bool:
-        """Whether the ranks' last word stands, whatever their exit codes: many abort in their teardown.
+        """Return whether the ranks' last word stands, whatever their exit codes: many abort in their teardown.
 
         Not where one rank failed first, and elastic's SIGTERM made another take its leave.
         """
@@ -98,7 +98,7 @@ class SupervisedRun:
         return not verdict.is_restartable
 
     def _why_final(self, verdict: Verdict, previous: Verdict | None, restart: int) -> str | None:
-        """The message of the failure, if no relaunch follows; None if one does."""
+        """Return the message of the failure, if no relaunch follows; None if one does."""
         if not verdict.is_restartable:
             return verdict.message
         if previous is not None and verdict.step is not None and verdict.step == previous.step:
@@ -156,7 +156,7 @@ class SupervisedRun:
         return self._record(outcome, restart)
 
     def _interrupted(self, restart: int, verdict: Verdict | None) -> Outcome:
-        """The ranks have not said so themselves: none was running, or they were killed while stopping."""
+        """Return the ranks have not said so themselves: none was running, or they were killed while stopping."""
         reason = f"{self._stop_reason}; what was last committed is kept"
         step = None if verdict is None else verdict.step
         outcome = Outcome("interrupted", reason, step=step, restarts=restart)

@@ -14,7 +14,7 @@ _UNKNOWN_EXIT = 255  # what multiprocessing says when the fork server died befor
 
 @dataclass(frozen=True)
 class RankEnd:
-    """How one rank ended.
+    """End of one rank.
 
     Args:
         exit_code: negative for a signal; None if it was never started.
@@ -31,7 +31,7 @@ class RankEnd:
 
 @dataclass(frozen=True)
 class GroupEnd:
-    """How a group ended: its ranks in order, the hang that was found, and what elastic itself had to say."""
+    """End of a group: its ranks in order, the hang that was found, and the error of elastic itself."""
 
     ranks: list[RankEnd]
     hang: Hang | None = None
@@ -50,7 +50,7 @@ class Verdict:
 
     @property
     def is_restartable(self) -> bool:
-        """Whether trying again may help."""
+        """Return whether trying again may help."""
         return self.kind in ("died", "hung", "not launched")
 
 

@@ -64,7 +64,7 @@ class Watch:
 
     @property
     def is_group_gone(self) -> bool:
-        """Whether ranks were started, and none is left."""
+        """Return whether ranks were started, and none is left."""
         return bool(self._ranks) and not any(
             is_alive(rank.pid, rank.started) for rank in self._ranks.values()
         )

@@ -23,7 +23,7 @@ class Metric(Protocol):
         """Count one batch."""
 
     def compute(self) -> Any:
-        """The value over all that was counted."""
+        """Return the value over all that was counted."""
 
     def reset(self) -> Any:
         """Begin anew."""
@@ -34,7 +34,7 @@ class Additive(Protocol):
     """A metric whose state is a float64 vector that adds up over batches and ranks."""
 
     def state(self) -> Tensor:
-        """The state, 1-D float64, a copy; the same length always."""
+        """Return the state, 1-D float64, a copy; the same length always."""
 
     def load_state(self, state: Tensor) -> None:
         """Replace the state, as by a sum over ranks, or by one that was saved."""
@@ -87,7 +87,7 @@ class MetricGroup(dict[str, Any]):
         return self
 
     def additive(self) -> list[Additive]:
-        """The metrics, at any depth, that are reduced by adding their states; in a fixed order."""
+        """Return the metrics, at any depth, that are reduced by adding their states; in a fixed order."""
         found: list[Additive] = []
         for metric in self.values():
             if isinstance(metric, MetricGroup):
@@ -119,7 +119,7 @@ class MetricGroup(dict[str, Any]):
 
 
 def joined_state(metrics: Iterable[Additive]) -> Tensor:
-    """The states of `metrics` as one vector, on the device of the first that is not on the CPU."""
+    """Return the states of `metrics` as one vector, on the device of the first that is not on the CPU."""
     states = [metric.state() for metric in metrics]
     if not states:
         return torch.zeros(0, dtype=torch.float64)

@@ -49,7 +49,7 @@ class MeanMeter:
             self._known_weight += weight
 
     def compute(self) -> float:
-        """The mean; NaN where nothing was counted. Waits for the device."""
+        """Return the mean; NaN where nothing was counted. Waits for the device."""
         total, weight = self.state().tolist()
         return total / weight if weight else math.nan
 

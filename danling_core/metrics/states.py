@@ -1,4 +1,4 @@
-"""What metrics hold in the middle of an epoch: saved on each rank, restored, merged for another world size."""
+"""States of metrics in the middle of an epoch: saved on each rank, restored, merged for another world size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VALUES = (type(None), bool, int, float, complex, str, bytes)
 
 
 def saved(metric: Any, name: str = "metrics") -> Any:
-    """The state of this rank's metric, on the CPU, in tensors and plain values.
+    """Return the state of this rank's metric, on the CPU, in tensors and plain values.
 
     A group is {name: state}; `Additive` metrics give their vector, torchmetrics and others their `state_dict`, and
     an object without one its attributes.
@@ -69,7 +69,7 @@ def restore(metric: Any, state: Any, device: torch.device | str = "cpu", name: s
 
 
 def merged(metric: Any, states: Sequence[Any], *, is_first: bool) -> Any:
-    """The ranks' states as one on the first rank, and nothing counted on the others; None where they do not add."""
+    """Return the ranks' states as one for the first rank, and empty ones for the others; None where they do not add."""
     if isinstance(metric, dict):
         return {
             key: merged(each, [s[key] for s in states], is_first=is_first) for key, each in metric.items()
@@ -103,7 +103,7 @@ def check_reducible(metric: Any, name: str) -> None:
 
 
 def is_additive(metric: Any) -> bool:
-    """Whether it has the state of an `Additive`."""
+    """Return whether it has the state of an `Additive`."""
     return hasattr(metric, "state") and hasattr(metric, "load_state")
 
 
@@ -120,7 +120,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _on(value: Any, device: torch.device | str) -> Any:
-    """A copy with its tensors on `device`."""
+    """Return a copy with its tensors on `device`."""
     if isinstance(value, Tensor):
         return value.detach().to(device, copy=True)
     if isinstance(value, Mapping):

@@ -18,7 +18,7 @@ from danling_core.runs.lease import guard
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the mirror; returns its exit code."""
+    """Run the mirror; return its exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
@@ -58,7 +58,7 @@ def _check_once(is_owner: Callable[[], None]) -> None:
 
 
 def _unguarded() -> None:
-    """Nobody else writes there: the caller says so by naming no lease."""
+    """Do nothing: the caller named no lease, so it is the only writer."""
 
 
 def _parser() -> argparse.ArgumentParser:

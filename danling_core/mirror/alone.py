@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.05
 
 @contextlib.contextmanager
 def alone(local: str) -> Iterator[None]:
-    """Holds the folder's lock inside the block; ends whichever mirror held it.
+    """Hold the folder's lock inside the block; end whichever mirror held it.
 
     A rank 0 that was killed leaves a mirror that delivers what is there. Its successor has the same and more
     to deliver, and two of them would overwrite each other's newer writes with older ones.
@@ -57,7 +57,7 @@ def _is_locked(file: IO[str]) -> bool:
 
 
 def _holder(file: IO[str]) -> int | None:
-    """The process that holds the lock; None if it has not signed yet, or cannot be seen from here."""
+    """Return the process that holds the lock; None if it has not signed yet, or cannot be seen from here."""
     file.seek(0)
     pid, _, started = file.read().partition(" ")
     is_there = pid.isdigit() and str(start_time(int(pid))) == started

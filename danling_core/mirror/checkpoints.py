@@ -72,7 +72,7 @@ class CheckpointUploader:
         return sum(entry.size for name in waiting for entry in layout.data.get(name, []))
 
     def upload(self, layout: Layout) -> None:
-        """Those of the scan, newest first. What is committed meanwhile waits for the next pass, so that a slow
+        """Upload the scanned checkpoints, newest first. Later commits wait for the next pass, so that a slow
         store gets the other files too; what is pruned meanwhile is left out."""
         for name in sorted(set(layout.records) - self._remote_records, reverse=True):
             with self._staged(name) as staged:
@@ -80,13 +80,13 @@ class CheckpointUploader:
                     self._upload_one(name, *staged)
 
     def read_pointers(self, layout: Layout) -> dict[str, bytes]:
-        """What the pointers of a scan say now, for `upload_pointers` once their records are remote."""
+        """Read the scanned pointers, for `upload_pointers` once their records are remote."""
         names = [os.path.basename(entry.path) for entry in layout.pointers]
         found = {name: self._read(name) for name in names}
         return {name: data for name, data in found.items() if data is not None}
 
     def upload_pointers(self, pointers: Mapping[str, bytes]) -> None:
-        """Those that have moved, to a record that is remote."""
+        """Upload the pointers that have moved to a record that is remote."""
         for name, data in pointers.items():
             if self._pointers.get(name) != data and self._target(name, data) in self._remote_records:
                 storage.write_bytes(storage.join(self._remote, name), data, guard=self._guard)

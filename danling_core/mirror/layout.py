@@ -1,4 +1,4 @@
-"""What the files of a working folder are to the mirror: which go up, how, and in which order."""
+"""Files of a working folder, sorted for the mirror: which are uploaded, how, and in which order."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Layout:
 
     @classmethod
     def of(cls, entries: Iterable[Entry], checkpoints: str) -> Layout:
-        """Sorts the entries of a listing; `checkpoints` is the name of the checkpoints' folder."""
+        """Sort the entries of a listing; `checkpoints` is the name of the checkpoints' folder."""
         found = cls()
         status = None
         for entry in entries:

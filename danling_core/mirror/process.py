@@ -68,17 +68,17 @@ class MirrorProcess:
         self.close()
 
     def request_soon(self) -> None:
-        """Asks for an early pass without TensorBoard's files, and does not wait: for every epoch's end."""
+        """Ask for an early pass without TensorBoard's files, and do not wait: for every epoch's end."""
         self._send("soon")
 
     def request_sync(self) -> None:
-        """Asks for everything that exists now."""
+        """Ask for everything that exists now."""
         with self._changed:
             self._asked += 1
             self._send("sync")
 
     def wait_synced(self, timeout_seconds: float | None = None) -> bool:
-        """Waits until the latest sync that was asked for is done; False at the timeout.
+        """Wait until the latest sync that was asked for is done; False at the timeout.
 
         Raises:
             Fenced: another process owns the run.
@@ -113,7 +113,7 @@ class MirrorProcess:
             return {}
 
     def close(self, timeout_seconds: float | None = None) -> None:
-        """Ends the input and waits until everything is up.
+        """End the input and wait until everything is up.
 
         Raises:
             Fenced: another process owns the run.

@@ -99,7 +99,7 @@ def pull_checkpoints(url: str, local: str, scratch: str) -> None:
 def _first_good(
     source: CheckpointStore, target: CheckpointStore, records: Iterable[Record], bad: list[BadCheckpoint]
 ) -> Record | None:
-    """The newest whose payload is in the local store then; those that are passed over go into `bad`."""
+    """Return the newest whose payload is in the local store then; those that are passed over go into `bad`."""
     for record in records:
         reason = _fetch_payload(source, target, record)
         if reason is None:
@@ -109,7 +109,7 @@ def _first_good(
 
 
 def _fetch_payload(source: CheckpointStore, target: CheckpointStore, record: Record) -> str | None:
-    """Brings the verified payload into the local store; returns why it could not."""
+    """Bring the verified payload into the local store; return why it could not."""
     folder = os.path.join(storage.local_path(target.url), "data", record.name)
     try:
         target.verify(record)
@@ -128,7 +128,7 @@ def _fetch_payload(source: CheckpointStore, target: CheckpointStore, record: Rec
 
 
 def _continues(folder: RunFolder, work_dir: str) -> bool:
-    """Whether the local events begin with the remote ones, so that nobody else has written in between."""
+    """Return whether the local events begin with the remote ones, so that nobody else has written in between."""
     try:
         with open(os.path.join(work_dir, EVENTS), "rb") as file:
             local = file.read()

@@ -52,11 +52,11 @@ class SegmentedFile:
 
     @property
     def uploaded_bytes(self) -> int:
-        """How much of the file is remote."""
+        """Number of the file's bytes that are remote."""
         return sum(self._sizes)
 
     def upload(self, is_final: bool = False) -> None:
-        """Brings up all whole lines that the file has now; with `is_final` also an unfinished last line."""
+        """Bring up all whole lines that the file has now; with `is_final` also an unfinished last line."""
         size = os.path.getsize(self._local)
         if size < self.uploaded_bytes:  # the file was replaced by a shorter one: what is local is the truth
             self.remove()
@@ -90,11 +90,11 @@ class SegmentedFile:
         return data if is_one_long_line else data[:end]
 
     def consists_of(self, segments: Sequence[Segment]) -> bool:
-        """Whether these, of a fresh listing, have the sizes that were written."""
+        """Return whether these, of a fresh listing, have the sizes that were written."""
         return [segment.size for segment in segments] == self._sizes
 
     def remove(self) -> None:
-        """Deletes all segments, whoever wrote them: the next upload begins anew."""
+        """Delete all segments, whoever wrote them: the next upload begins anew."""
         stem, suffix = self._name.rsplit(".", 1)
         for name in reversed(storage.list_names(self._url)):
             if is_segment(f"{stem}/{name}") and name.endswith(f".{suffix}"):

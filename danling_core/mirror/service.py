@@ -59,7 +59,7 @@ class Service:
         self._is_ended = False
 
     def run(self) -> int:
-        """Serves until the input ends. Returns the exit code: 0 all is up, 3 fenced, 4 store away."""
+        """Serve until the input ends. Returns the exit code: 0 all is up, 3 fenced, 4 store away."""
         threading.Thread(target=self._read_requests, daemon=True).start()
         try:
             self._serve()
@@ -104,7 +104,7 @@ class Service:
         return True
 
     def _take_requests(self, wait_seconds: float, wakes_early: bool) -> None:
-        """Waits for the interval; a request ends the wait, unless the store has just failed."""
+        """Wait for the interval; a request ends the wait, unless the store has just failed."""
         deadline = self._clock() + wait_seconds
         while not self._is_ended:
             try:

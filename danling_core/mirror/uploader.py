@@ -129,7 +129,7 @@ class Uploader:
         self._checkpoint_uploader.delete_pruned(layout)
 
     def _forget_what_differs(self) -> bool:
-        """Whether something remote is not what was sent: a request that was held up on the way came after a
+        """Return whether something remote is not what was sent: a request that was held up on the way came after a
         later one. It is sent again next time."""
         found = {entry.path: entry.size for entry in storage.list_tree(self._remote)}
         wrong = {path for path, (_, size) in self._signatures.items() if found.get(path) != size}
@@ -148,19 +148,19 @@ class Uploader:
         return bool(differing)
 
     def pending_bytes(self, layout: Layout) -> int:
-        """How much of what lies in the working folder is not remote yet; small files are not counted."""
+        """Return the bytes of the working folder that are not remote yet; small files are not counted."""
         uploaded = {name: file.uploaded_bytes for name, file in self._segmented.items()}
         logs = sum(max(0, each.size - uploaded.get(each.path, 0)) for each in layout.appended)
         return self._checkpoint_uploader.pending_bytes(layout) + logs
 
     def make_room(self) -> None:
-        """Deletes the local payloads of a run that is complete, once the last pass is done: the store has them."""
+        """Delete the local payloads of a run that is complete, once the last pass is done: the store has them."""
         status = RunFolder(self._local).read_status()
         if status is not None and status.is_complete:
             shutil.rmtree(os.path.join(self._local, self._checkpoints, "data"), ignore_errors=True)
 
     def note_error(self, error: BaseException | None) -> None:
-        """Puts a failure into `mirror.json`, where the run's owner sees it."""
+        """Put a failure into `mirror.json`, where the run's owner sees it."""
         self._note(error=None if error is None else f"{type(error).__name__}: {error}")
 
     def _start(self) -> None:
@@ -195,7 +195,7 @@ class Uploader:
             self._segmented[path].upload(is_final)
 
     def _upload_whole(self, path: str) -> None:
-        """Replaces a remote file whose local one has changed, by a snapshot: it may be growing."""
+        """Replace a remote file whose local one has changed, by a snapshot: it may be growing."""
         local = os.path.join(self._local, path)
         with self._passing_over(path):
             stat = os.stat(local)
@@ -212,7 +212,7 @@ class Uploader:
 
     @contextlib.contextmanager
     def _passing_over(self, path: str) -> Iterator[None]:
-        """Goes on without a file that is gone already, or that nobody can read: that is said once."""
+        """Go on without a file that is gone already, or that nobody can read: that is said once."""
         try:
             yield
         except FileNotFoundError:

@@ -11,7 +11,7 @@ from danling_core.errors import ConfigError
 
 
 def find_class(module: Any, base: type, name: str, what: str) -> type:
-    """The class of `module` called `name`, whatever its case.
+    """Return the class of `module` called `name`, whatever its case.
 
     Raises:
         ConfigError: there is none; the nearest are named.

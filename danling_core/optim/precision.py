@@ -13,7 +13,7 @@ _NULL = contextlib.nullcontext()
 
 
 def is_bf16_native() -> bool:
-    """Whether this CPU computes in bf16 by itself; true where torch cannot tell."""
+    """Return whether this CPU computes in bf16 by itself; true where torch cannot tell."""
     try:
         supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         is_x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -23,7 +23,7 @@ def is_bf16_native() -> bool:
 
 
 class Precision:
-    """What `precision` and `non_finite` of the config mean on one device.
+    """Autocast and gradient scaler for the config's `precision` and `non_finite` on one device.
 
     Args:
         name: fp32, bf16 or fp16.

@@ -52,7 +52,7 @@ def build_scheduler(
     warmup_steps: int = 0,
     **arguments: Any,
 ) -> LRScheduler:
-    """A scheduler by name: constant, linear, cosine (with warm-up, in optimizer steps), or any class of
+    """Return a scheduler by name: constant, linear, cosine (with warm-up, in optimizer steps), or any class of
     torch.
 
     Raises:
@@ -84,12 +84,12 @@ def build_scheduler(
 
 
 def needs_metric(scheduler: Any) -> bool:
-    """Whether the scheduler steps on a metric, once per evaluation."""
+    """Return whether the scheduler steps on a metric, once per evaluation."""
     return isinstance(scheduler, ReduceLROnPlateau)
 
 
 def default_interval(scheduler: Any, *, by_epoch: bool) -> str:
-    """What a scheduler counts where nobody says: "step" or "epoch".
+    """Return what a scheduler counts by default: "step" or "epoch".
 
     `ReduceLROnPlateau` counts results. In step mode all others count steps. In epoch mode torch's classes
     count epochs, but `OneCycleLR`, `CyclicLR` and `LambdaLR` (so warm-up with constant, linear and cosine

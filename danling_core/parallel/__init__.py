@@ -1,1 +1,1 @@
-"""How ranks work together: process group, collectives, seeds, and the agreement to stop."""
+"""Work of several ranks together: process group, collectives, seeds, and the agreement to stop."""

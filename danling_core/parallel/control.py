@@ -73,12 +73,12 @@ class RankControl:
 
     @property
     def beats(self) -> int:
-        """How often it has beaten."""
+        """Number of its beats."""
         return int(self._cells[self._base + _BEATS])
 
     @property
     def is_starting(self) -> bool:
-        """Whether its first step, or evaluated batch, is not over yet."""
+        """Return whether its first step, or evaluated batch, is not over yet."""
         return self.beats < 2
 
     @property
@@ -89,7 +89,7 @@ class RankControl:
 
     @property
     def is_done(self) -> bool:
-        """Whether it called `finish`."""
+        """Return whether it called `finish`."""
         return bool(self._cells[self._base + _DONE])
 
 
@@ -130,7 +130,7 @@ class Control:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the ranks shall save and stop; set by the launcher, or by a rank that got SIGTERM."""
+        """Return whether the ranks shall save and stop; set by the launcher, or by a rank that got SIGTERM."""
         return bool(self._cells[_STOP_REQUESTED])
 
     def request_stop(self) -> None:

@@ -36,7 +36,7 @@ def local_world_size() -> int:
 
 
 def resolve_device(wanted: str, ranks_here: int | None = None) -> torch.device:
-    """The device of this rank: `cuda:{local_rank}`, or plain `cpu` (never `cpu:1`). The same kind on all ranks.
+    """Return the device of this rank: `cuda:{local_rank}`, or plain `cpu` (never `cpu:1`). The same kind on all ranks.
 
     Args:
         ranks_here: on this node, which is the only one, where they are yet to be launched.

@@ -1,4 +1,4 @@
-"""How all ranks agree, without a collective per step, on the step before which they stop."""
+"""Agreement of all ranks, without a collective per step, on the step before which they stop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MEETING_STEPS = 16
 
 @dataclass(frozen=True)
 class Shared:
-    """What the ranks of one node have in common.
+    """Memory that the ranks of one node share.
 
     Args:
         control: their block of shared memory.
@@ -33,7 +33,7 @@ class Shared:
 
 
 def share(node: str | None = None) -> Shared:
-    """A block for ranks that no launcher gave one. Collective.
+    """Return a block for ranks that no launcher gave one. Collective.
 
     Args:
         node: names the machine and, where torchrun started several groups of ranks there, the group.
@@ -143,7 +143,7 @@ class Stopping:
 
     @property
     def requested(self) -> bool:
-        """Whether a stop was asked for; outside training steps ranks agree on it in their next reduction."""
+        """Return whether a stop was asked for; outside training steps ranks agree on it in their next reduction."""
         return self._control.stop_requested or (self._is_main and self._own_accord())
 
     def _own_accord(self) -> bool:

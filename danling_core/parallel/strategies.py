@@ -1,4 +1,4 @@
-"""How a model lies on the ranks: as it is on one, wrapped in DDP on several."""
+"""Placement of a model on the ranks: as it is on one, wrapped in DDP on several."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SingleRank:
         yield
 
     def needs_rehearsal(self, model: nn.Module) -> bool:
-        """Whether `rehearsing` is needed before the first step."""
+        """Return whether `rehearsing` is needed before the first step."""
         return False
 
     @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""What a run reports: the history of results, scores, and how they are shown. Loads no torch."""
+"""Results of a run: their history, scores, and text formats. Loads no torch."""

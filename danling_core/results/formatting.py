@@ -71,7 +71,7 @@ def format_epoch_result(
 
 
 def format_result(result: Mapping[str, Any] | Results) -> str:
-    """A small table: a row for each split, a column for each metric; the `index` on top where it is given.
+    """Return a small table: a row for each split, a column for each metric; the `index` on top where it is given.
 
     Of a whole `Results`, the tables of the latest and of the best one.
     """

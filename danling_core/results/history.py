@@ -1,4 +1,4 @@
-"""What a run reports: the history of its results, their scores, and which one is best."""
+"""History of a run's results, their scores, and which one is best."""
 
 from __future__ import annotations
 
@@ -103,11 +103,11 @@ class Results:
 
     @property
     def is_best(self) -> bool:
-        """Whether the latest index is the best one."""
+        """Return whether the latest index is the best one."""
         return self._best_index is not None and self._best_index == self.latest_index
 
     def should_stop(self, patience: int | None) -> bool:
-        """Whether `patience` or more scored results came after the best one; never, where it is None.
+        """Return whether `patience` or more scored results came after the best one; never, where it is None.
 
         A NaN counts as a result that is not better; an index without a score does not count.
         """
@@ -167,7 +167,7 @@ class Results:
     # How it is kept
 
     def state_dict(self) -> dict[str, Any]:
-        """The history as plain dicts and floats, a copy: scores and best follow from it."""
+        """Return the history as plain dicts and floats, a copy: scores and best follow from it."""
         return {"history": {index: merge(result, {}) for index, result in self._history.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -182,7 +182,7 @@ class Results:
             self._score_of(self._history[self.latest_index], self.score_split, must_exist=is_settled)
 
     def to_json(self) -> dict[str, Any]:
-        """The history as a JSON value: keys are text, NaN is "NaN"."""
+        """Return the history as a JSON value: keys are text, NaN is "NaN"."""
         value: dict[str, Any] = to_json_safe(self._history)
         return value
 
@@ -208,7 +208,7 @@ class Results:
         return fallback_split(splits) if self._stated_split is None else self._stated_split
 
     def _is_settled(self, splits: Sequence[str], is_first: bool) -> bool:
-        """Whether the score split can no longer become another: only then is a missing metric an error.
+        """Return whether the score split can no longer become another: only then is a missing metric an error.
 
         A first result that has one split only, such as train, may be followed by the one that matters.
         """

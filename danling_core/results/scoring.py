@@ -1,4 +1,4 @@
-"""How results are scored: by which split, in which direction, and which index is then best."""
+"""Scoring of results: by which split, in which direction, and which index is then best."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LARGER_IS_BETTER = frozenset(_LARGER.split())
 
 
 def resolve_score_mode(score_name: str, score_mode: ScoreMode | None = None) -> ScoreMode:
-    """The stated mode, or the one known for this metric ("task/top5_accuracy" is an accuracy).
+    """Return the stated mode, or the one known for this metric ("task/top5_accuracy" is an accuracy).
 
     Raises:
         ConfigError: where the mode is not stated and not known, or is neither "min" nor "max".
@@ -48,7 +48,7 @@ def resolve_score_mode(score_name: str, score_mode: ScoreMode | None = None) -> 
 
 
 def fallback_split(splits: Sequence[str]) -> str | None:
-    """The split to score by where none is stated: val, validate, the second, the first."""
+    """Return the split to score by where none is stated: val, validate, the second, the first."""
     for name in ("val", "validate"):
         if name in splits:
             return name
@@ -56,12 +56,12 @@ def fallback_split(splits: Sequence[str]) -> str | None:
 
 
 def is_better(score: float, than: float, score_mode: ScoreMode) -> bool:
-    """Whether `score` beats `than`, compared exactly; NaN beats nothing."""
+    """Return whether `score` beats `than`, compared exactly; NaN beats nothing."""
     return score < than if score_mode == "min" else score > than
 
 
 def best_index_of(scores: Mapping[int, float], score_mode: ScoreMode) -> int | None:
-    """The index of the best score; the earliest of equals, never one of NaN."""
+    """Return the index of the best score; the earliest of equals, never one of NaN."""
     best: int | None = None
     for index in sorted(scores):
         if not math.isnan(scores[index]) and (
@@ -72,7 +72,7 @@ def best_index_of(scores: Mapping[int, float], score_mode: ScoreMode) -> int | N
 
 
 def _candidates(score_name: str) -> list[str]:
-    """The whole name, its last word, its first; each also without a trailing count, as in "acc@5"."""
+    """Return the whole name, its last word, its first; each also without a trailing count, as in "acc@5"."""
     name = score_name.rsplit("/", 1)[-1]
     name = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", name).lower().replace("-", "_").replace(" ", "_")
     words = [name, name.rsplit("_", 1)[-1], name.split("_", 1)[0]]

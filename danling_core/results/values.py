@@ -14,7 +14,7 @@ Result = dict[str, dict[str, Any]]
 
 
 def plain_result(result: Mapping[str, Any]) -> Result:
-    """A copy of `result` whose values are floats: each is converted once, which waits for a tensor on a GPU.
+    """Return a copy of `result` whose values are floats: each is converted once, which waits for a tensor on a GPU.
 
     Raises:
         ConfigError: where it is not {split: {metric: number}}, naming the place.
@@ -34,7 +34,7 @@ def plain_result(result: Mapping[str, Any]) -> Result:
 
 
 def merge(base: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
-    """A new nested dictionary: `base`, with what `added` gives in place of or beside it."""
+    """Return a new nested dictionary: `base`, with what `added` gives in place of or beside it."""
     merged = {name: merge(value, {}) if isinstance(value, Mapping) else value for name, value in base.items()}
     for name, value in added.items():
         below = merged.get(name)
@@ -71,7 +71,7 @@ def expanded(value: Any, name: str = "") -> list[tuple[str, Any]]:
 
 
 def history_from_json(value: Mapping[str, Any] | str) -> dict[int, Result]:
-    """A history read back from JSON (a value or its text): keys are integers again, "NaN" is NaN again."""
+    """Return a history read back from JSON (a value or its text): keys are integers again, "NaN" is NaN again."""
     data = json.loads(value) if isinstance(value, str) else value
     return {int(index): from_json_safe(result) for index, result in data.items()}
 

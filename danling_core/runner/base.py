@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class RunnerMode(StrEnum):
-    """What a runner is doing: decides gradients, EMA, metrics and `model.train()`."""
+    """Mode of a runner: decides gradients, EMA, metrics and `model.train()`."""
 
     train = "train"
     evaluate = "evaluate"

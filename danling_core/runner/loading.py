@@ -22,7 +22,7 @@ _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 
 class LoadedKeys(NamedTuple):
-    """What `load_pretrained` could not take over."""
+    """Names of the weights that `load_pretrained` left out."""
 
     missing: list[str]
     """Weights of the model that the checkpoint lacks; they are as they were."""

@@ -1,4 +1,4 @@
-"""What a runner is made of: its parts, which know no runner, in the one private attribute that it has."""
+"""Parts of a runner, which know no runner, in the one private attribute that it has."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class SetUp:
-    """How far the setting up is, and what a resume found.
+    """State of the setting up, and what a resume found.
 
     Args:
         is_placed: the model is on its device.

@@ -15,7 +15,7 @@ from danling_core.errors import ConfigError
 
 
 def import_runner(target: str) -> type:
-    """The class at `package.module:Class` or `path/to/file.py:Class`. Runs the user's code.
+    """Return the class at `package.module:Class` or `path/to/file.py:Class`. Runs the user's code.
 
     Raises:
         ConfigError: the module or the class is not there. An error inside the user's module is raised as it
@@ -74,7 +74,7 @@ def _import_file(name: str) -> Any:
 
 
 def params_model(cls: type) -> Any:
-    """The model that the annotation `params: MyParams` of a runner names; free where there is none.
+    """Return the model that the annotation `params: MyParams` of a runner names; free where there is none.
 
     Raises:
         ConfigError: the annotation is not a subclass of `danling_core.Params` (or another pydantic model).
@@ -102,7 +102,7 @@ def _evaluate(annotation: str, owner: type) -> Any:
 
 
 def resolve(cls: type, config: Any) -> tuple[Config, Any]:
-    """The full config of a runner of this class, defaults of its params included, and the params as their
+    """Return the full config of a runner of this class, defaults of its params included, and the params as their
     model.
 
     Raises:
@@ -116,7 +116,7 @@ def resolve(cls: type, config: Any) -> tuple[Config, Any]:
 
 
 def validate_params(model: Any, params: dict[str, Any]) -> Any:
-    """The params section as `model`; raises ConfigError with one line per problem."""
+    """Return the params section as `model`; raises ConfigError with one line per problem."""
     try:
         return model(**params)
     except pydantic.ValidationError as error:

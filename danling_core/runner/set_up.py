@@ -1,4 +1,4 @@
-"""What is built and checked once before training: optimizer, schedule, metrics, the agreement to stop."""
+"""Builders and checks of what is made once before training: optimizer, schedule, metrics, stop agreement."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def scheduler_of(config: Config, optimizer: torch.optim.Optimizer, limits: Limit
 
 
 def counts_steps(scheduler: Any, interval: str | None, config: Config, *, by_epoch: bool) -> bool:
-    """Whether the scheduler steps with the optimizer, and not with epochs or results.
+    """Return whether the scheduler steps with the optimizer, and not with epochs or results.
 
     Args:
         interval: what the runner states: "step", "epoch" or None.

@@ -1,4 +1,4 @@
-"""What a checkpoint of a torch runner holds: the parts that a bitwise resume needs."""
+"""Contents of a torch runner's checkpoint: the parts that a bitwise resume needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OTHER_WORLD_SEED = 1_000_003
 
 
 class Trained(Protocol):
-    """What a user sets and training changes; the runner itself."""
+    """Attributes that a user sets and training changes; the runner itself."""
 
     model: Any
     ema: Any

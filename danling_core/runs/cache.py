@@ -15,7 +15,7 @@ logger = logging.getLogger("danling")
 
 
 def read_statuses(root_url: str, entries: Mapping[str, storage.Entry]) -> dict[str, bytes | None]:
-    """The content of every status file; from the cache where size and time are those of a complete one.
+    """Return the content of every status file; from the cache where size and time are those of a complete one.
 
     Args:
         root_url: the project root; each has a cache file of its own.

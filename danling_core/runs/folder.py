@@ -30,7 +30,7 @@ _SHORTEST_ID_PREFIX = 4
 
 
 class Status(BaseModel):
-    """How far a run got, in a few hundred bytes; `status="complete"`, written last, is its completion record.
+    """Progress of a run, in a few hundred bytes; `status="complete"`, written last, is its completion record.
 
     Fields written by a newer version are ignored. Numbers that are not finite survive the file.
     """
@@ -70,7 +70,7 @@ class Status(BaseModel):
 
     @classmethod
     def parse(cls, data: bytes | str) -> Status:
-        """Raises `StorageError` where the bytes are no status."""
+        """Raise `StorageError` where the bytes are no status."""
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
@@ -135,7 +135,7 @@ class RunFolder:
 
     @property
     def lease_parent_url(self) -> str:
-        """What `Lease.acquire` is given: the folder above, shared by all timestamps of the run; for
+        """URL for `Lease.acquire`: the folder above, shared by all timestamps of the run; for
         a folder that is not named by a timestamp, itself."""
         return storage.parent(self.url) if TIMESTAMP.fullmatch(self.timestamp) else self.url
 
@@ -145,30 +145,30 @@ class RunFolder:
         return storage.join(self.lease_parent_url, LEASE)
 
     def holds_run(self) -> bool:
-        """Whether a config or a status lies here."""
+        """Return whether a config or a status lies here."""
         return not {STATUS, CONFIG}.isdisjoint(storage.list_names(self.url))
 
     def read_status(self) -> Status | None:
-        """The status, or None where none is written yet. Raises `StorageError` where it cannot be read."""
+        """Return the status, or None where none is written yet. Raises `StorageError` where it cannot be read."""
         try:
             return Status.parse(storage.read_bytes(self.status_url))
         except NotFound:
             return None
 
     def write_status(self, status: Status, *, is_durable: bool = True) -> None:
-        """Replaces the status whole. Only the run's owner calls this (rank 0, or the launcher after it)."""
+        """Replace the status whole. Only the run's owner calls this (rank 0, or the launcher after it)."""
         storage.write_json(self.status_url, status.model_dump(mode="python"), is_durable=is_durable)
 
 
 def checkpoints_url(folder: RunFolder, config: Config | None) -> str:
-    """Where a run with this config keeps its checkpoints."""
+    """Return the URL of the checkpoints of a run with this config."""
     if config is None:
         return folder.checkpoints_url
     return config.checkpoint_dir or storage.join(folder.url, config.checkpoint_dir_name)
 
 
 def find_checkpoints(folder: RunFolder) -> str:
-    """Where the run in a folder keeps its checkpoints, by the config that lies there."""
+    """Return the URL of the checkpoints of the run in a folder, by its config.yaml."""
     from danling_core.config import Config
 
     try:
@@ -234,17 +234,17 @@ def _timestamped(parent_url: str) -> list[RunFolder]:
 
 
 def parent_url(root_url: str, name: str, id: str) -> str:
-    """The folder that holds every attempt at one run: `{root}/{name}-{id}`."""
+    """Return the folder that holds every attempt at one run: `{root}/{name}-{id}`."""
     return storage.join(root_url, f"{name}-{id}")
 
 
 def find_folders(root_url: str, name: str, id: str) -> list[RunFolder]:
-    """The folders of one run, newest first."""
+    """Return the folders of one run, newest first."""
     return _timestamped(parent_url(root_url, name, id))
 
 
 def resolve(root_url: str, text: str) -> RunFolder:
-    """The run that a user means: path or URL of its folder, `{name}-{id}`, an id, its beginning, or a name.
+    """Return the run that a user means: path or URL of its folder, `{name}-{id}`, an id, its beginning, or a name.
 
     Several runs have one name when its code or config changed: the newest of them is meant, and the log names the
     others.
@@ -292,7 +292,7 @@ def _is_called(folder_name: str, text: str) -> bool:
 
 
 def read_log(folder: RunFolder | str, name: str) -> bytes:
-    """The whole of an append-only file (`events.jsonl`, `run.log`), from itself or from its segments.
+    """Return the whole of an append-only file (`events.jsonl`, `run.log`), from itself or from its segments.
 
     Raises:
         NotFound: neither is there.

@@ -54,7 +54,7 @@ class Lease:
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> Lease:
-        """Takes the next generation under `parent_url`, waiting up to `wait_seconds` for a living owner.
+        """Take the next generation under `parent_url`, waiting up to `wait_seconds` for a living owner.
 
         An owner on another machine is watched until its beat changes (it lives) or `stale_after_seconds` have
         passed without a change (it is taken over), so a refusal may take as long as one beat.
@@ -104,7 +104,7 @@ class Lease:
         return cls(url, generation, owner, now)
 
     def check(self) -> None:
-        """Raises `Fenced` if another process has taken over. Costs one small listing."""
+        """Raise `Fenced` if another process has taken over. Costs one small listing."""
         if self.is_fenced:
             raise Fenced(_fenced_message(self.url, self.generation, None))
         try:
@@ -114,13 +114,13 @@ class Lease:
             raise
 
     def beat(self) -> None:
-        """Tells the others that this owner lives. Raises `Fenced`, or `StorageError` if the store is away."""
+        """Tell the others that this owner lives. Raises `Fenced`, or `StorageError` if the store is away."""
         with self._lock:
             self._check_own()
             self._write(replace(self._owner, beat=self._owner.beat + 1, beat_at=self._now()))
 
     def release(self) -> None:
-        """Gives the run up in good order: the next one acquires at once. Fenced or released: no effect."""
+        """Give the run up in good order: the next one acquires at once. Fenced or released: no effect."""
         with self._lock:
             if self._owner.is_released or self.is_fenced:
                 return
@@ -181,12 +181,12 @@ class Lease:
 
 
 def lease_url(parent_url: str) -> str:
-    """The folder of the generation files of the run kept under `parent_url`."""
+    """Return the folder of the generation files of the run kept under `parent_url`."""
     return storage.join(parent_url, LEASE)
 
 
 def check_generation(url: str, generation: int) -> None:
-    """Raises `Fenced` if a higher generation exists: for processes that write on behalf of an owner.
+    """Raise `Fenced` if a higher generation exists: for processes that write on behalf of an owner.
 
     Args:
         url: the lease's own URL, as in `Lease.url`.
@@ -203,7 +203,7 @@ def guard(url: str, generation: int) -> Callable[[], None]:
 
 
 def current_owner(parent_url: str) -> Owner | None:
-    """Who owns the run now, as far as the files say; None if nobody does."""
+    """Return the run's owner, by its files; None if it has none."""
     _, holder = _highest(lease_url(parent_url))
     return None if holder is None or holder.is_released else holder
 
@@ -216,7 +216,7 @@ def is_held(
     sleep: Callable[[float], None] = time.sleep,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> bool:
-    """Whether the run's owner lives. One on another machine is watched until its beat changes, which takes as
+    """Return whether the run's owner lives. One on another machine is watched until its beat changes, which takes as
     long as a beat, or until it is stale.
     """
     holder = current_owner(parent_url)
@@ -234,7 +234,7 @@ def is_held(
 
 
 def seems_held(parent_url: str) -> bool:
-    """Whether the owner has beaten within ten minutes, for a listing: at once, and so by the clocks of two
+    """Return whether the owner has beaten within ten minutes, for a listing: at once, and so by the clocks of two
     machines."""
     holder = current_owner(parent_url)
     return holder is not None and not is_dead(holder) and time.time() - holder.beat_at < _LONG_SILENCE_SECONDS
@@ -256,7 +256,7 @@ def _generations(url: str) -> list[int]:
 
 
 def _prompt() -> AbstractContextManager[None]:
-    """How the files of a lease are asked for."""
+    """Set short retries for the small files of a lease."""
     return storage.prompt(_ANSWER_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""Who owns a lease: a process, told from every other one on any machine."""
+"""Owner of a lease: a process, distinguished from every other one on any machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from danling_core.process_tree import start_time
 
 @dataclass(frozen=True)
 class Owner:
-    """What a generation file says.
+    """Contents of a generation file.
 
     Args:
         token: tells this owner from every other one.
@@ -75,12 +75,12 @@ def this_process(description: str, now: float) -> Owner:
 
 
 def is_dead(owner: Owner) -> bool:
-    """Whether the owner was a process of this machine that is no more. False for other machines."""
+    """Return whether the owner was a process of this machine that is no more. False for other machines."""
     return owner.machine == _machine() and start_time(owner.pid) != owner.pid_started
 
 
 def beats_on_this_machine(owner: Owner, now: float, stale_after_seconds: float) -> bool:
-    """Whether the owner shares this machine's clock and has beaten lately by it."""
+    """Return whether the owner shares this machine's clock and has beaten lately by it."""
     return owner.machine == _machine() and 0 <= now - owner.beat_at < stale_after_seconds
 
 

@@ -1,4 +1,4 @@
-"""What `metadata.json` says of a run: code, packages, machine, command. Never the environment."""
+"""Contents of `metadata.json`: code, packages, machine, command. Never the environment."""
 
 from __future__ import annotations
 
@@ -120,12 +120,12 @@ def hardware() -> dict[str, Any]:
 
 
 def command_line() -> list[str]:
-    """The command of this process, not yet redacted."""
+    """Return the command of this process, not yet redacted."""
     return list(getattr(sys, "orig_argv", sys.argv))
 
 
 def user_name() -> str:
-    """The login name, or the uid where there is none (as in many containers)."""
+    """Return the login name, or the uid where there is none (as in many containers)."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -133,7 +133,7 @@ def user_name() -> str:
 
 
 def _output(command: Sequence[str]) -> str | None:
-    """What a command prints; None where it is missing, fails or takes too long: metadata is best effort."""
+    """Return a command's output; None where it is missing, fails or takes too long: metadata is best effort."""
     if shutil.which(command[0]) is None:
         return None
     try:

@@ -30,7 +30,7 @@ class Segment(NamedTuple):
 
 
 def segments_url(folder_url: str, name: str) -> str:
-    """Where the segments of an append-only file lie: `events/` for `events.jsonl`."""
+    """Return the URL of an append-only file's segments: `events/` for `events.jsonl`."""
     return storage.join(folder_url, name.rpartition(".")[0] or f"{name}.segments")
 
 
@@ -41,12 +41,12 @@ def segment_name(name: str, number: int, generation: int = 1) -> str:
 
 
 def is_segment(path: str) -> bool:
-    """Whether a remote path is a segment of a growing file."""
+    """Return whether a remote path is a segment of a growing file."""
     return bool(_SEGMENT.fullmatch(path))
 
 
 def segments_by_file(remote_sizes: Mapping[str, int]) -> dict[str, list[Segment]]:
-    """The segments that count, in order, by the name of their growing file, out of a remote listing."""
+    """Return the segments that count, in order, by the name of their growing file, out of a remote listing."""
     found: dict[str, list[Segment]] = {}
     for path, size in remote_sizes.items():
         if match := _SEGMENT.fullmatch(path):
@@ -56,7 +56,7 @@ def segments_by_file(remote_sizes: Mapping[str, int]) -> dict[str, list[Segment]
 
 
 def _that_count(segments: Iterable[Segment]) -> list[Segment]:
-    """Of each number the newest owner's. An older owner's after a newer one's came too late, and is void."""
+    """Keep the newest owner's segment of each number. An older owner's after a newer one's is void."""
     newest = {segment.number: segment for segment in sorted(segments, key=lambda each: each.generation)}
     counted: list[Segment] = []
     for _, segment in sorted(newest.items()):

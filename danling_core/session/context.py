@@ -1,4 +1,4 @@
-"""What a worker tells the runner it is about to build: folder, attempt, control block."""
+"""Context from a worker to the runner that it is about to build: folder, attempt, control block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where and as which attempt a runner works.
+    """Folder and attempt of a runner's work.
 
     Args:
         work_dir: local folder of the run; ranks write nowhere else.
@@ -49,7 +49,7 @@ _current: ContextVar[RunContext | None] = ContextVar("danling_run_context", defa
 
 
 def current() -> RunContext | None:
-    """The context of the worker that builds a runner now, or None where a user builds one by hand."""
+    """Return the context of the worker that builds a runner now, or None where a user builds one by hand."""
     return _current.get()
 
 

@@ -82,7 +82,7 @@ class Delivery:
             )
 
     def unsynced_seconds(self) -> float:
-        """The time since the store had everything that was there, or was given a checkpoint."""
+        """Return the time since the store had everything that was there, or was given a checkpoint."""
         state = self._mirror.state()
         known = (state.get("synced_at"), (state.get("committed") or {}).get("at"))
         times = [datetime.fromisoformat(each).timestamp() for each in known if each is not None]
@@ -90,19 +90,19 @@ class Delivery:
         return max(0.0, self._clock() - self._known_at)
 
     def scratch_bytes(self) -> int:
-        """What the working folder takes on the local disk; payloads under way count once."""
+        """Return the bytes of the working folder on the local disk; payloads under way count once."""
         # what cannot be read is told of by the mirror
         files = storage.list_tree(self._work_dir, unreadable=lambda path, error: None)
         return sum(entry.size for entry in files if not entry.path.startswith("."))
 
     def request(self) -> None:
-        """Asks for everything that exists now; `is_done` tells when. Raises `Fenced`."""
+        """Ask for everything that exists now; `is_done` tells when. Raises `Fenced`."""
         self._check_mirror()
         self._mirror.request_sync()
         self._is_asked, self._deaths = True, 0
 
     def is_done(self, timeout_seconds: float) -> bool:
-        """Whether what was asked for is served, waiting for it up to `timeout_seconds`; a mirror that dies
+        """Return whether what was asked for is served, waiting for it up to `timeout_seconds`; a mirror that dies
         meanwhile is replaced.
 
         Raises:
@@ -118,7 +118,7 @@ class Delivery:
         return is_done
 
     def is_over(self, timeout_seconds: float) -> bool:
-        """Whether the mirror has ended, waiting for it up to `timeout_seconds`; the first call ends its input,
+        """Return whether the mirror has ended, waiting for it up to `timeout_seconds`; the first call ends its input,
         after which it delivers what is left for as long as it may.
 
         What it could not deliver is logged and not raised: the run has told its end by then, and nothing is lost.

@@ -139,7 +139,7 @@ class RunFiles:
             self._delivery.check()
 
     def is_delivered(self, timeout_seconds: float) -> bool:
-        """Whether the store has what `request_delivery` asked for, waiting up to `timeout_seconds`.
+        """Return whether the store has what `request_delivery` asked for, waiting up to `timeout_seconds`.
 
         Raises:
             Fenced: another process owns the run.
@@ -196,7 +196,7 @@ class RunFiles:
         self._writers.close()
 
     def is_over(self, timeout_seconds: float) -> bool:
-        """Whether the delivery has ended, waiting up to `timeout_seconds`; the first call has it end."""
+        """Return whether the delivery has ended, waiting up to `timeout_seconds`; the first call has it end."""
         return self._delivery is None or self._delivery.is_over(timeout_seconds)
 
     def leave_delivery(self) -> None:

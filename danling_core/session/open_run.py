@@ -46,7 +46,7 @@ class OpenedRun:
 
     @property
     def remote_url(self) -> str | None:
-        """Where the mirror has to bring `work_dir`; None for a local run."""
+        """URL to which the mirror uploads `work_dir`; None for a local run."""
         return None if storage.is_local(self.folder.url) else self.folder.url
 
 
@@ -59,7 +59,7 @@ def open_run(
     stale_after_seconds: float = STALE_AFTER_SECONDS,
     wait_seconds: float = 0.0,
 ) -> OpenedRun:
-    """The run that this config and this code mean: complete, resumed in place, or new.
+    """Return the run that this config and this code mean: complete, resumed in place, or new.
 
     Called by one process of a run (the driver, or rank 0). For a remote root, what a resume needs is brought
     to the local work folder. The caller uses the run's `storage_options` for what follows: other runs of this
@@ -116,7 +116,7 @@ def bring_checkpoints(url: str, work_dir: str, config: Config) -> None:
 
 
 def work_dir(config: Config, folder: RunFolder) -> str:
-    """The local folder that a run is written into: its own where it is local, else one in the scratch folder.
+    """Return the local folder that a run is written into: its own where it is local, else one in the scratch folder.
 
     The same run has the same one every time, so that a resume on the same machine finds what is there.
     """
@@ -161,7 +161,7 @@ def _newest(config: Config, identity: Identity) -> RunFolder | None:
 
 
 def newest_complete(config: Config, identity: Identity) -> OpenedRun | None:
-    """The run that this config and this code mean, where its newest attempt is complete; nothing is claimed.
+    """Return the run that this config and this code mean, where its newest attempt is complete; nothing is claimed.
 
     Raises:
         ConfigError: `dir` holds another run.

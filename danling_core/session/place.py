@@ -12,7 +12,7 @@ from danling_core.session.context import RunContext
 
 
 class RunPlace:
-    """Where a run is kept, and what it is called there.
+    """Names and folder of a run.
 
     Args:
         config: of the run.
@@ -77,19 +77,19 @@ class RunPlace:
 
     @property
     def local_checkpoint_dir(self) -> str:
-        """Where ranks read and write checkpoints; only once the run is claimed."""
+        """Local folder of checkpoints; only once the run is claimed."""
         if self._config.checkpoint_dir is not None:
             return self._config.checkpoint_dir
         return os.path.join(self.work_dir, self._config.checkpoint_dir_name)
 
     @property
     def is_local(self) -> bool:
-        """Whether the run is kept where its ranks write it, so that nothing is uploaded."""
+        """Return whether the run is kept where its ranks write it, so that nothing is uploaded."""
         return self.context is None or storage.is_local(self.context.url)
 
     @property
     def is_launched(self) -> bool:
-        """Whether a launcher of ours started the ranks."""
+        """Return whether a launcher of ours started the ranks."""
         return self.context is not None and self.context.is_launched
 
     @property

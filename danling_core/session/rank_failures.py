@@ -1,4 +1,4 @@
-"""What the ranks of a node failed of: each leaves a small file, so that the first failure is told, and not its echo."""
+"""Failures of a node's ranks: each leaves a small file, so that the first failure is the one reported."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ class RankFailures:
 
 
 def failure_of(error: BaseException, rank: int, step: int | None) -> dict[str, Any]:
-    """An exception as plain JSON types, without secrets: error, traceback, rank, step, time, is_lost_peer."""
+    """Return an exception as plain JSON types, without secrets: error, traceback, rank, step, time, is_lost_peer."""
     return {**describe(error), "rank": rank, "step": step}
 
 
 def describe(error: BaseException, own_module: str | None = None) -> dict[str, Any]:
-    """An exception as plain JSON types: one line, the traceback, the time, and whether it may be another's echo.
+    """Return an exception as plain JSON types: one line, the traceback, the time, and whether it may be another's echo.
 
     Secrets are taken out, and the first frames too where they are those of `own_module`.
     """
@@ -99,7 +99,7 @@ def describe(error: BaseException, own_module: str | None = None) -> dict[str, A
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether the error may be no more than the echo of another process's death."""
+    """Return whether the error may be no more than the echo of another process's death."""
     if isinstance(error, ConfigError) or not isinstance(error, (RuntimeError, OSError)):
         return False
     # By name: this module loads no torch.

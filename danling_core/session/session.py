@@ -199,11 +199,11 @@ class RunSession:
     # what is there ------------------------------------------------------------------------------------------
     @property
     def is_writing(self) -> bool:
-        """Whether this rank writes files of a run that is not complete."""
+        """Return whether this rank writes files of a run that is not complete."""
         return isinstance(self.files, RunFiles) and not self.files.status.is_complete
 
     def is_complete(self) -> bool:
-        """Whether the run is complete already, on every rank the same. Collective."""
+        """Return whether the run is complete already, on every rank the same. Collective."""
         status = self.files.status
         return bool(self._ranks.broadcast(status is not None and status.is_complete))
 

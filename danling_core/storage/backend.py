@@ -36,16 +36,16 @@ class Backend(Protocol):
     def read(self, path: str) -> bytes: ...
 
     def write(self, path: str, data: bytes, is_durable: bool) -> None:
-        """Replaces the whole object at once: a reader sees the old bytes or the new ones."""
+        """Replace the whole object at once: a reader sees the old bytes or the new ones."""
 
     def create(self, path: str, data: bytes) -> None:
-        """Creates the object, or raises an error for which `already_exists` is true."""
+        """Create the object, or raise an error for which `already_exists` is true."""
 
     def put(self, local: str, path: str) -> None:
-        """Streams a local file into an object; nothing is visible before all of it is."""
+        """Stream a local file into an object; nothing is visible before all of it is."""
 
     def get(self, path: str, local: str) -> None:
-        """Streams an object into a local file."""
+        """Stream an object into a local file."""
 
     def size(self, path: str) -> int: ...
 

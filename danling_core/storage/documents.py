@@ -17,7 +17,7 @@ def to_json(value: Any, indent: int | None = 2) -> str:
 
 
 def read_json(url: str) -> Any:
-    """The document. Raises `NotFound`, or `StorageError` where the bytes are no JSON."""
+    """Return the document. Raises `NotFound`, or `StorageError` where the bytes are no JSON."""
     data = read_bytes(url)
     try:
         return json.loads(data)
@@ -26,5 +26,5 @@ def read_json(url: str) -> Any:
 
 
 def write_json(url: str, value: Any, *, is_durable: bool = True, guard: Guard | None = None) -> None:
-    """Writes `to_json(value)` whole. `is_durable` and `guard` as in `write_bytes`."""
+    """Write `to_json(value)` whole. `is_durable` and `guard` as in `write_bytes`."""
     write_bytes(url, (to_json(value) + "\n").encode(), is_durable=is_durable, guard=guard)

@@ -56,7 +56,7 @@ class Passing(Exception):
 
 
 def error_code(error: BaseException) -> str:
-    """The store's own code for the error (`"NoSuchBucket"`, `"503"`), from it or its cause; else `""`."""
+    """Return the store's own code for the error (`"NoSuchBucket"`, `"503"`), from it or its cause; else `""`."""
     seen: BaseException | None = error
     while seen is not None:
         response = getattr(seen, "response", None)
@@ -70,7 +70,7 @@ def error_code(error: BaseException) -> str:
 
 
 def already_exists(error: BaseException) -> bool:
-    """Whether the error is how a conditional create says that there is an object already."""
+    """Return whether the error is how a conditional create says that there is an object already."""
     if isinstance(error, FileExistsError) or error_code(error) in ("PreconditionFailed", "412"):
         return True
     return isinstance(error, OSError) and error.errno == errno.EINVAL and "condition" in str(error).lower()

@@ -14,7 +14,7 @@ NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def to_json_safe(value: Any) -> Any:
-    """A copy of `value` made of what JSON has: dict, list, str, int, finite float, bool, None.
+    """Return a copy of `value` made of what JSON has: dict, list, str, int, finite float, bool, None.
 
     NaN and infinities become the strings "NaN", "Infinity", "-Infinity"; NumPy scalars and tensors of one
     element become numbers; paths, dates and enum members their text. Keys become strings where JSON would
@@ -45,7 +45,7 @@ def to_json_safe(value: Any) -> Any:
 
 
 def from_json_safe(value: Any) -> Any:
-    """The reverse for numbers: wherever "NaN", "Infinity", "-Infinity" stand, they become floats again."""
+    """Return the reverse for numbers: wherever "NaN", "Infinity", "-Infinity" stand, they become floats again."""
     if isinstance(value, str):
         return NON_FINITE.get(value, value)
     if isinstance(value, Mapping):

@@ -129,7 +129,7 @@ def _walk(folder: str, prefix: str, unreadable: Unreadable | None) -> Iterator[E
 
 
 def _stat(child: os.DirEntry[str]) -> os.stat_result | None:
-    """Of a file; None for what is none: a pipe would keep its reader waiting, a link to a folder cannot be read."""
+    """Return the status of a regular file; None for anything else, such as a pipe, which would block."""
     try:
         found = child.stat()
     except OSError as error:

@@ -24,7 +24,7 @@ _WHOLE_BYTES = 4 << 20  # so much goes up in one request, to every store
 
 
 def read_bytes(url: str) -> bytes:
-    """The whole object. Raises `NotFound` where there is none."""
+    """Return the whole object. Raises `NotFound` where there is none."""
     return _attempt("read", url, lambda store, path: store.read(path))
 
 
@@ -45,7 +45,7 @@ def read_many(urls: Sequence[str]) -> list[bytes | None]:
 
 
 def write_bytes(url: str, data: bytes, *, is_durable: bool = True, guard: Guard | None = None) -> None:
-    """Replaces the whole object at once: a reader sees the old bytes or the new ones, never a mixture.
+    """Replace the whole object at once: a reader sees the old bytes or the new ones, never a mixture.
 
     Args:
         url: where to; folders are made as needed, buckets are not.
@@ -57,7 +57,7 @@ def write_bytes(url: str, data: bytes, *, is_durable: bool = True, guard: Guard 
 
 
 def create_exclusive(url: str, data: bytes) -> bool:
-    """Creates the object if there is none, and says whether this call did.
+    """Create the object if there is none, and say whether this call did.
 
     An answer lost on the way is resolved by reading back: `data` must hold something that no other
     writer would write (an attempt id), or two writers may both be told yes.
@@ -79,7 +79,7 @@ def create_exclusive(url: str, data: bytes) -> bool:
 
 
 def put_file(local: str, url: str, *, guard: Guard | None = None) -> None:
-    """Streams a local file to the URL, then asks the store afresh for the size.
+    """Stream a local file to the URL, then ask the store afresh for the size.
 
     The file must not change meanwhile. Raises `NotFound` if it is not there. `guard` as in `write_bytes`, but
     a file of more than 4 MiB is one attempt of many requests, which the client repeats by itself.
@@ -97,7 +97,7 @@ def put_file(local: str, url: str, *, guard: Guard | None = None) -> None:
 
 
 def get_file(url: str, local: str) -> None:
-    """Streams the object into a local file, which appears whole or not at all."""
+    """Stream the object into a local file, which appears whole or not at all."""
     folder = os.path.dirname(os.path.abspath(local))
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(
@@ -124,12 +124,12 @@ def size(url: str) -> int:
 
 
 def exists(url: str) -> bool:
-    """Whether there is an object or a folder with something in it."""
+    """Return whether there is an object or a folder with something in it."""
     return _attempt("look for", url, lambda store, path: store.exists(path))
 
 
 def delete(url: str, recursive: bool = False, *, guard: Guard | None = None) -> None:
-    """Deletes the object, or with `recursive` everything below. What is not there already is no error.
+    """Delete the object, or with `recursive` everything below. What is not there already is no error.
 
     `guard` as in `write_bytes`.
     """
@@ -162,7 +162,7 @@ def list_tree(url: str, *, unreadable: Unreadable | None = None) -> list[Entry]:
 
 
 def reconnect() -> None:
-    """Drops this process's connections: the next operation reads the credentials afresh. After a failure."""
+    """Drop this process's connections: the next operation reads the credentials afresh. After a failure."""
     if (remote := sys.modules.get(f"{__package__}.remote")) is not None:
         remote.forget_file_systems()
 

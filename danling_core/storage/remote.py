@@ -108,13 +108,13 @@ class RemoteBackend:
 
 
 def forget_file_systems() -> None:
-    """Drops the open connections of this process: the next operation reads the credentials again."""
+    """Drop the open connections of this process: the next operation reads the credentials again."""
     with _lock:
         _file_systems.clear()
 
 
 def describe_identity(url: str, options: Mapping[str, Any]) -> str:
-    """Who asks, and where, for messages: never a secret; of an access key the last four characters."""
+    """Describe the client's identity and endpoint for messages: of an access key only the last four characters."""
     endpoint = options.get("endpoint_url")
     if _EXTRAS.get(scheme(url), ("",))[0] == "s3":
         endpoint = (
@@ -172,7 +172,7 @@ def _open_file_system(protocol: str, settings: Settings) -> Any:
 
 
 def _repeat_nothing(extra: str, fs: Any) -> None:
-    """Turns off what the fsspec adapter repeats by itself; `_fsspec_options` does so for its client."""
+    """Turn off what the fsspec adapter repeats by itself; `_fsspec_options` does so for its client."""
     if extra == "s3":
         fs.retries = 1
     elif extra == "gcs":  # no option says so: the request without the decorator that repeats it

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Retry:
-    """How long and how often a failing store is asked again. Clock, sleep and chance are passed in by tests.
+    """Retry policy for a failing store. Tests pass clock, sleep and chance in.
 
     Args:
         deadline_seconds: no new attempt begins later than this after the first; 0 means one attempt.
@@ -32,7 +32,7 @@ class Retry:
     chance: Callable[[], float] = random.random
 
     def wait_seconds(self, attempt: int) -> float:
-        """The wait after attempt number `attempt` (from 0): between half and one and a half of the mean."""
+        """Return the wait after attempt number `attempt` (from 0): between half and one and a half of the mean."""
         mean = min(self.max_wait_seconds, self.first_wait_seconds * 2.0 ** min(attempt, 30))
         return mean * (0.5 + self.chance())
 

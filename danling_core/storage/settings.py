@@ -1,4 +1,4 @@
-"""How this process reaches its stores: options and retries, for the process or for one block of code."""
+"""Storage settings, options and retries, of this process or of one block of code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from danling_core.storage.retries import Retry
 
 @dataclass(frozen=True)
 class Settings:
-    """How operations reach their store.
+    """Settings with which operations reach their store.
 
     Args:
         options: for the clients of stores (endpoint_url, region, project: no secrets).
@@ -33,12 +33,12 @@ _block_settings: ContextVar[Settings | None] = ContextVar("danling_storage_setti
 
 
 def current() -> Settings:
-    """The settings that an operation started here would use."""
+    """Return the settings that an operation started here would use."""
     return _block_settings.get() or _process_settings
 
 
 def configure(storage_options: Mapping[str, Any] | None = None, *, retry: Retry | None = None) -> None:
-    """Sets the options and the retry policy of this process; what is None stays as it is.
+    """Set the options and the retry policy of this process; what is None stays as it is.
 
     Child processes do not inherit them: pass URLs and options on, and configure there too.
     """

@@ -1,4 +1,4 @@
-"""What a URL says by itself: its scheme, its local path, its parent, its parts."""
+"""Parts of a URL: its scheme, its local path, its parent, its names."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def scheme(url: str) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Whether the URL is a path of this machine (`file://` or no scheme)."""
+    """Return whether the URL is a path of this machine (`file://` or no scheme)."""
     return scheme(url) in _LOCAL_SCHEMES
 
 
 def local_path(url: str) -> str:
-    """The absolute path that a local URL names; `~` is expanded.
+    """Return the absolute path that a local URL names; `~` is expanded.
 
     Raises:
         StorageError: the URL is not local.
@@ -51,7 +51,7 @@ def join(url: str, *parts: str) -> str:
 
 
 def parent(url: str) -> str:
-    """The folder above; a bucket is its own parent."""
+    """Return the folder above; a bucket is its own parent."""
     start = match.end() if (match := _SCHEME.match(url)) else 0
     head, separator, _ = url[start:].rstrip("/").rpartition("/")
     if not separator:
@@ -60,5 +60,5 @@ def parent(url: str) -> str:
 
 
 def base_name(url: str) -> str:
-    """The last part of the URL."""
+    """Return the last part of the URL."""
     return url.rstrip("/").rpartition("/")[2]

@@ -1,1 +1,1 @@
-"""What the command line does with finished runs: verify, reproduce, prune, copy."""
+"""Tools for finished runs, behind the command line: verify, reproduce, prune, copy."""

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def at_once(limit: int, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """What `work` returns for each item, in their order, with the caller's storage settings.
+    """Call `work` with each item in threads, and return the results in order. The caller's storage settings hold.
 
     The first failure, or a Ctrl-C, is raised once the calls under way have ended; no others begin.
 

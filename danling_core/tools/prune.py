@@ -20,7 +20,7 @@ _RUNS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Doomed:
-    """What may go of one run.
+    """Files of one run that may be deleted.
 
     Args:
         folder: of the run.
@@ -41,7 +41,7 @@ class Doomed:
 
 
 def plan(root_url: str, *, keep_best: bool, keep_last: int = 1) -> list[Doomed]:
-    """What would be deleted under a root; reads records and pointers only.
+    """Return what would be deleted under a root; reads records and pointers only.
 
     The newest checkpoint of a run always stays, so that it can be resumed; `epoch-N` checkpoints go.
 
@@ -56,7 +56,7 @@ def plan(root_url: str, *, keep_best: bool, keep_last: int = 1) -> list[Doomed]:
 
 
 def carry_out(plans: Sequence[Doomed]) -> list[Doomed]:
-    """Deletes what was planned, of several runs at once; where that failed, `reason` says why."""
+    """Delete what was planned, of several runs at once; where that failed, `reason` says why."""
 
     def delete(doomed: Doomed) -> Doomed:
         try:
@@ -70,7 +70,7 @@ def carry_out(plans: Sequence[Doomed]) -> list[Doomed]:
 
 
 def _delete(doomed: Doomed) -> None:
-    """Deletes what was planned of one run, under its lease.
+    """Delete what was planned of one run, under its lease.
 
     Each pointer that would dangle goes first, then the record, then the payload: a reader meets whole
     checkpoints only.
@@ -108,7 +108,7 @@ def _plan_one(folder: RunFolder, keep_best: bool, keep_last: int) -> Doomed:
 
 
 def _incomplete(url: str, kept: Sequence[Record]) -> str | None:
-    """A checkpoint that would stay and lacks bytes: then the others are needed still."""
+    """Return a checkpoint that would stay and lacks bytes: then the others are needed still."""
     sizes = {entry.path: entry.size for entry in storage.list_tree(storage.join(url, "data"))}
     for record in kept:
         if any(sizes.get(f"{record.name}/{file.name}") != file.size for file in record.files):

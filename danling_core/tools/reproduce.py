@@ -31,7 +31,7 @@ _NO_BITS = {("progress", "seconds"), ("config",)}
 
 @dataclass
 class ReproduceReport:
-    """What came of a replay.
+    """Result of a replay.
 
     Args:
         url: of the run.
@@ -136,7 +136,7 @@ def _ranges(indices: Mapping[int, Any]) -> str:
 
 
 def _is_between_epochs(store: CheckpointStore, record: Record) -> bool:
-    """Whether a checkpoint is good and was taken between epochs: not inside one, nor in its evaluation."""
+    """Return whether a checkpoint is good and was taken between epochs: not inside one, nor in its evaluation."""
     from danling_core.checkpoints.codec import load_state
 
     if record.info.get("inside") is not None:
@@ -283,7 +283,7 @@ def _compare_state(report: ReproduceReport, theirs: CheckpointStore, ours: Check
 
 
 def differences(theirs: Any, ours: Any, path: tuple[str, ...] = ()) -> list[str]:
-    """Where two states differ, bit for bit, a line each; NaN equals itself."""
+    """Return a line for each place where two states differ, bit for bit; NaN equals itself."""
     import torch
 
     if path in _NO_BITS:

@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Transfer:
-    """What was copied.
+    """Result of a copy.
 
     Args:
         target: the run's folder in its new place.
@@ -42,7 +42,7 @@ class Transfer:
 
 
 def dead_owners(folders: Sequence[RunFolder]) -> list[Owner | None]:
-    """Of each run the owner who gave no sign of life while all were watched, up to 30 s; None where nobody owns it,
+    """Return each run's owner if it gave no sign of life while watched for up to 30 s; None where it has no owner,
     or somebody who lives. For `copy_run`, which would watch one after the other."""
 
     def find(folder: RunFolder) -> Owner | None:
@@ -127,7 +127,7 @@ class _Copy:
         return Transfer(self._target, len(files) + len(self._log_sizes), self._total, self._copied)
 
     def _check_target(self) -> None:
-        """What is there already must be the beginning of what comes."""
+        """Raise ConfigError unless the target's event log is a prefix of the source's."""
         try:
             known = read_log(self._target, EVENTS)
         except NotFound:
@@ -207,12 +207,12 @@ def _sizes(folder: RunFolder) -> dict[str, int]:
 
 
 def _log_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Of the logs that lie there in segments."""
+    """Return the sizes of the logs that are stored in segments."""
     return {name: sum(part.size for part in parts) for name, parts in segments_by_file(sizes).items()}
 
 
 def _checkpoints_name(folder: RunFolder) -> str:
-    """What the run calls its checkpoints' folder."""
+    """Return the name of the run's folder of checkpoints."""
     url = find_checkpoints(folder)
     if storage.parent(url) != folder.url:
         raise ConfigError(

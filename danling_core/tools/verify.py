@@ -41,7 +41,7 @@ class Finding:
 
 @dataclass
 class VerifyReport:
-    """What `verify` read, and what it found."""
+    """Result of `verify`: what it read, and what it found."""
 
     url: str
     findings: list[Finding] = field(default_factory=list)
@@ -51,7 +51,7 @@ class VerifyReport:
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing is damaged, and no file contradicts another."""
+        """Return whether nothing is damaged, and no file contradicts another."""
         return all(finding.severity != "bad" for finding in self.findings)
 
     def bad(self, where: str, what: str) -> None:
@@ -87,7 +87,7 @@ def verify(run_url: str) -> VerifyReport:
 
 
 def _read(report: VerifyReport, url: str, parse: Callable[[bytes], Value]) -> Value | None:
-    """A parsed file; None, and a finding, where it is absent or cannot be read."""
+    """Return a parsed file; None, and a finding, where it is absent or cannot be read."""
     where = storage.base_name(url)
     try:
         return parse(storage.read_bytes(url))

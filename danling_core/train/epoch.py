@@ -21,7 +21,7 @@ Values = dict[str, Any]
 
 @dataclass
 class EpochState:
-    """What a checkpoint taken inside an epoch has to know of it.
+    """Position inside an epoch, as a checkpoint holds it.
 
     Args:
         trained: results of the splits that were trained already.
@@ -44,7 +44,7 @@ class EpochState:
 
     @property
     def is_begun(self) -> bool:
-        """Whether something of the epoch is done, and its result is not reported yet."""
+        """Return whether something of the epoch is done, and its result is not reported yet."""
         return self.split is not None or bool(self.trained)
 
 
@@ -116,7 +116,7 @@ class Epochs:
 
     @property
     def are_over(self) -> bool:
-        """Whether training is over, the last evaluation included."""
+        """Return whether training is over, the last evaluation included."""
         return self._is_complete or is_trained(self._config, self._progress, self._history, self._state)
 
     @contextmanager
@@ -152,7 +152,7 @@ class Epochs:
 
 
 def is_trained(config: Config, progress: Progress, history: Results, state: EpochState) -> bool:
-    """Whether training is over: its end is reached or its patience is, and no epoch was cut short."""
+    """Return whether training is over: its end is reached or its patience is, and no epoch was cut short."""
     if state.trained:
         return False
     return progress.finished or history.should_stop(config.patience)

@@ -135,7 +135,7 @@ def _concatenated(outputs: list[Any]) -> Any:
 
 
 def _interleaves(loader: Any) -> bool:
-    """Whether the ranks take batches in turn: those of iterable data and of users' loaders; else contiguous parts."""
+    """Return whether the ranks take batches in turn: of iterable data and users' loaders; else contiguous parts."""
     return isinstance(loader, RoundRobinBatches) or isinstance(
         getattr(loader, "dataset", None), IterableDataset
     )

@@ -1,4 +1,4 @@
-"""Where a run begins and ends in iters, steps and epochs, and how far it is."""
+"""Beginning and end of a run in iters, steps and epochs, and how far it is."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ Unit = Literal["iter", "step", "epoch"]
 
 @dataclass
 class Progress:
-    """How far a run got. Lives in the run's state, never in its config; survives a resume.
+    """Counters of completed work. They live in the run's state, never in its config, and survive a resume.
 
     An *iter* is one forward and backward, a *step* one optimizer update (attempted), an *epoch* one pass over
     the data (or `steps_per_epoch` steps). All count completed work.
@@ -45,7 +45,7 @@ class Progress:
 
     @property
     def by_epoch(self) -> bool:
-        """Whether results are numbered by epochs; else, in step mode, by completed steps."""
+        """Return whether results are numbered by epochs; else, in step mode, by completed steps."""
         return self.unit == "epoch"
 
     def count_window(self, iters: int) -> None:

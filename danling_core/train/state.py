@@ -1,4 +1,4 @@
-"""What a checkpoint holds: named parts of a training, saved together and restored in a stated order."""
+"""Contents of a checkpoint: named parts of a training, saved together and restored in a stated order."""
 
 from __future__ import annotations
 

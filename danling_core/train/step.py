@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one forward and backward pass counts for.
+    """Weight and count of one forward and backward pass.
 
     The default stands for a batch outside of any loop: it counts fully, and ends its window.
 

@@ -1,4 +1,4 @@
-"""Where a run's time goes: waiting for data, stepping, evaluating, copying checkpoints; and its memory."""
+"""Seconds of a run: waiting for data, stepping, evaluating, copying checkpoints; and its memory."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _between(
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The most memory so far: allocated on the GPU, or resident in this process."""
+    """Return the most memory so far: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT

@@ -55,7 +55,7 @@ def follow(
 
 
 def end_of_lines(path: str | os.PathLike[str], block_bytes: int = 65536) -> int:
-    """The offset just after the last whole line of `path`; 0 where there is no file, or no whole line."""
+    """Return the offset just after the last whole line of `path`; 0 where there is no file, or no whole line."""
     try:
         with open(path, "rb") as file:
             end = file.seek(0, os.SEEK_END)
@@ -72,7 +72,7 @@ def end_of_lines(path: str | os.PathLike[str], block_bytes: int = 65536) -> int:
 
 
 def last_lines(path: str, from_offset: int = 0, count: int = 12) -> str:
-    """The last lines of a text file, of what follows the offset; empty if there is no file."""
+    """Return the last lines of a text file, of what follows the offset; empty if there is no file."""
     try:
         text = Path(path).read_bytes()[from_offset:].decode(errors="replace")
     except FileNotFoundError:

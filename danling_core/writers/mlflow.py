@@ -74,7 +74,7 @@ class MLflowWriter:
             self._log({tag: value}, index)
 
     def flush(self) -> None:
-        """Nothing to do: every value is sent when it is logged."""
+        """Do nothing: every value is sent when it is logged."""
 
     def close(self) -> None:
         """End the MLflow run, as failed unless it completed. A second call does nothing."""

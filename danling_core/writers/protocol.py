@@ -1,4 +1,4 @@
-"""What a writer is: something that is told of every event of a run."""
+"""Protocol of a writer: it receives every event of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TERMINAL = frozenset({"completed", "failed", "interrupted"})
 
 
 def told_end(event: Event) -> str | None:
-    """The status of a run after this event: complete, interrupted, failed; None where the event ends nothing.
+    """Return the status of a run after this event: complete, interrupted, failed; None where the event ends nothing.
 
     An attempt that did what it was asked for says "completed", also where the run has something to do still.
     """

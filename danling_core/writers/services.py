@@ -45,7 +45,7 @@ def open_service(
     config: Mapping[str, Any],
     log_dir: str,
 ) -> Service:
-    """The writer of the service `name`, told of the run. Rank 0 only.
+    """Return the writer of the service `name`, told of the run. Rank 0 only.
 
     Args:
         experiment: the project (W&B) or experiment (MLflow).

@@ -118,7 +118,7 @@ class TextLog:
 
 
 def describe(event: Event, *, total: int | None = None, label: str = "epoch") -> tuple[int, str]:
-    """An event as a logging level and a line; `total` and `label` as in `format_epoch_result`."""
+    """Return an event as a logging level and a line; `total` and `label` as in `format_epoch_result`."""
     kind = event.get("event")
     if kind == "progress":
         return logging.INFO, _describe_progress(event)

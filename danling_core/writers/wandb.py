@@ -70,7 +70,7 @@ class WandbWriter:
             self._run.log({"index": index, tag: float(value)})
 
     def flush(self) -> None:
-        """Nothing to do: W&B uploads in a process of its own."""
+        """Do nothing: W&B uploads in a process of its own."""
 
     def close(self) -> None:
         """Finish the run, as failed unless it completed. A second call does nothing."""

@@ -16,7 +16,7 @@ VAL_SHARE = 0.1
 
 
 def manual() -> str:
-    """The manual's topics in alphabetical order, each paragraph only once, in the characters of `VOCABULARY`.
+    """Return the manual's topics in alphabetical order, each paragraph only once, in the characters of `VOCABULARY`.
 
     Topics quote each other at length: with repeated paragraphs a model would be scored on what it was
     trained on.
@@ -35,7 +35,7 @@ def encoded(text: str) -> Tensor:
 
 
 def split() -> tuple[Tensor, Tensor]:
-    """The text to train on, and after it in the manual the last tenth, to score."""
+    """Return the text to train on, and after it in the manual the last tenth, to score."""
     text = encoded(manual())
     cut = round(len(text) * (1 - VAL_SHARE))
     return text[:cut], text[cut:]
@@ -75,7 +75,7 @@ class TextStream(IterableDataset[tuple[Tensor, Tensor]]):
 
 
 def blocks(text: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """The text as whole tensors `(blocks, block)`, inputs and targets, side by side without overlap."""
+    """Return the text as whole tensors `(blocks, block)`, inputs and targets, side by side without overlap."""
     count = (len(text) - 1) // block
     end = count * block
     return text[:end].view(count, block), text[1 : end + 1].view(count, block)

@@ -13,7 +13,7 @@ from .model import TinyGPT
 
 
 class CharLMParams(dl.Params):
-    """What an experiment with the language model may vary."""
+    """Hyperparameters of the language model."""
 
     width: int = Field(128, ge=4, description="of the residual stream; a multiple of heads")
     depth: int = Field(3, ge=1, description="transformer blocks")

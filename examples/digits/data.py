@@ -50,7 +50,7 @@ def shifted(images: Tensor, max_shift: int) -> Tensor:
 
 
 def digits(max_shift: int = 0) -> dict[str, Digits]:
-    """The splits train, val and test (1221, 216, 360); only train is shifted."""
+    """Return the splits train, val and test (1221, 216, 360); only train is shifted."""
     pixels, targets = load_digits(return_X_y=True)
     rest, test, rest_targets, test_targets = train_test_split(
         pixels, targets, test_size=TEST_SIZE, stratify=targets, random_state=SPLIT_SEED

@@ -14,7 +14,7 @@ from .models import cnn, mlp
 
 
 class MLPParams(dl.Params):
-    """What an experiment with the MLP may vary."""
+    """Hyperparameters of the MLP."""
 
     lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     width: int = Field(128, ge=1, description="hidden units")
@@ -22,7 +22,7 @@ class MLPParams(dl.Params):
 
 
 class CNNParams(dl.Params):
-    """What an experiment with the CNN may vary."""
+    """Hyperparameters of the CNN."""
 
     lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     width: int = Field(32, ge=4, multiple_of=4, description="channels of the first convolution")
