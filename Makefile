@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long bench lint format types clean
+.PHONY: help install demo test test-long bench docs lint format types clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -56,6 +56,10 @@ lint: $(STAMP)  ## Check the code's form
 
 format: $(STAMP)  ## Sort imports and format the code
 	$(BIN)/ruff check --select I --fix . && $(BIN)/ruff format .
+
+docs: $(STAMP)  ## Write the pages that are made from the code
+	$(BIN)/python scripts/make_reference.py
+	$(BIN)/python scripts/make_coverage.py
 
 types: $(STAMP)  ## Check the types
 	$(BIN)/mypy

@@ -72,7 +72,7 @@ def _refuse(error: DanLingError, code: int) -> int:
 def _open_together(
     config: Config, source: str | None, fresh: bool, stack: contextlib.ExitStack
 ) -> RunContext | DanLingError | str:
-    """Rank 0 finds or creates the run, and holds its lease until `stack` ends; all are told. Collective.
+    """Find or create the run on rank 0, which holds its lease until `stack` ends. Collective.
 
     Returns the context, the folder's URL where the run is complete, or the error, on every rank the same.
     """

@@ -81,7 +81,7 @@ def _of_aws(name: str, block: Any) -> dict[str, str | None]:
         "AWS_SESSION_TOKEN": block.aws_session_token,
         "AWS_PROFILE": block.profile_name,
     }
-    # All of them, or none: half of the block's and half of the environment's is nobody.
+    # All of them, or none: half of the block's and half of the environment's log in as no one.
     return {**(identity if any(identity.values()) else {}), **_of_client(name, block)}
 
 

@@ -24,7 +24,7 @@ from flows.server import QUIET, EmbeddedServer, api_server, send_waiting, using_
 from flows.skipping import complete_already
 
 POLL_SECONDS = 0.1
-# For Prefect to be told of the end of a flow whose runs have ended; an API that is away is given up then.
+# For the last reports of a flow whose runs have ended; an API that is away is given up then.
 FAREWELL_SECONDS = 30.0
 
 
@@ -37,7 +37,7 @@ class Ending:
         error: what Prefect raised, if it did: it spoils what is shown, not what was trained.
         failure: why the flow failed, where no run came as far as an outcome.
         signal: the first signal that stopped the session.
-        is_api_lost: Prefect could not be told all, and would hold up the exit of the interpreter for long.
+        is_api_lost: Prefect has not everything, and would hold up the exit of the interpreter for long.
     """
 
     outcomes: list[RunOutcome]
@@ -80,7 +80,7 @@ class Session:
         """Bring everything up, call `flow` with the validated configs, and take everything down.
 
         Launchers, the import of Prefect, its server and the validation overlap. When every run is complete and
-        no API is configured that would show it, nobody waits for the server, and no flow is called.
+        no API is configured that would show it, the server is not waited for, and no flow is called.
 
         Raises:
             ConfigError: a config cannot be run; no flow was called and no folder made.

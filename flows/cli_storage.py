@@ -89,7 +89,7 @@ def run_push(arguments: argparse.Namespace) -> int:
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
-    """Print what may go, and delete it if told to; 1 if something could not be deleted."""
+    """Print what may be deleted, and delete it with --yes; 1 if something could not be deleted."""
     from danling_core.errors import ConfigError
     from danling_core.tools.prune import carry_out, plan
 
@@ -103,13 +103,13 @@ def run_prune(arguments: argparse.Namespace) -> int:
     done = carry_out(found) if arguments.yes else found
     failures = sum(after.reason != before.reason for before, after in zip(found, done, strict=True))
     count = size = 0
-    for doomed in done:
-        if doomed.reason is not None:
-            print(f"{doomed.folder.url}: left alone: {doomed.reason}")
+    for each in done:
+        if each.reason is not None:
+            print(f"{each.folder.url}: left alone: {each.reason}")
             continue
-        names = ", ".join(record.name for record in doomed.records)
-        print(f"{doomed.folder.url}: {names} ({_bytes(doomed.size)}); {doomed.kept} stay")
-        count, size = count + len(doomed.records), size + doomed.size
+        names = ", ".join(record.name for record in each.records)
+        print(f"{each.folder.url}: {names} ({_bytes(each.size)}); {each.kept} stay")
+        count, size = count + len(each.records), size + each.size
     what = "deleted" if arguments.yes else "would be deleted; --yes deletes them"
     print(f"{count} checkpoints, {_bytes(size)}: {what}")
     return 1 if failures else 0

@@ -80,7 +80,7 @@ def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Where none lists values, all are the sweep.
     """
-    parse_sweep(words)  # a key that comes twice is refused before the words are told apart
+    parse_sweep(words)  # a key that comes twice is refused before the words are sorted
     ones = [word for word in words if all(len(values) == 1 for values in parse_sweep([word]).values())]
     swept = [word for word in words if word not in ones]
     return (swept, ones) if swept else (ones, [])

@@ -79,7 +79,7 @@ def run_all(configs: list[Config], pool: LauncherPool, fresh: bool) -> list[RunO
 
 
 def _run_one(config: Config, pool: LauncherPool, fresh: bool) -> RunOutcome:
-    """Call the run's flow once there is a slot for it; its outcome, whatever Prefect could be told."""
+    """Call the run's flow once there is a slot for it; return its outcome, whatever reached Prefect."""
     message = None
     with pool.remembering() as ended:
         try:

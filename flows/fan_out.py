@@ -13,13 +13,13 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from flows.pool import LauncherPool
 
 
-def call_all(calls: Sequence[Callable[[], None]], at_once: int, pool: LauncherPool) -> None:
-    """Make the calls, `at_once` at a time, each in a copy of this context; returns when all have ended.
+def call_all(calls: Sequence[Callable[[], None]], limit: int, pool: LauncherPool) -> None:
+    """Make the calls, `limit` at a time, each in a copy of this context; returns when all have ended.
 
     An error of a call is raised when all have ended (the first, in the order of the calls). An error or a
     signal in this thread interrupts the pool's runs, waits for them, and goes on.
     """
-    with ThreadPoolExecutor(max_workers=max(1, at_once), thread_name_prefix="danling-fan-out") as executor:
+    with ThreadPoolExecutor(max_workers=max(1, limit), thread_name_prefix="danling-fan-out") as executor:
         futures: list[Future[None]] = [
             executor.submit(contextvars.copy_context().run, call) for call in calls
         ]

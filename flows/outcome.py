@@ -60,14 +60,14 @@ class RunOutcome:
     @classmethod
     def from_status(cls, record: Status, folder: RunFolder, **changes: Any) -> RunOutcome:
         """Make the outcome from a run folder's status, with `changes` on top."""
-        told = {
+        stated = {
             "status": "interrupted" if record.status == "running" else record.status,
             "folder": folder.url,
             "score": record.best_score,
             "evaluation": record.evaluation or {},
             **{name: getattr(record, name) for name in _SHARED},
         }
-        return cls(**{**told, **changes})
+        return cls(**{**stated, **changes})
 
 
 def summarise(bad: Sequence[RunOutcome], total: int) -> str:

@@ -173,7 +173,7 @@ class LauncherPool:
             self.listener.on_event(name, event)
 
     def record(self, outcome: RunOutcome) -> RunOutcome:
-        """Keep how a run ended: this is the truth of a session, not what the orchestrator could be told."""
+        """Keep the outcome of a run: this is the truth of a session, whatever reached the orchestrator."""
         with self._lock:
             self.outcomes[outcome.key] = outcome
         if (ended := _ended.get()) is not None:

@@ -180,19 +180,19 @@ def _release(opened: OpenedRun) -> None:
         logger.warning("the lease of %s is not released: %s", opened.folder.url, error)
 
 
-def _ended(config: Config, identity: Identity, opened: OpenedRun, **told: Any) -> RunOutcome:
-    """Make the outcome from the local folder (the store may be away), with `told` on top."""
+def _ended(config: Config, identity: Identity, opened: OpenedRun, **known: Any) -> RunOutcome:
+    """Make the outcome from the local folder (the store may be away), with `known` on top."""
     try:
         status = RunFolder(opened.work_dir).read_status()
     except StorageError as error:
         logger.warning("%s", error)
         status = None
     if status is None:
-        return RunOutcome(**{**_names(config, identity), "folder": opened.folder.url, **told})
+        return RunOutcome(**{**_names(config, identity), "folder": opened.folder.url, **known})
     # The stages asked for are done, others are not.
-    if told["status"] == "complete" and not status.is_complete:
-        told["error"] = status.error
-    return RunOutcome.from_status(status, opened.folder, **told)
+    if known["status"] == "complete" and not status.is_complete:
+        known["error"] = status.error
+    return RunOutcome.from_status(status, opened.folder, **known)
 
 
 def _names(config: Config, identity: Identity) -> dict[str, Any]:

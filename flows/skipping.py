@@ -19,7 +19,7 @@ logger = logging.getLogger("danling.flows")
 def complete_already(prepared: Sequence[Prepared]) -> list[RunOutcome] | None:
     """Return the outcome of each run if all of them are complete; None if there is something to train.
 
-    None also where that cannot be told: the run's flow meets the same trouble, and reports it.
+    None also where that is not known: the run's flow meets the same trouble, and reports it.
     """
     found: list[RunOutcome] = []
     try:

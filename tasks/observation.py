@@ -21,7 +21,7 @@ class Observation:
     Args:
         events: the run's events, in order; ends when the worker group has ended.
         listen: is given each event as it is read, before anything else happens with it.
-        on_difference: is told when a repeated stage ended in other values than before.
+        on_difference: called when a repeated stage ended in other values than before.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ Report = Callable[[], Any]
 
 
 class Reporter:
-    """A thread that makes reports, so that training never waits for the one who is told.
+    """Thread that sends reports, so that training never waits for the API.
 
     A report replaces a waiting one of its key. When too many keys wait, the oldest is dropped. A report that
     fails is logged (the first of a series as a warning) and forgotten: the run folder is the record.

@@ -375,6 +375,7 @@ def test_a_rank_that_raises_fails_the_run_with_its_traceback_last_and_leaves_no_
     wait_until(lambda: not _processes_naming(mark), f"the end of {mark}", 15)
 
 
+@pytest.mark.holds("system-2")
 def test_the_embedded_server_serves_without_configuration_and_ends_with_the_command(
     toy_config: Make, write: Callable[[Any], str], tmp_path: Path
 ) -> None:

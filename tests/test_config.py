@@ -168,6 +168,7 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 
 # what is refused ---------------------------------------------------------------
+@pytest.mark.holds("config-1")
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -258,6 +259,7 @@ def test_what_pydantic_converts_safely_is_accepted() -> None:
     assert config(tensorboard="yes").tensorboard is True
 
 
+@pytest.mark.holds("config-1")
 def test_seed_zero_is_a_seed_and_a_config_is_frozen() -> None:
     made = config(seed=0)
     assert made.seed == 0
@@ -278,6 +280,7 @@ def exact(value: Any) -> str:
     return repr(value)
 
 
+@pytest.mark.holds("config-4")
 @pytest.mark.parametrize("key", AWKWARD)
 def test_params_come_back_exactly_from_yaml_and_json(key: str) -> None:
     made = config(params={key: AWKWARD[key]})
@@ -291,6 +294,7 @@ def test_text_in_yaml_reads_the_same_with_a_reader_of_yaml_1_1() -> None:
     assert exact(yaml.safe_load(made.yamls())["params"]) == exact(made.params)
 
 
+@pytest.mark.holds("config-4")
 def test_a_file_written_is_a_file_read(tmp_path: Path) -> None:
     made = config(
         params=AWKWARD, optim={"name": "sgd", "lr": 1e-3, "betas": [0.9, 0.999]}, seed=7, stages=["train"]
@@ -331,6 +335,7 @@ def test_what_a_caller_passes_in_is_not_shared_with_the_config() -> None:
     assert made.params == {"layers": [1, 2]}
 
 
+@pytest.mark.holds("config-3")
 @pytest.mark.parametrize(
     ("text", "value"),
     [("1e-3", 0.001), ("1E5", 1e5), (".5", 0.5), ("-0.0", -0.0), ("'1e-3'", "1e-3"), ("0x10", 16), ("007", 7)]
@@ -420,6 +425,7 @@ def test_params_are_kept_whole() -> None:
 SECRET = "hunter2"
 
 
+@pytest.mark.holds("config-5")
 @pytest.mark.parametrize(
     "values",
     [
@@ -489,6 +495,7 @@ def test_what_only_sounds_like_a_secret_is_accepted() -> None:
 
 
 # loaders -----------------------------------------------------------------------
+@pytest.mark.holds("attributes-15")
 def test_training_shuffles_and_keeps_its_last_batch_unless_told_otherwise() -> None:
     loaded = config().dataloader.for_split("train", training=True)
     assert (loaded.shuffle, loaded.drop_last, loaded.batch_size) == (True, False, 32)
@@ -517,6 +524,7 @@ def test_options_of_loader_processes_count_only_where_there_are_some() -> None:
 
 
 # params ------------------------------------------------------------------------
+@pytest.mark.holds("config-2")
 def test_free_params_are_read_by_attribute_and_frozen() -> None:
     params = FreeParams(width=3, items=4, inner={"lr": 0.1}, layers=[1])
     assert params.items == params["items"]
@@ -529,6 +537,7 @@ def test_free_params_are_read_by_attribute_and_frozen() -> None:
         params.width = 4
 
 
+@pytest.mark.holds("config-2")
 def test_typed_params_are_closed_and_say_what_is_wrong() -> None:
     class Mine(Params):
         width: int = 3

@@ -40,6 +40,7 @@ def counted(samplers: list, index: int, batches: list) -> list[int]:
     ]
 
 
+@pytest.mark.holds("attributes-15")
 @pytest.mark.parametrize(("length", "batch_size", "world_size"), SIZES)
 def test_a_pass_counts_every_sample_once_over_the_ranks(length, batch_size, world_size):
     samplers = world(length, batch_size, world_size)

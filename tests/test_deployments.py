@@ -86,6 +86,7 @@ def test_the_api_refuses_a_wrong_parameter(
             client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
 
 
+@pytest.mark.holds("system-3")
 def test_the_nightly_schedule_makes_scheduled_runs(deployed: PrefectServer) -> None:
     from prefect.client.schemas.filters import FlowRunFilter
 
@@ -104,6 +105,7 @@ def test_the_nightly_schedule_makes_scheduled_runs(deployed: PrefectServer) -> N
     assert all(flow_run.parameters["fresh"] is True for flow_run in flow_runs)
 
 
+@pytest.mark.holds("system-3")
 @pytest.mark.long
 def test_a_worker_runs_a_deployment_to_its_end(
     deployed: PrefectServer, toy_config: Callable[..., dict[str, Any]]

@@ -28,6 +28,7 @@ def ranks_of(wanted: str, monkeypatch: pytest.MonkeyPatch, local: int, world: in
     return found
 
 
+@pytest.mark.holds("bugs-10")
 def test_with_more_ranks_than_gpus_auto_puts_all_of_them_on_the_cpu(one_gpu: Any, caplog: Any) -> None:
     assert ranks_of("auto", one_gpu, 1, 1) == ["cuda:0"]
     assert ranks_of("auto", one_gpu, 2, 2) == ["cpu", "cpu"]

@@ -17,6 +17,7 @@ def parameters(module: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
+@pytest.mark.holds("training-5")
 def test_the_average_follows_the_weights_and_copies_the_buffers() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     ema = EMA(model, decay=0.75)
@@ -33,6 +34,7 @@ def test_the_average_follows_the_weights_and_copies_the_buffers() -> None:
     assert not any(p.requires_grad for p in ema.parameters()) and not ema.module.training
 
 
+@pytest.mark.holds("training-5")
 @pytest.mark.parametrize("taken", [0.0, 1.0])
 def test_a_skipped_step_leaves_no_nan_behind(taken: float) -> None:
     model = nn.Linear(2, 2)
@@ -45,6 +47,7 @@ def test_a_skipped_step_leaves_no_nan_behind(taken: float) -> None:
     assert torch.isfinite(parameters(ema.module)).all()
 
 
+@pytest.mark.holds("attributes-11")
 def test_it_is_updated_once_per_step_and_used_to_evaluate_and_infer(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, ema_decay=0.5, accum_steps=2, epoch_end=1))
     wanted = parameters(runner.model)
@@ -65,6 +68,7 @@ def test_it_is_updated_once_per_step_and_used_to_evaluate_and_infer(tmp_path: Pa
     torch.testing.assert_close(runner.infer(), runner.ema(inputs[20:]))
 
 
+@pytest.mark.holds("attributes-11")
 def test_it_is_saved_and_restored(tmp_path: Path) -> None:
     class Stops(SmallRunner):
         def train_epoch(self, split: str = "train") -> dict[str, Any]:

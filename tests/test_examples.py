@@ -60,6 +60,7 @@ def test_a_width_that_the_cnn_cannot_have_is_refused_by_name(tmp_path: Path) -> 
         CNNRunner(config)
 
 
+@pytest.mark.holds("system-2")
 @pytest.mark.parametrize(
     ("name", "runner", "least"), [("mlp.yaml", MLPRunner, 0.94), ("run.yaml", CNNRunner, 0.98)]
 )

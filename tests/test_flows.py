@@ -84,6 +84,7 @@ class Shown:
         return {artifact.type: artifact for artifact in found}
 
 
+@pytest.mark.holds("system-1")
 def test_a_run_is_shown_with_a_task_run_for_each_stage_and_its_metrics(
     flows_on: Any, prefect_server: PrefectServer, toy_config: Make
 ) -> None:
@@ -139,6 +140,7 @@ def test_overrides_change_the_config_before_it_is_checked(flows_on: Any, toy_con
     assert Config.load(f"{outcome['folder']}/config.yaml").params["width"] == 6
 
 
+@pytest.mark.holds("system-1", "levels-7")
 def test_a_group_is_shown_above_its_experiments_above_their_runs(
     flows_on: Any, prefect_server: PrefectServer, toy_config: Make
 ) -> None:
@@ -219,6 +221,7 @@ def _editable(folder: Path, class_body: str = "    pass") -> tuple[Path, str]:
     return source, f"{source}:Mine"
 
 
+@pytest.mark.holds("bugs-8")
 def test_code_that_is_edited_during_a_sweep_is_not_trained_under_the_old_id(
     prefect_server: PrefectServer, toy_config: Make, tmp_path: Path
 ) -> None:
@@ -492,6 +495,7 @@ def test_a_store_that_is_away_at_the_end_costs_no_outcome(
     assert outcome.status == "interrupted" and outcome.epochs == 3 and outcome.folder == opened.folder.url
 
 
+@pytest.mark.holds("system-6")
 def test_an_unreachable_api_spoils_what_is_shown_and_not_the_run(
     prefect_server: PrefectServer, toy_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ def config(**values: Any) -> Config:
 
 
 # the code ----------------------------------------------------------------------
+@pytest.mark.holds("levels-1")
 def test_a_clean_tree_is_its_commit(source: Path) -> None:
     assert experiment_id_of(str(source)) == git(root_of(source), "rev-parse", "HEAD")
 
@@ -92,6 +93,7 @@ def test_a_worktree_is_its_own_commit(source: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.holds("levels-1")
 @pytest.mark.parametrize(
     "edit",
     [
@@ -212,6 +214,7 @@ def test_a_submodule_counts_and_is_its_own_repository(source: Path, tmp_path: Pa
     assert experiment_id_of(str(source), [str(root / "sub module")]) == clean
 
 
+@pytest.mark.holds("levels-1")
 def test_outside_git_the_id_is_the_source(tmp_path: Path) -> None:
     first, second = tmp_path / "a.py", tmp_path / "b.py"
     first.write_text("x = 1\n")
@@ -267,6 +270,7 @@ def test_the_run_id_never_changes_between_versions() -> None:
     assert identify(config(experiment_id=STATED, **values), None).run_id == "f24d50c8308e4a84b564c2b9da22996e"
 
 
+@pytest.mark.holds("levels-2")
 @pytest.mark.parametrize(
     "values", [{"seed": 1}, {"params": {"a": 1}}, {"nproc_per_node": 1}, {"runner": "a:Other"}]
 )
@@ -275,6 +279,7 @@ def test_what_can_change_a_result_changes_the_run_id(values: dict[str, Any]) -> 
     assert first.experiment_id == second.experiment_id and first.run_id != second.run_id
 
 
+@pytest.mark.holds("levels-2")
 @pytest.mark.parametrize(
     "values", [{"log_interval": 1}, {"project_root": "/x"}, {"run_name": "x"}, {"group": "x"}]
 )
@@ -283,6 +288,7 @@ def test_what_cannot_change_a_result_does_not_change_the_run_id(values: dict[str
     assert (first.id, first.uuid) == (second.id, second.uuid)
 
 
+@pytest.mark.holds("bugs-8")
 def test_uncommitted_code_changes_the_run_id(source: Path) -> None:
     before = identify(config(), str(source))
     (root_of(source) / "new.py").write_text("x = 1\n")
@@ -290,6 +296,7 @@ def test_uncommitted_code_changes_the_run_id(source: Path) -> None:
     assert after.run_id != before.run_id and after.id != before.id
 
 
+@pytest.mark.holds("levels-3")
 def test_a_stated_experiment_id_makes_a_container_without_git_agree(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +333,7 @@ def test_two_files_with_a_class_of_one_name_are_two_runs(source: Path) -> None:
 
 
 # time --------------------------------------------------------------------------
+@pytest.mark.holds("levels-4")
 def test_a_timestamp_is_utc_with_microseconds_and_sorts() -> None:
     moment = datetime(2026, 11, 21, 10, 32, 49, 7, tzinfo=UTC)
     assert new_timestamp(moment) == "20261121-103249-000007"

@@ -27,6 +27,7 @@ from tests.small_runner import SmallRunner, config, events, weights
 
 
 # checkpoints -----------------------------------------------------------------------------------------------
+@pytest.mark.holds("config-6", "bugs-5")
 def test_latest_is_saved_every_epoch_without_any_interval(tmp_path: Path) -> None:
     seen: list[int] = []
 
@@ -43,6 +44,7 @@ def test_latest_is_saved_every_epoch_without_any_interval(tmp_path: Path) -> Non
     assert runner.save_interval is None and seen == [4, 8, 12]
 
 
+@pytest.mark.holds("methods-19", "bugs-5")
 def test_a_failed_save_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*given: Any, **named: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -56,6 +58,7 @@ def test_a_failed_save_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not events(runner, "completed")
 
 
+@pytest.mark.holds("bugs-5")
 def test_best_is_the_state_that_was_best_and_not_a_stale_latest(tmp_path: Path) -> None:
     kept: dict[int, list[float]] = {}
 
@@ -94,6 +97,7 @@ FIELDS: dict[str, Any] = {
 }
 
 
+@pytest.mark.holds("bugs-6")
 def test_a_resume_inside_an_epoch_changes_no_bit(tmp_path: Path) -> None:
     whole = Stops(config(tmp_path / "whole", **FIELDS))
     whole.stops = False
@@ -113,6 +117,7 @@ def test_a_resume_inside_an_epoch_changes_no_bit(tmp_path: Path) -> None:
         assert repr(ours) == repr(theirs), part
 
 
+@pytest.mark.holds("bugs-6")
 def test_the_same_runner_may_go_on_after_an_interruption(tmp_path: Path) -> None:
     whole = Stops(config(tmp_path / "whole", **FIELDS))
     whole.stops = False
@@ -124,6 +129,7 @@ def test_the_same_runner_may_go_on_after_an_interruption(tmp_path: Path) -> None
     assert weights(runner) == weights(whole) and runner.results == whole.results
 
 
+@pytest.mark.holds("bugs-6")
 def test_there_is_no_phantom_checkpoint_after_the_last_epoch(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, epoch_end=2, save_interval=1))
     runner.train()
@@ -134,6 +140,7 @@ def test_there_is_no_phantom_checkpoint_after_the_last_epoch(tmp_path: Path) -> 
     assert {path.stem for path in Path(runner.checkpoint_dir).glob("epoch*")} == {"epoch-0", "epoch-1"}
 
 
+@pytest.mark.holds("bugs-6")
 def test_a_resumed_run_does_not_overwrite_best_by_something_worse(tmp_path: Path) -> None:
     class Scripted(SmallRunner):
         def evaluate_epoch(self, split: str = "val") -> dict[str, Any]:
@@ -150,6 +157,7 @@ def test_a_resumed_run_does_not_overwrite_best_by_something_worse(tmp_path: Path
 
 
 # identity --------------------------------------------------------------------------------------------------
+@pytest.mark.holds("bugs-8")
 def test_the_id_follows_the_code_and_not_the_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +190,7 @@ class MadeInAWorker(torch.utils.data.Dataset[Any]):
         return torch.full((2,), float(in_worker)), torch.tensor(index % 2)
 
 
+@pytest.mark.holds("bugs-10")
 def test_loader_workers_move_nothing_to_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[int] = []
 
@@ -248,6 +257,7 @@ def calls_of(root: str, batches: int, **fields: Any) -> Counter[str]:
     return calls
 
 
+@pytest.mark.holds("bugs-11")
 @pytest.mark.parametrize(
     "fields",
     [{}, {"accum_steps": 2}, {"clip_grad_norm": 1.0, "ema_decay": 0.9, "scheduler": {"name": "linear"}}],
@@ -278,6 +288,7 @@ class OnDevice:
         return torch.tensor(self.value)
 
 
+@pytest.mark.holds("bugs-11")
 def test_a_loss_on_a_device_waits_until_somebody_asks() -> None:
     meter = LossMeter()
     for value in range(5):
@@ -305,11 +316,13 @@ def lookups(root: Path, batches: int) -> Counter[str]:
     return calls
 
 
+@pytest.mark.holds("bugs-11")
 def test_the_config_is_not_looked_up_in_the_hot_loop(tmp_path: Path) -> None:
     assert lookups(tmp_path / "few", 4) == lookups(tmp_path / "many", 40)
 
 
 # endings ---------------------------------------------------------------------------------------------------
+@pytest.mark.holds("bugs-12")
 def test_writers_and_threads_are_closed(tmp_path: Path) -> None:
     import threading
 

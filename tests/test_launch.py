@@ -98,6 +98,7 @@ def test_an_abort_after_completion_is_no_failure(launcher: Launcher, tmp_path: P
     assert (kinds, outcome.status, outcome.restarts) == (["completed"], "complete", 0)
 
 
+@pytest.mark.holds("bugs-12")
 def test_an_exception_is_final_and_its_traceback_is_told(launcher: Launcher, tmp_path: Path) -> None:
     kinds, outcome = finish(launcher, tmp_path, "misbehave", bad="raise", rank=1)
     assert kinds[-1] == "failed"
@@ -273,6 +274,7 @@ def test_ranks_hold_neither_the_protocol_nor_the_lifeline(launcher: Launcher, tm
     handle.outcome(20)
 
 
+@pytest.mark.holds("config-5")
 def test_no_secret_reaches_a_file_or_a_command_line(
     tmp_path: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,6 +418,7 @@ def _tree_below(driver: subprocess.Popen[str], folder: Path, role: str) -> Tree:
     return Tree([driver.pid, launcher, *descendants(launcher)])
 
 
+@pytest.mark.holds("system-7")
 @pytest.mark.parametrize("death", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("victim", ["driver", "launcher"])
 def test_no_process_is_left_whoever_dies(tmp_path: Path, victim: str, death: signal.Signals) -> None:

@@ -69,6 +69,7 @@ def test_what_the_orchestrators_process_does_loads_nothing_heavy(statement: str)
     assert not loaded_by(statement) & LIGHT[statement]
 
 
+@pytest.mark.holds("system-5")
 def test_the_runner_loads_torch_but_not_prefect() -> None:
     loaded = loaded_by("import danling_core\ndanling_core.TorchRunner\nimport danling_core.worker")
     assert "torch" in loaded
@@ -88,6 +89,7 @@ def test_a_layer_imports_nothing_of_those_above_it(layer: str) -> None:
     assert not wrong
 
 
+@pytest.mark.holds("system-5")
 def test_nothing_in_the_core_imports_prefect() -> None:
     assert not [file for file in (ROOT / "danling_core").rglob("*.py") if "prefect" in imports_of(file)]
 

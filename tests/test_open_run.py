@@ -39,6 +39,7 @@ def finish(opened: OpenedRun, identity: Identity, status: str = "complete") -> N
     opened.lease.release()
 
 
+@pytest.mark.holds("files-1")
 def test_a_new_run_gets_a_folder_with_config_and_metadata(root: str, tmp_path: Path) -> None:
     config, identity = make(root, tmp_path, group="sweep")
     opened = open_run(config, identity)
@@ -54,6 +55,7 @@ def test_a_new_run_gets_a_folder_with_config_and_metadata(root: str, tmp_path: P
     assert os.path.exists(os.path.join(opened.work_dir, "config.yaml"))
 
 
+@pytest.mark.holds("levels-5")
 @pytest.mark.parametrize("status", ["running", "failed", "interrupted"])
 def test_an_incomplete_run_is_resumed_in_place(root: str, tmp_path: Path, status: str) -> None:
     config, identity = make(root, tmp_path)
@@ -65,6 +67,7 @@ def test_an_incomplete_run_is_resumed_in_place(root: str, tmp_path: Path, status
     assert len(storage.read_json(second.folder.metadata_url)["attempts"]) == 2
 
 
+@pytest.mark.holds("levels-5")
 def test_a_complete_run_is_returned_without_a_lease(root: str, tmp_path: Path) -> None:
     config, identity = make(root, tmp_path)
     first = open_run(config, identity)
@@ -76,6 +79,7 @@ def test_a_complete_run_is_returned_without_a_lease(root: str, tmp_path: Path) -
     assert status is not None and status.is_complete
 
 
+@pytest.mark.holds("levels-5")
 def test_fresh_makes_a_new_folder_that_is_the_newest(root: str, tmp_path: Path) -> None:
     config, identity = make(root, tmp_path)
     first = open_run(config, identity)
@@ -146,6 +150,7 @@ def _open(root: str, tmp_path: Path, start: object, results: Queue[str], done: o
     done.wait()  # type: ignore[attr-defined]
 
 
+@pytest.mark.holds("levels-5")
 def test_of_two_drivers_started_at_once_one_creates_and_one_is_told(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     start, results, done = context.Barrier(2), context.Queue(), context.Barrier(3)

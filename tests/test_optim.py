@@ -21,6 +21,7 @@ def sgd(lr: float = 1.0) -> torch.optim.Optimizer:
     return torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=lr)
 
 
+@pytest.mark.holds("attributes-12")
 @pytest.mark.parametrize(("name", "cls"), [("adamw", torch.optim.AdamW), ("SGD", torch.optim.SGD)])
 def test_an_optimizer_is_found_in_any_letter_case(name: str, cls: type) -> None:
     optimizer = build_optimizer(name, nn.Linear(2, 2).parameters(), lr=0.25, weight_decay=0.5)
@@ -32,6 +33,7 @@ def test_a_rate_is_the_classs_own_where_none_is_given() -> None:
     assert build_optimizer("adamw", nn.Linear(2, 2).parameters()).param_groups[0]["lr"] == 1e-3
 
 
+@pytest.mark.holds("training-9")
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "adagrad"])
 def test_a_fused_optimizer_takes_the_same_steps(name: str) -> None:
     weights = []
@@ -72,6 +74,7 @@ def test_an_argument_that_the_class_refuses_is_a_config_error() -> None:
 
 
 # groups -----------------------------------------------------------------------------------------------------
+@pytest.mark.holds("training-9")
 def test_parameters_are_grouped_by_the_first_pattern_that_matches() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
     rules: list[dict[str, Any]] = [{"match": "bias$|^1", "weight_decay": 0.0}, {"match": "^2", "lr": 0.5}]
@@ -100,6 +103,7 @@ def test_an_argument_of_a_group_that_the_class_does_not_know_is_refused() -> Non
         build_optimizer("adamw", groups, lr=0.1)
 
 
+@pytest.mark.holds("training-9")
 def test_groups_come_from_the_config(tmp_path: Path) -> None:
     optim = {"name": "sgd", "lr": 0.2, "groups": [{"match": "bias", "lr": 0.0}]}
     runner = SmallRunner(config(tmp_path, optim=optim))
@@ -109,6 +113,7 @@ def test_groups_come_from_the_config(tmp_path: Path) -> None:
     assert [group["lr"] for group in runner.optimizer.param_groups] == [0.0, 0.2]
 
 
+@pytest.mark.holds("attributes-12")
 def test_groups_are_set_by_hand_too(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path))
     runner.optimizer = torch.optim.SGD(
@@ -127,6 +132,7 @@ def test_an_optimizer_is_needed(tmp_path: Path) -> None:
 
 
 # schedulers -------------------------------------------------------------------------------------------------
+@pytest.mark.holds("training-6")
 @pytest.mark.parametrize(
     ("shape", "wanted"),
     [
@@ -202,12 +208,14 @@ def scaled(root: str) -> float:
     return Scaled(config(root, accum_steps=3, dataloader={"batch_size": 10})).lr
 
 
+@pytest.mark.holds("methods-6")
 def test_scale_lr_returns_the_rate_in_a_runners_init(two_ranks: Ranks, tmp_path: Path) -> None:
     assert scaled(str(tmp_path)) == pytest.approx(0.3)
     assert two_ranks.run(scaled, str(tmp_path)) == pytest.approx([0.6, 0.6])
     assert SmallRunner(config(tmp_path)).scale_lr(0.1, lr_scale_factor=4) == pytest.approx(0.4)
 
 
+@pytest.mark.holds("methods-6")
 @pytest.mark.parametrize("arguments", [{}, {"lr_scale_factor": 2.0, "batch_size_base": 8}])
 def test_scale_lr_needs_one_of_factor_and_base(arguments: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exactly one"):

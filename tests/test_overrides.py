@@ -11,6 +11,7 @@ from danling_core.config.overrides import apply, grid, parse_override, run_names
 from danling_core.errors import ConfigError
 
 
+@pytest.mark.holds("config-3")
 @pytest.mark.parametrize(
     ("text", "path", "value"),
     [

@@ -21,6 +21,7 @@ class Looks(SmallRunner):
         self.model.register_forward_hook(lambda *passed: self.types[self.mode].add(passed[-1].dtype))
 
 
+@pytest.mark.holds("training-3", "bugs-2")
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
@@ -36,6 +37,7 @@ def test_every_forward_pass_is_in_the_asked_precision(
     assert results[3]["train"]["loss"] == pytest.approx(plain[3]["train"]["loss"], abs=0.02)
 
 
+@pytest.mark.holds("training-3")
 def test_only_fp16_scales(tmp_path: Path) -> None:
     assert Precision("fp32", "cpu", skip_non_finite=False).scaler is None
     assert Precision("bf16", "cpu", skip_non_finite=False).scaler is None
@@ -43,6 +45,7 @@ def test_only_fp16_scales(tmp_path: Path) -> None:
     assert scaler is not None and scaler.get_scale() > 1
 
 
+@pytest.mark.holds("bugs-2")
 def test_gradients_are_unscaled_before_the_step(tmp_path: Path) -> None:
     plain, scaled = (
         SmallRunner(config(tmp_path / name, precision=name, epoch_end=1)) for name in ("bf16", "fp16")

@@ -86,6 +86,7 @@ def copied(root: str, path: Path) -> Ended:
     return Ended(path, None)
 
 
+@pytest.mark.holds("system-4")
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("store", ["s3", "gcs"])

@@ -74,6 +74,7 @@ def wanted_on(root: str, tmp_path: Path, **fields: Any) -> Config:
     return config(root, scratch=str(tmp_path / "scratch"), **fields)
 
 
+@pytest.mark.holds("system-4")
 def test_a_run_leaves_everything_on_its_store(
     root: str, launcher: Launcher, in_peace: Ended, tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_run_leaves_everything_on_its_store(
     assert again.outcome is None, "it is complete: nothing is trained"
 
 
+@pytest.mark.holds("system-4")
 def test_a_killed_rank_leaves_no_trace_in_the_bits(
     root: str, launcher: Launcher, in_peace: Ended, tmp_path: Path
 ) -> None:

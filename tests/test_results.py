@@ -43,6 +43,7 @@ def test_the_direction_follows_the_metric(name: str, best: int) -> None:
     assert results.best_fn(results.scores.values()) == results.best_score
 
 
+@pytest.mark.holds("bugs-7")
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
@@ -165,6 +166,7 @@ def test_incremental_bests_equal_those_of_a_full_scan() -> None:
         assert results.scores.keys() == results.history.keys()
 
 
+@pytest.mark.holds("bugs-7")
 def test_a_result_is_scored_once_however_long_the_history() -> None:
     calls = 0
 

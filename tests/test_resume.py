@@ -73,6 +73,7 @@ KILLED: dict[str, tuple[dict[str, Any], int, int]] = {
 }
 
 
+@pytest.mark.holds("config-6", "bugs-6")
 @pytest.mark.parametrize("case", KILLED)
 def test_a_killed_rank_costs_nothing(
     launcher: Launcher, in_peace_with: Callable[..., Ended], tmp_path: Path, case: str
@@ -96,6 +97,7 @@ STOPPED = {
 }
 
 
+@pytest.mark.holds("system-5")
 def test_torchrun_ends_with_the_bits_of_the_launcher(
     in_peace_with: Callable[..., Ended], tmp_path: Path
 ) -> None:
@@ -146,6 +148,7 @@ def test_a_run_whose_time_is_over_goes_on_next_time(
     ended.must_equal(in_peace_with(**fields))
 
 
+@pytest.mark.holds("levels-6")
 def test_another_world_size_goes_on_and_is_no_longer_bitwise(launcher: Launcher, tmp_path: Path) -> None:
     here = {"dir": str(tmp_path / "run"), "nproc_per_node": "auto"}
     with fault("SIGTERM", 13, rank=1):

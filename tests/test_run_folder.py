@@ -38,6 +38,7 @@ def make(root: str, name: str, id: str, timestamp: str, status: str | None = "ru
     return folder
 
 
+@pytest.mark.holds("files-1")
 def test_every_file_has_its_place() -> None:
     folder = RunFolder("s3://bucket/root/digits-1/20261121-103249-123456")
     assert folder.config_url == "s3://bucket/root/digits-1/20261121-103249-123456/config.yaml"

@@ -70,6 +70,7 @@ def judged(root: str, kind: str = "dataset", **fields: Any) -> dict[str, Any]:
 KINDS = ["dataset", "stream", "loader", "shuffled loader"]
 
 
+@pytest.mark.holds("attributes-16", "methods-4", "bugs-4")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_seven_samples_give_the_exact_metric_and_outputs_in_order(
@@ -88,11 +89,13 @@ def test_seven_samples_give_the_exact_metric_and_outputs_in_order(
     assert sorted(value for answer in answers for value in answer["seen"]) == INPUTS.flatten().tolist()
 
 
+@pytest.mark.holds("attributes-16")
 def test_a_sampler_that_pads_is_refused(two_ranks: Ranks, tmp_path: Path) -> None:
     with pytest.raises(RankFailed, match="may repeat samples"):
         two_ranks.run(judged, str(tmp_path), "distributed sampler")
 
 
+@pytest.mark.holds("attributes-16")
 def test_more_ranks_than_samples(three_ranks: Ranks, tmp_path: Path) -> None:
     for answer in three_ranks.run(one_sample, str(tmp_path)):
         assert answer["val"]["accuracy"] == 1.0
@@ -120,6 +123,7 @@ def with_torchmetrics(root: str) -> dict[str, Any]:
     return {"collection": collection, "single": runner.evaluate("val")["val"]}
 
 
+@pytest.mark.holds("training-10")
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_objects_of_torchmetrics_are_metrics(world_size: int, two_ranks: Ranks, tmp_path: Path) -> None:
     answers = (
@@ -154,6 +158,7 @@ class TwoTasks(dl.TorchRunner):
         return pred, sum(nn.functional.cross_entropy(tasks[name], target[name]) for name in tasks)
 
 
+@pytest.mark.holds("training-10")
 def test_metrics_of_several_tasks_are_nested_and_can_be_the_score(tmp_path: Path) -> None:
     runner = TwoTasks(config(tmp_path, epoch_end=5, score_name="a/accuracy"))
     results = runner.train()
@@ -161,6 +166,7 @@ def test_metrics_of_several_tasks_are_nested_and_can_be_the_score(tmp_path: Path
     assert runner.best_score == max(result["val"]["a"]["accuracy"] for result in results.values())
 
 
+@pytest.mark.holds("attributes-26")
 def test_train_and_evaluate_may_have_metrics_of_their_own(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, epoch_end=1))
     runner.metrics = None
@@ -176,6 +182,7 @@ def summed(root: str, log_interval: int) -> dict[int, Any]:
     return runner.train()
 
 
+@pytest.mark.holds("attributes-27", "bugs-3")
 @pytest.mark.parametrize("log_interval", [1, 3, 1000])
 def test_the_epoch_loss_depends_neither_on_log_interval_nor_on_world_size(
     log_interval: int, two_ranks: Ranks, three_ranks: Ranks, tmp_path: Path
@@ -192,6 +199,7 @@ def test_the_epoch_loss_depends_neither_on_log_interval_nor_on_world_size(
 
 
 # state ------------------------------------------------------------------------------------------------------
+@pytest.mark.holds("attributes-18")
 def test_evaluation_leaves_training_as_it_was(tmp_path: Path) -> None:
     plain = SmallRunner(config(tmp_path / "a", params={"width": 4, "dropout": 0.5}))
     plain.train(evaluate_splits=[])
@@ -207,6 +215,7 @@ def buffers(root: str, broadcast_buffers: bool) -> dict[str, Any]:
     return {"loss": loss, "mean": runner.unwrap(runner.model)[1].running_mean.tolist()}
 
 
+@pytest.mark.holds("attributes-18")
 @pytest.mark.parametrize("broadcast_buffers", [True, False])
 def test_all_ranks_evaluate_with_the_buffers_of_rank_0(
     broadcast_buffers: bool, two_ranks: Ranks, tmp_path: Path
@@ -216,6 +225,7 @@ def test_all_ranks_evaluate_with_the_buffers_of_rank_0(
     assert (first["mean"] == second["mean"]) == broadcast_buffers  # each has its own back
 
 
+@pytest.mark.holds("methods-3")
 def test_a_trained_split_can_be_evaluated_too(two_ranks: Ranks, tmp_path: Path) -> None:
     for answer in [*two_ranks.run(train_evaluated, str(tmp_path)), train_evaluated(str(tmp_path / "one"))]:
         assert answer["sizes"] == answer["wanted"]
@@ -232,11 +242,13 @@ def train_evaluated(root: str) -> dict[str, Any]:
     return {"sizes": [result["train"]["accuracy"], result["val"]["accuracy"]], "wanted": wanted}
 
 
+@pytest.mark.holds("methods-4")
 def test_infer_of_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="split 'infer' has no data"):
         SmallRunner(config(tmp_path)).infer()
 
 
+@pytest.mark.holds("methods-4")
 def test_infer_joins_outputs_in_mappings_and_needs_no_targets(tmp_path: Path) -> None:
     class Named(SmallRunner):
         def infer_step(self, data: Any) -> Any:
@@ -250,6 +262,7 @@ def test_infer_joins_outputs_in_mappings_and_needs_no_targets(tmp_path: Path) ->
     assert "infer" not in runner.train()[0]
 
 
+@pytest.mark.holds("attributes-13")
 def test_the_users_own_loaders_and_samplers_are_used_and_shown(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, epoch_end=1))
     data = runner.datasets.pop("train")
@@ -266,6 +279,7 @@ def test_the_users_own_loaders_and_samplers_are_used_and_shown(tmp_path: Path) -
     assert runner.results[0]["val"]["accuracy"] == pytest.approx(right.double().mean().item())
 
 
+@pytest.mark.holds("attributes-13")
 def test_loaders_are_visible_once_training_began(tmp_path: Path) -> None:
     class Looks(SmallRunner):
         def train_step(self, data: Any) -> Any:
@@ -275,6 +289,7 @@ def test_loaders_are_visible_once_training_began(tmp_path: Path) -> None:
     Looks(config(tmp_path, epoch_end=1)).train()
 
 
+@pytest.mark.holds("attributes-16")
 def test_an_evaluation_split_cannot_be_shuffled_or_cut(tmp_path: Path) -> None:
     for option in ("shuffle", "drop_last"):
         with pytest.raises(ConfigError, match="counts every sample once"):

@@ -18,6 +18,7 @@ KINDS = ["sized", "stream"]
 
 
 # An epoch has 4 batches of 5, the last of them smaller where there are 18 samples.
+@pytest.mark.holds("attributes-6", "training-12", "bugs-2", "bugs-10")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("fields", "counters", "keys"),
@@ -50,6 +51,7 @@ def test_each_end_drives_the_loop(
     assert len(runner.step_losses) == iters
 
 
+@pytest.mark.holds("attributes-6")
 @pytest.mark.parametrize("fields", [{"iter_end": 9, "accum_steps": 2}, {"step_end": 5}, {"epoch_end": 2}])
 def test_each_end_drives_the_loop_on_two_ranks(
     fields: dict[str, Any], two_ranks: Ranks, tmp_path: Path
@@ -60,6 +62,7 @@ def test_each_end_drives_the_loop_on_two_ranks(
     assert first["ends"] == second["ends"] == alone["ends"]
 
 
+@pytest.mark.holds("attributes-7")
 @pytest.mark.parametrize(
     ("fields", "iters", "steps", "epochs"),
     [
@@ -82,6 +85,7 @@ def test_the_other_ends_follow_from_the_one_that_is_given(
     assert (runner.total_iters, runner.total_steps, runner.total_epochs) == (iters, steps, epochs)
 
 
+@pytest.mark.holds("attributes-7")
 def test_ends_of_unsized_data_are_not_known(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, params={"kind": "stream"}, epoch_end=3))
     assert (runner.epoch_end, runner.step_end, runner.iter_end) == (3, None, None)
@@ -99,6 +103,7 @@ def test_asking_for_totals_before_there_is_data_does_not_fix_them(tmp_path: Path
     assert Early(config(tmp_path)).total_steps == 8
 
 
+@pytest.mark.holds("attributes-6")
 @pytest.mark.parametrize("given", [{}, {"epoch_end": 1, "step_end": 2}])
 def test_exactly_one_end_is_given(given: dict[str, int], tmp_path: Path) -> None:
     values = {"project_root": str(tmp_path), "epoch_end": None, **given}
@@ -106,6 +111,7 @@ def test_exactly_one_end_is_given(given: dict[str, int], tmp_path: Path) -> None
         SmallRunner(values)
 
 
+@pytest.mark.holds("attributes-8")
 def test_progress_grows_within_an_epoch(tmp_path: Path) -> None:
     seen: list[float] = []
 
@@ -117,6 +123,7 @@ def test_progress_grows_within_an_epoch(tmp_path: Path) -> None:
     assert seen == [i / 8 for i in range(8)]
 
 
+@pytest.mark.holds("attributes-9")
 def test_counters_survive_a_resume_and_begin_does_not_move(tmp_path: Path) -> None:
     class Stops(SmallRunner):
         def train_step(self, data: Any) -> Any:
@@ -134,6 +141,7 @@ def test_counters_survive_a_resume_and_begin_does_not_move(tmp_path: Path) -> No
     assert list(runner.results) == [0, 1, 2]
 
 
+@pytest.mark.holds("attributes-8")
 def test_progress_counts_from_where_it_began() -> None:
     progress = Progress("step", 10, steps=6, step_begin=2)
     assert progress.fraction() == 0.5 and not progress.finished
@@ -163,6 +171,7 @@ def iter_of(samples: Any) -> Any:
     return Given()
 
 
+@pytest.mark.holds("methods-2")
 def test_several_train_splits_are_passes_of_one_epoch(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, epoch_end=2))
     runner.datasets["train_more"] = runner.datasets["train"]
@@ -178,6 +187,7 @@ def test_the_end_in_steps_holds_with_several_train_splits(tmp_path: Path) -> Non
     assert runner.steps == 3
 
 
+@pytest.mark.holds("methods-2")
 def test_a_split_may_be_named_alone(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, epoch_end=1))
     assert list(runner.train("train", "val")[0]) == ["train", "val"]
@@ -188,12 +198,14 @@ def test_a_split_without_data_is_refused(tmp_path: Path) -> None:
         SmallRunner(config(tmp_path)).train(evaluate_splits=["dev"])
 
 
+@pytest.mark.holds("training-12")
 def test_evaluate_every_leaves_out_epochs_but_never_the_last(tmp_path: Path) -> None:
     results = SmallRunner(config(tmp_path, epoch_end=5, evaluate_every=2)).train()
     assert [index for index, result in results.items() if "val" in result] == [1, 3, 4]
 
 
 # schedulers -------------------------------------------------------------------------------------------------
+@pytest.mark.holds("training-6")
 def test_a_schedule_per_step_moves_each_step(tmp_path: Path) -> None:
     fields = {"optim": {"name": "sgd", "lr": 0.1}, "scheduler": {"name": "linear"}}
     runner = SmallRunner(config(tmp_path, **fields))
@@ -201,6 +213,7 @@ def test_a_schedule_per_step_moves_each_step(tmp_path: Path) -> None:
     assert runner.rates == pytest.approx([0.1 * (1 - i / 8) for i in range(8)])
 
 
+@pytest.mark.holds("training-6")
 def test_a_schedule_of_torch_counts_epochs_unless_told(tmp_path: Path) -> None:
     scheduler: dict[str, Any] = {"name": "StepLR", "step_size": 1, "gamma": 0.5}
     runner = SmallRunner(config(tmp_path, scheduler=scheduler))
@@ -211,6 +224,7 @@ def test_a_schedule_of_torch_counts_epochs_unless_told(tmp_path: Path) -> None:
     assert each.rates == pytest.approx([0.1 * 0.5**i for i in range(8)])
 
 
+@pytest.mark.holds("attributes-12")
 @pytest.mark.parametrize(("interval", "rates"), [(None, [0.1] * 4 + [0.05] * 4), ("step", [0.1, 0.05])])
 def test_a_schedule_set_by_hand_follows_the_same_rule(
     interval: str | None, rates: list[float], tmp_path: Path
@@ -229,6 +243,7 @@ def test_in_step_mode_a_schedule_counts_steps(tmp_path: Path) -> None:
     assert runner.rates == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
 
 
+@pytest.mark.holds("training-6")
 @pytest.mark.parametrize("score_name", ["loss", "accuracy"])
 def test_reduce_on_plateau_follows_the_score_in_its_direction(score_name: str, tmp_path: Path) -> None:
     values = {"loss": [1.0, 2.0, 2.0], "accuracy": [0.5, 0.4, 0.4]}
@@ -245,6 +260,7 @@ def test_reduce_on_plateau_follows_the_score_in_its_direction(score_name: str, t
     assert runner.scheduler.mode == ("min" if score_name == "loss" else "max")
 
 
+@pytest.mark.holds("attributes-22")
 def test_events_carry_timings_and_results_do_not(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, log_interval=2))
     runner.train()

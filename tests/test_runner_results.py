@@ -30,6 +30,7 @@ def scripted(root: Path, losses: list[float], **fields: Any) -> Scripted:
     return runner
 
 
+@pytest.mark.holds("attributes-19")
 def test_results_are_kept_by_epoch_from_0_with_scores_and_best(tmp_path: Path) -> None:
     runner = scripted(tmp_path, [3.0, 1.0, 2.0])
     assert list(runner.results) == [0, 1, 2]
@@ -42,6 +43,7 @@ def test_results_are_kept_by_epoch_from_0_with_scores_and_best(tmp_path: Path) -
     assert (runner.score_split, runner.score_name) == ("val", "loss")
 
 
+@pytest.mark.holds("attributes-19", "bugs-1", "bugs-7")
 @pytest.mark.parametrize(
     ("losses", "best"),
     [([math.nan, 2.0, 2.0], 1), ([0.0, 0.0], 0), ([1.0, 1.0 - 1e-12], 1), ([math.nan], None)],
@@ -54,6 +56,7 @@ def test_nan_is_never_best_ties_go_to_the_earliest_and_compare_exactly(
     assert runner.is_best == (best == len(losses) - 1)
 
 
+@pytest.mark.holds("methods-14", "files-2")
 def test_files_hold_the_results_as_valid_json(tmp_path: Path) -> None:
     runner = scripted(tmp_path, [math.nan, 1.0, 2.0])
     kept = json.loads(Path(runner.dir, "results.json").read_text(), parse_constant=pytest.fail)
@@ -65,6 +68,7 @@ def test_files_hold_the_results_as_valid_json(tmp_path: Path) -> None:
     assert (status["status"], status["best_index"], status["score_mode"]) == ("complete", 1, "min")
 
 
+@pytest.mark.holds("attributes-21")
 def test_a_run_that_is_complete_returns_its_history_with_integer_keys(tmp_path: Path) -> None:
     first = scripted(tmp_path, [3.0, math.nan])
     again = Scripted(config(tmp_path, epoch_end=2))
@@ -74,6 +78,7 @@ def test_a_run_that_is_complete_returns_its_history_with_integer_keys(tmp_path: 
     assert (again.best_index, again.timestamp, again.epochs) == (0, first.timestamp, 2)
 
 
+@pytest.mark.holds("levels-4", "bugs-6")
 def test_history_best_and_patience_survive_a_resume(tmp_path: Path) -> None:
     class Stops(Scripted):
         def train_epoch(self, split: str = "train") -> dict[str, Any]:
@@ -96,6 +101,7 @@ def test_history_best_and_patience_survive_a_resume(tmp_path: Path) -> None:
     assert [event["step"] for event in best] == [4]
 
 
+@pytest.mark.holds("attributes-20")
 @pytest.mark.parametrize(
     ("splits", "score_split"),
     [
@@ -114,6 +120,7 @@ def test_the_score_split_falls_back(splits: list[str], score_split: str, tmp_pat
     assert list(runner.scores) == [0]
 
 
+@pytest.mark.holds("attributes-20")
 def test_older_names_of_the_score_are_accepted(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, index_set="train", index="accuracy", epoch_end=1))
     assert (runner.score_split, runner.score_name, runner.best_fn) == ("train", "accuracy", max)
@@ -121,17 +128,20 @@ def test_older_names_of_the_score_are_accepted(tmp_path: Path) -> None:
     assert runner.best_score == runner.results[0]["train"]["accuracy"]
 
 
+@pytest.mark.holds("attributes-20")
 def test_a_score_whose_direction_nobody_knows_must_be_stated(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="score_mode"):
         SmallRunner(config(tmp_path, score_name="wobble"))
     assert SmallRunner(config(tmp_path, score_name="wobble", score_mode="max")).best_fn is max
 
 
+@pytest.mark.holds("attributes-20")
 def test_a_score_that_is_not_reported_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"score_name is 'acc', but split 'val' reports .*accuracy"):
         SmallRunner(config(tmp_path, score_name="acc")).train()
 
 
+@pytest.mark.holds("methods-14")
 def test_append_result_merges_and_its_index_defaults_to_the_epoch(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path))
     runner.append_result({"val": {"loss": 2.0}})
@@ -141,11 +151,13 @@ def test_append_result_merges_and_its_index_defaults_to_the_epoch(tmp_path: Path
     assert runner.best_index == 3
 
 
+@pytest.mark.holds("attributes-21")
 def test_in_step_mode_the_key_is_the_completed_steps(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, step_end=5, evaluate_interval_steps=2))
     assert list(runner.train()) == [2, 4, 5]
 
 
+@pytest.mark.holds("attributes-25", "config-6")
 def test_checkpoints_are_numbered_from_0_and_kept_by_interval(tmp_path: Path) -> None:
     runner = scripted(tmp_path, [5.0, 4.0, 3.0, 4.0], save_interval=2)
     pointers = {path.stem for path in Path(runner.checkpoint_dir).glob("*.json")}
@@ -154,12 +166,14 @@ def test_checkpoints_are_numbered_from_0_and_kept_by_interval(tmp_path: Path) ->
     assert names[-1] == ["latest", "epoch-3"]
 
 
+@pytest.mark.holds("config-6")
 def test_step_mode_keeps_epochs_too(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, step_end=8, save_interval=1))
     runner.train()
     assert {path.stem for path in Path(runner.checkpoint_dir).glob("epoch*")} == {"epoch-0", "epoch-1"}
 
 
+@pytest.mark.holds("attributes-26", "methods-15")
 def test_step_and_epoch_results_tell_the_running_loss_and_metrics(tmp_path: Path) -> None:
     seen: list[tuple[Any, Any]] = []
 
@@ -178,6 +192,7 @@ def test_step_and_epoch_results_tell_the_running_loss_and_metrics(tmp_path: Path
     assert seen[-1][1] == runner.results[0]["train"]
 
 
+@pytest.mark.holds("methods-9")
 def test_step_log_logs_a_line_and_draws_a_curve(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Logs(SmallRunner):
         def train_step(self, data: Any) -> Any:
@@ -203,6 +218,7 @@ def test_step_log_logs_a_line_and_draws_a_curve(tmp_path: Path, caplog: pytest.L
     assert [step for _, _, step in points] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
+@pytest.mark.holds("methods-9")
 def test_write_result_expands_lists_and_maps(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path))
     points: dict[str, float] = {}
@@ -224,6 +240,7 @@ def test_write_result_expands_lists_and_maps(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.holds("methods-14", "methods-16")
 def test_lines_for_people(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     runner = SmallRunner(config(tmp_path))
     assert runner.format_step_result({"loss": 0.5}, "train", 3, 20) == "train  3/20 | loss 0.5000"
@@ -239,6 +256,7 @@ def test_lines_for_people(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     assert "0.2500" in caplog.text
 
 
+@pytest.mark.holds("files-3")
 def test_the_evaluate_stage_scores_the_best_checkpoint_and_alters_no_result(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, epoch_end=3))
     runner.datasets["test"] = runner.datasets["val"]
@@ -250,6 +268,7 @@ def test_the_evaluate_stage_scores_the_best_checkpoint_and_alters_no_result(tmp_
     assert all("test" not in result for result in runner.results.values())
 
 
+@pytest.mark.holds("attributes-25", "files-5")
 def test_tensorboard_has_a_curve_for_each_metric(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -48,6 +48,7 @@ write_result write_score json jsons yaml yamls from_json from_jsons from_yaml fr
 """.split()  # noqa: SIM905
 
 
+@pytest.mark.holds("attributes-1")
 def test_every_attribute_is_declared_with_its_type_and_there(tmp_path: Path) -> None:
     held = {name: member for name, member in vars(RunnerBase).items() if isinstance(member, From)}
     assert set(ATTRIBUTES) <= set(inspect.get_annotations(RunnerBase))
@@ -56,10 +57,12 @@ def test_every_attribute_is_declared_with_its_type_and_there(tmp_path: Path) -> 
     assert not [name for name in ATTRIBUTES if not hasattr(runner, name)]
 
 
+@pytest.mark.holds("methods-1")
 def test_every_method_is_declared_with_its_meaning_and_there() -> None:
     assert all(inspect.getdoc(getattr(dl.TorchRunner, name)) for name in METHODS)
 
 
+@pytest.mark.holds("methods-1")
 def test_signatures_that_users_know() -> None:
     known = {
         "append_result": "(self, result, index=None)",
@@ -78,6 +81,7 @@ def test_signatures_that_users_know() -> None:
         assert str(plain) == wanted
 
 
+@pytest.mark.holds("attributes-1")
 def test_runner_is_the_platforms_runner_and_bases_are_for_nobody(tmp_path: Path) -> None:
     assert dl.Runner is dl.TorchRunner and issubclass(dl.TorchRunner, dl.BaseRunner)
     assert issubclass(dl.BaseRunner, dl.RunnerBase)
@@ -123,6 +127,7 @@ def test_a_second_init_distributed_changes_nothing(tmp_path: Path) -> None:
 
 
 # general ------------------------------------------------------------------------------------------
+@pytest.mark.holds("attributes-2")
 def test_names_and_ids_follow_from_code_and_config(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, experiment_name="digits", run_name="small"))
     assert runner.name == "digits-small"
@@ -134,6 +139,7 @@ def test_names_and_ids_follow_from_code_and_config(tmp_path: Path) -> None:
     assert len(runner.timestamp) == len("20261121-103249-123456") and runner.timestamp[:4].isdigit()
 
 
+@pytest.mark.holds("attributes-24")
 def test_folders_follow_from_the_names_and_the_config_overrides_them(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, checkpoint_dir_name="kept"))
     folder = f"{tmp_path}/experiment-run-{runner.id}/{runner.timestamp}"
@@ -156,11 +162,13 @@ def test_folders_follow_from_the_names_and_the_config_overrides_them(tmp_path: P
     assert again.timestamp == stated.timestamp
 
 
+@pytest.mark.holds("attributes-24")
 def test_the_older_name_of_the_root_is_accepted(tmp_path: Path) -> None:
     values = {"experiments_root": str(tmp_path), "epoch_end": 1, "experiment_id": EXPERIMENT_ID}
     assert SmallRunner(values).project_root == str(tmp_path)
 
 
+@pytest.mark.holds("attributes-5")
 def test_a_runner_takes_a_config_a_mapping_or_a_file(tmp_path: Path) -> None:
     given = config(tmp_path)
     given.yaml(tmp_path / "run.yaml")
@@ -168,12 +176,14 @@ def test_a_runner_takes_a_config_a_mapping_or_a_file(tmp_path: Path) -> None:
         assert SmallRunner(source).id == SmallRunner(given).id
 
 
+@pytest.mark.holds("attributes-5")
 def test_params_are_typed_and_a_wrong_one_is_named(tmp_path: Path) -> None:
     assert SmallRunner(config(tmp_path, params={"width": 3})).params.width == 3
     with pytest.raises(ConfigError, match="widht.*did you mean 'width'"):
         SmallRunner(config(tmp_path, params={"widht": 3}))
 
 
+@pytest.mark.holds("attributes-4")
 def test_the_mode_and_split_say_what_is_going_on(tmp_path: Path) -> None:
     seen: set[tuple[str, str | None, bool]] = set()
 
@@ -191,6 +201,7 @@ def test_the_mode_and_split_say_what_is_going_on(tmp_path: Path) -> None:
     assert seen == {("train", "train", True), ("evaluate", "val", False), ("infer", "val", False)}
 
 
+@pytest.mark.holds("attributes-14")
 def test_sizes_of_batches(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, accum_steps=3))
     assert (runner.batch_size, runner.accum_steps, runner.batch_size_equivalent) == (5, 3, 15)
@@ -203,6 +214,7 @@ def place(root: str) -> dict[str, Any]:
     return {**own, "device": str(runner.device)}
 
 
+@pytest.mark.holds("attributes-14", "attributes-23")
 def test_ranks_know_their_place(two_ranks: Ranks, tmp_path: Path) -> None:
     first, second = two_ranks.run(place, str(tmp_path))
     assert (first["world_size"], second["world_size"]) == (2, 2)
@@ -216,6 +228,7 @@ def test_ranks_know_their_place(two_ranks: Ranks, tmp_path: Path) -> None:
     assert alone["world_size"] == 1 and not alone["distributed"] and alone["is_main_process"]
 
 
+@pytest.mark.holds("attributes-25")
 def test_settings_of_logging_are_shown(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, log=False, log_interval=7, save_interval=2))
     shown = (runner.log, runner.log_interval, runner.save_interval, runner.tensorboard)
@@ -226,6 +239,7 @@ def test_settings_of_logging_are_shown(tmp_path: Path) -> None:
 
 
 # files --------------------------------------------------------------------------------------------
+@pytest.mark.holds("methods-11")
 @pytest.mark.parametrize("suffix", [".json", ".yaml", ".pt", ".ckpt"])
 def test_save_and_load_go_by_the_suffix(suffix: str, tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path))
@@ -235,6 +249,7 @@ def test_save_and_load_go_by_the_suffix(suffix: str, tmp_path: Path) -> None:
         assert runner.load(file) == {"a": [1, 2.5, None], "b": "text"}
 
 
+@pytest.mark.holds("methods-11")
 def test_tensors_are_saved_and_code_is_not_loaded(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path))
     runner.save({"weight": torch.arange(3)}, tmp_path / "w.pt")
@@ -254,12 +269,14 @@ def saved(root: str) -> list[str]:
     return sorted(path.name for path in Path(root).glob("*.json"))
 
 
+@pytest.mark.holds("methods-11")
 def test_only_the_main_process_saves_unless_told(two_ranks: Ranks, tmp_path: Path) -> None:
     for names in two_ranks.run(saved, str(tmp_path)):
         assert names == ["main.json", "own-0.json", "own-1.json"]
     assert json.loads((tmp_path / "main.json").read_text()) == {"rank": 0}
 
 
+@pytest.mark.holds("methods-17")
 def test_the_config_goes_to_files_and_text_and_back(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, optim={"name": "sgd", "lr": 1e-3}))
     runner.json(tmp_path / "c.json")
@@ -276,6 +293,7 @@ def test_the_config_goes_to_files_and_text_and_back(tmp_path: Path) -> None:
     assert type(dl.Runner.from_yaml(tmp_path / "c.yaml")).__name__ == "SmallRunner"
 
 
+@pytest.mark.holds("methods-18")
 def test_check_dir_tells_whether_the_folder_is_empty(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, dir=str(tmp_path / "run")))
     assert runner.check_dir() and runner.check_dir("raise")
@@ -306,6 +324,7 @@ def data_file(runner: SmallRunner) -> str:
     return str(max(Path(runner.checkpoint_dir, "data").glob("*/*.pt")))
 
 
+@pytest.mark.holds("methods-13")
 def test_from_checkpoint_has_config_and_weights(finished: SmallRunner) -> None:
     for source in (finished.dir, finished.checkpoint_dir, data_file(finished)):
         twin = SmallRunner.from_checkpoint(source)
@@ -314,6 +333,7 @@ def test_from_checkpoint_has_config_and_weights(finished: SmallRunner) -> None:
     assert type(dl.Runner.from_checkpoint(finished.dir)).__name__ == "SmallRunner"
 
 
+@pytest.mark.holds("methods-13")
 def test_from_checkpoint_reads_any_url(finished: SmallRunner) -> None:
     folder = Path(finished.dir)
     for file in folder.rglob("*"):
@@ -328,6 +348,7 @@ def test_from_checkpoint_reads_any_url(finished: SmallRunner) -> None:
     assert again.steps == finished.steps and weights(again) == weights(finished)
 
 
+@pytest.mark.holds("methods-10")
 def test_load_checkpoint_takes_over_the_whole_state(finished: SmallRunner, tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, epoch_end=5, seed=5))
     runner.load_checkpoint(finished.dir)
@@ -339,6 +360,7 @@ def test_load_checkpoint_takes_over_the_whole_state(finished: SmallRunner, tmp_p
     assert weights(whole) == weights(runner)
 
 
+@pytest.mark.holds("methods-10")
 def test_a_runs_own_checkpoint_wins_over_one_loaded_by_hand(finished: SmallRunner, tmp_path: Path) -> None:
     class Stops(SmallRunner):
         def train_epoch(self, split: str = "train") -> Any:
@@ -357,6 +379,7 @@ def test_a_runs_own_checkpoint_wins_over_one_loaded_by_hand(finished: SmallRunne
     assert len(runner.gradients) == 4
 
 
+@pytest.mark.holds("methods-10")
 def test_state_dict_is_what_a_checkpoint_holds(finished: SmallRunner) -> None:
     state = finished.state_dict()
     wanted = {"model", "ema", "optimizer", "scheduler", "scaler", "progress", "results", "streams"}
@@ -366,6 +389,7 @@ def test_state_dict_is_what_a_checkpoint_holds(finished: SmallRunner) -> None:
     assert weights(again) == weights(finished)
 
 
+@pytest.mark.holds("methods-10")
 def test_load_checkpoint_refuses_what_is_none(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path))
     with pytest.raises(CheckpointError, match="no committed checkpoint"):
@@ -374,6 +398,7 @@ def test_load_checkpoint_refuses_what_is_none(tmp_path: Path) -> None:
         runner.load_checkpoint(runner.model.state_dict())
 
 
+@pytest.mark.holds("methods-12")
 def test_load_pretrained_takes_weights_only(finished: SmallRunner, tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path))
     keys = runner.load_pretrained(finished.dir)
@@ -385,6 +410,7 @@ def test_load_pretrained_takes_weights_only(finished: SmallRunner, tmp_path: Pat
     assert runner.steps == 8
 
 
+@pytest.mark.holds("methods-12")
 def test_partial_weights_are_listed(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path))
     given = {"weight": torch.ones(2, 2), "bias": torch.ones(5), "head.weight": torch.ones(1)}
@@ -397,6 +423,7 @@ def test_partial_weights_are_listed(tmp_path: Path) -> None:
         runner.load_pretrained({"other": torch.ones(1)}, strict=False)
 
 
+@pytest.mark.holds("methods-12")
 @pytest.mark.parametrize("wrap", ["plain", "state_dict", "prefix"])
 def test_weights_of_others_making_are_found(wrap: str, tmp_path: Path) -> None:
     runner, state = SmallRunner(config(tmp_path)), nn.Linear(2, 2).state_dict()
@@ -408,6 +435,7 @@ def test_weights_of_others_making_are_found(wrap: str, tmp_path: Path) -> None:
     assert torch.equal(runner.model.weight, state["weight"])
 
 
+@pytest.mark.holds("methods-12")
 def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, ema_decay=0.9))
     runner.train()
@@ -416,6 +444,7 @@ def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
     assert torch.equal(twin.model.weight, runner.ema.module.weight)
 
 
+@pytest.mark.holds("methods-13")
 def test_load_config_replaces_what_was_not_stated(finished: SmallRunner, tmp_path: Path) -> None:
     mine = {"project_root": str(tmp_path), "step_end": 9, "params": {"width": 2}}
     runner = SmallRunner(mine)
@@ -449,6 +478,7 @@ def spoken(root: str, process: int) -> str:
     return heard.getvalue()
 
 
+@pytest.mark.holds("methods-8")
 @pytest.mark.parametrize("process", [0, 1])
 def test_init_print_chooses_the_rank_that_speaks(process: int, two_ranks: Ranks, tmp_path: Path) -> None:
     outputs = two_ranks.run(spoken, str(tmp_path), process)
@@ -456,6 +486,7 @@ def test_init_print_chooses_the_rank_that_speaks(process: int, two_ranks: Ranks,
     assert "hello" not in outputs[1 - process]
 
 
+@pytest.mark.holds("methods-8", "methods-19", "bugs-9")
 def test_the_interpreter_is_left_as_it_was(tmp_path: Path) -> None:
     before = interpreter()
     runner = SmallRunner(config(tmp_path))
@@ -474,6 +505,7 @@ def interpreter() -> list[Any]:
     return [builtins.print, sys.stdout, sys.stderr, sys.excepthook, *handlers, *loggers]
 
 
+@pytest.mark.holds("methods-19")
 def test_attributes_do_not_fall_through_to_the_config(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path))
     assert runner.config.keep_last and not hasattr(runner, "keep_last")
@@ -498,6 +530,7 @@ def test_close_may_be_called_again(tmp_path: Path) -> None:
     runner.close()
 
 
+@pytest.mark.holds("methods-7", "bugs-12")
 def test_a_script_under_torchrun_leaves_its_process_group(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -31,6 +31,7 @@ def run_layout(name: str, samples: int, kind: str, two_ranks: Ranks, root: str) 
     return two_ranks.run(trained, root, **fields) if world == 2 else [trained(root, **fields)]
 
 
+@pytest.mark.holds("attributes-17", "training-1")
 @pytest.mark.parametrize("kind", ["sized", "stream"])
 @pytest.mark.parametrize("samples", [293, 257])
 def test_gradients_are_those_of_one_large_batch_at_each_of_20_steps(
@@ -45,6 +46,7 @@ def test_gradients_are_those_of_one_large_batch_at_each_of_20_steps(
             assert run["counters"][1] == 20
 
 
+@pytest.mark.holds("training-1")
 def test_the_last_and_smaller_window_is_the_mean_of_its_own_samples(tmp_path: Path) -> None:
     fields = {"params": {"samples": 13}, "epoch_end": 1, "accum_steps": 2}
     shuffled_off = {"batch_size": 5, "shuffle": False}
@@ -78,6 +80,7 @@ def synced(root: str) -> list[bool]:
     return seen
 
 
+@pytest.mark.holds("training-1", "bugs-2")
 def test_gradients_are_reduced_once_per_window(two_ranks: Ranks, tmp_path: Path) -> None:
     for seen in two_ranks.run(synced, str(tmp_path)):
         assert seen == [False, False, True] * 2
@@ -90,6 +93,7 @@ def test_ranks_hold_the_same_weights(two_ranks: Ranks, tmp_path: Path) -> None:
 
 
 # clipping ---------------------------------------------------------------------------------------------------
+@pytest.mark.holds("training-4")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_gradients_are_clipped_by_norm(precision: str, tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, clip_grad_norm=0.01, epoch_end=1, precision=precision))
@@ -115,6 +119,7 @@ def step_sizes(runner: SmallRunner, before: torch.Tensor) -> list[float]:
     return norms
 
 
+@pytest.mark.holds("training-4")
 def test_gradients_are_clipped_by_value(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, clip_grad_value=1e-3, step_end=1))
     before = torch.tensor(weights(runner))
@@ -124,6 +129,7 @@ def test_gradients_are_clipped_by_value(tmp_path: Path) -> None:
 
 
 # losses and gradients that are not finite -------------------------------------------------------------------
+@pytest.mark.holds("training-8", "bugs-12")
 def test_a_nan_loss_stops_the_run_with_step_rank_and_value(two_ranks: Ranks, tmp_path: Path) -> None:
     fields = {"params": {"nan_at_step": 5, "nan_rank": 1, "samples": 40}, "log_interval": 1, "epoch_end": 3}
     with pytest.raises(RankFailed) as caught:
@@ -133,6 +139,7 @@ def test_a_nan_loss_stops_the_run_with_step_rank_and_value(two_ranks: Ranks, tmp
         assert word in last
 
 
+@pytest.mark.holds("training-8", "files-4")
 def test_the_last_checkpoint_is_intact_after_a_nan(tmp_path: Path) -> None:
     fields = {"params": {"nan_at_step": 6}, "epoch_end": 3, "log_interval": 50}
     with pytest.raises(NonFiniteLossError, match="step 6"):
@@ -155,6 +162,7 @@ def events_of(folder: str) -> list[dict[str, Any]]:
     return events(At())
 
 
+@pytest.mark.holds("training-8")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_skip_leaves_the_step_out_on_all_ranks_and_goes_on(
     precision: str, two_ranks: Ranks, tmp_path: Path
@@ -179,6 +187,7 @@ def test_skip_leaves_the_step_out_on_all_ranks_and_goes_on(
         assert first["scale"] == 1.0
 
 
+@pytest.mark.holds("training-3")
 def test_an_fp16_overflow_is_skipped_on_all_ranks_and_the_scale_recovers(
     two_ranks: Ranks, tmp_path: Path
 ) -> None:
@@ -223,6 +232,7 @@ class TwoLosses(SmallRunner):
         return pred, loss
 
 
+@pytest.mark.holds("methods-2")
 def test_a_step_of_the_users_own_trains(tmp_path: Path) -> None:
     runner = TwoLosses(config(tmp_path, epoch_end=3))
     results = runner.train()
@@ -235,6 +245,7 @@ class Forgetful(SmallRunner):
         return pred, self.criterion(pred, data[1])
 
 
+@pytest.mark.holds("methods-2")
 def test_a_step_that_never_advances_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="never called self.advance"):
         Forgetful(config(tmp_path)).train()
@@ -266,6 +277,7 @@ class Weighted(SmallRunner):
         return int(batch[1].sum())
 
 
+@pytest.mark.holds("training-2")
 def test_losses_are_weighted_by_the_users_own_size(tmp_path: Path) -> None:
     runner = Weighted(config(tmp_path, epoch_end=1, seed=2))
     result = runner.train()[0]["train"]
@@ -294,6 +306,7 @@ class Images(dl.TorchRunner):
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
 
 
+@pytest.mark.holds("training-11")
 def test_channels_last_changes_the_layout_and_not_the_result(tmp_path: Path) -> None:
     plain = Images(config(tmp_path / "a"))
     last = Images(config(tmp_path / "b", channels_last=True))
@@ -302,6 +315,7 @@ def test_channels_last_changes_the_layout_and_not_the_result(tmp_path: Path) -> 
     assert found[1]["train"]["loss"] == pytest.approx(wanted[1]["train"]["loss"], rel=1e-4)
 
 
+@pytest.mark.holds("attributes-10", "training-11")
 def test_compile_is_opt_in_and_hands_back_the_users_module(tmp_path: Path, monkeypatch: Any) -> None:
     asked: list[nn.Module] = []
 
@@ -320,6 +334,7 @@ def test_compile_is_opt_in_and_hands_back_the_users_module(tmp_path: Path, monke
     assert list(runner.state_dict()["model"]) == ["weight", "bias"]
 
 
+@pytest.mark.holds("training-11")
 @pytest.mark.long
 @pytest.mark.timeout(600)  # the first compilation takes minutes on a busy machine
 def test_a_compiled_model_trains_to_the_same_losses(tmp_path: Path) -> None:
@@ -328,6 +343,7 @@ def test_a_compiled_model_trains_to_the_same_losses(tmp_path: Path) -> None:
     assert found[1]["train"]["loss"] == pytest.approx(wanted[1]["train"]["loss"], rel=1e-4)
 
 
+@pytest.mark.holds("training-7")
 def test_early_stopping_counts_results_that_are_not_better(tmp_path: Path) -> None:
     class Stuck(SmallRunner):
         def evaluate_epoch(self, split: str = "val") -> dict[str, Any]:
@@ -339,6 +355,7 @@ def test_early_stopping_counts_results_that_are_not_better(tmp_path: Path) -> No
     assert events(runner)[-1]["event"] == "completed"
 
 
+@pytest.mark.holds("methods-3")
 def test_train_can_be_followed_by_evaluate_and_preceded_by_it(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path))
     before = runner.evaluate()["val"]["loss"]
@@ -348,6 +365,7 @@ def test_train_can_be_followed_by_evaluate_and_preceded_by_it(tmp_path: Path) ->
     assert after == pytest.approx(runner.results[1]["val"]["loss"])
 
 
+@pytest.mark.holds("attributes-10")
 def test_a_model_is_needed(tmp_path: Path) -> None:
     class Empty(dl.TorchRunner):
         pass

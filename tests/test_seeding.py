@@ -52,6 +52,7 @@ class Built(dl.TorchRunner):
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
 
 
+@pytest.mark.holds("attributes-3", "bugs-1")
 def test_seed_0_is_a_seed_and_a_users_seed_is_applied_before_the_user_builds(tmp_path: Path) -> None:
     by_seed = {seed: weights(Built(config(tmp_path, seed=seed))) for seed in (0, 1, 0)}
     torch.manual_seed(0)
@@ -76,6 +77,7 @@ def seeds(root: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.holds("methods-5")
 def test_set_seed_returns_its_value_with_the_bias_of_the_rank(two_ranks: Ranks, tmp_path: Path) -> None:
     first, second = two_ranks.run(seeds, str(tmp_path))
     names = ("default", "stated", "zero", "off", "own")
@@ -91,6 +93,7 @@ def initial(root: str) -> list[list[float]]:
     return [before, weights(runner)]
 
 
+@pytest.mark.holds("methods-5")
 def test_ranks_build_different_weights_and_train_equal_ones(two_ranks: Ranks, tmp_path: Path) -> None:
     first, second = two_ranks.run(initial, str(tmp_path))
     assert first[0] != second[0]
@@ -115,6 +118,7 @@ def torch_flags() -> Iterator[None]:
     torch.backends.cudnn.deterministic = False
 
 
+@pytest.mark.holds("attributes-3")
 @pytest.mark.usefixtures("torch_flags")
 def test_deterministic_asks_torch_only_where_it_is_wanted(tmp_path: Path) -> None:
     assert not SmallRunner(config(tmp_path)).deterministic

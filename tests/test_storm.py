@@ -174,6 +174,7 @@ WORLDS: dict[int, dict[str, Any]] = {
 }
 
 
+@pytest.mark.holds("system-7")
 @pytest.mark.timeout(300)
 def test_a_short_storm(launcher: Launcher, tmp_path: Path) -> None:
     rage(launcher, tmp_path, kills=5, seed=4, epoch_end=6)

@@ -61,6 +61,7 @@ def told(root: Path) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
     return json.loads((folder / "status.json").read_text()), events, (folder / "run.log").read_text()
 
 
+@pytest.mark.holds("bugs-12")
 @pytest.mark.parametrize("place", [{"fail_at_epoch": 1}, {"fails_in_constructor": True}])
 def test_the_rank_that_failed_is_told_and_not_the_one_that_lost_it(
     place: dict[str, Any], tmp_path: Path

@@ -17,7 +17,7 @@ from danling_core.launch.client import Launcher
 from danling_core.runs.folder import RunFolder, list_runs
 from danling_core.runs.lease import Lease, current_owner
 from danling_core.storage.settings import current
-from danling_core.tools.at_once import at_once
+from danling_core.tools.threads import map_threads
 from danling_core.tools.transfer import copy_run, dead_owners
 from flows.cli import main
 from tests.whole_runs import Ended, config, launch
@@ -144,7 +144,7 @@ def test_runs_are_pruned_at_once_with_the_settings_of_the_caller() -> None:
         return number, current().options.get("project")
 
     with storage.using({"project": "mine"}):
-        assert at_once(2, work, [1, 2]) == [(1, "mine"), (2, "mine")]
+        assert map_threads(2, work, [1, 2]) == [(1, "mine"), (2, "mine")]
 
 
 def test_damage_is_found_before_anything_is_sent(run: Ended, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_json_is_valid_with_nan_infinity_and_foreign_scalars() -> None:
 # The event log
 
 
+@pytest.mark.holds("files-4")
 def test_events_are_whole_lines_with_time_and_attempt(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "run" / "events.jsonl", "2.0", clock=lambda: 5.0)
     returned = log.emit("progress", loss=math.nan)
@@ -149,6 +150,7 @@ def logger() -> Iterator[logging.Logger]:
     assert before == (logger.handlers[:], logger.level, logger.propagate, root.handlers[:], root.level)
 
 
+@pytest.mark.holds("bugs-9")
 @pytest.mark.parametrize("is_first_closed_first", [True, False])
 def test_the_logger_is_left_as_it_was_found(
     logger: logging.Logger, tmp_path: Path, is_first_closed_first: bool
@@ -248,6 +250,7 @@ def test_a_resumed_run_shows_each_point_once(tmp_path: Path) -> None:
     assert points(tmp_path, "train/loss") == [(0, 0.5), (1, 0.4), (2, 0.3), (3, 0.2)]
 
 
+@pytest.mark.holds("files-5")
 def test_runs_with_different_settings_compare_in_the_hparams_tab(tmp_path: Path) -> None:
     configs: list[dict[str, Any]] = [
         {"optim": {"lr": 0.1}, "deterministic": True},
@@ -340,6 +343,7 @@ class Scoring(SmallRunner):
 STOP_AT: dict[str, int] = {}
 
 
+@pytest.mark.holds("files-6")
 def test_wandb_is_told_of_config_results_own_curves_and_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,6 +361,7 @@ def test_wandb_is_told_of_config_results_own_curves_and_score(
     assert summary["evaluation/val/loss"] == pytest.approx(status.evaluation["val"]["loss"])
 
 
+@pytest.mark.holds("files-6")
 def test_mlflow_continues_the_run_after_a_resume_and_begins_another_for_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,6 +410,7 @@ def test_a_run_whose_evaluation_is_still_to_do_is_not_finished_for_mlflow(
         assert run.info.status == told
 
 
+@pytest.mark.holds("files-6")
 def test_a_service_that_fails_later_costs_its_curves_and_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -430,6 +436,7 @@ def test_a_service_that_cannot_be_opened_says_what_to_do(
         SmallRunner(config(tmp_path, loggers=["mlflow"])).run()
 
 
+@pytest.mark.holds("files-6")
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_service_that_is_not_installed_is_refused_before_anything_is_created(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

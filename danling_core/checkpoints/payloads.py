@@ -52,7 +52,7 @@ class Payloads:
     def verify_once(self, record: Record) -> None:
         """`verify`, unless it passed before, or was put here, and the files have not been touched since.
 
-        A store cannot tell that, and there nobody touches the payload of another: to ask again would download it.
+        A store cannot tell that, and its payloads are never rewritten: to ask again would download it.
         """
         known = self._verified.get(record.name)
         if known is None or known != self._signatures(record):

@@ -12,16 +12,16 @@ def pinned(pointers: Mapping[str, Record], names: Sequence[str]) -> set[str]:
     return {record.name for pointer, record in pointers.items() if pointer in ("latest", *names)}
 
 
-def doomed(records: Sequence[Record], keep_last: int, keep: set[str]) -> list[Record]:
+def removable(records: Sequence[Record], keep_last: int, keep: set[str]) -> list[Record]:
     """Return the records beyond the newest `keep_last` that nothing keeps. `records` are newest first."""
     return [record for record in records[keep_last:] if record.name not in keep]
 
 
 def spare_last_good(
-    records: Sequence[Record], doomed: Sequence[Record], is_good: Callable[[Record], bool]
+    records: Sequence[Record], removed: Sequence[Record], is_good: Callable[[Record], bool]
 ) -> list[Record]:
-    """`doomed` without the newest record that verifies, if none of those that stay does."""
-    if not doomed or any(is_good(record) for record in records if record not in doomed):
-        return list(doomed)
-    last_good = next((record for record in doomed if is_good(record)), None)
-    return [record for record in doomed if record != last_good]
+    """`removed` without the newest record that verifies, if none of those that stay does."""
+    if not removed or any(is_good(record) for record in records if record not in removed):
+        return list(removed)
+    last_good = next((record for record in removed if is_good(record)), None)
+    return [record for record in removed if record != last_good]

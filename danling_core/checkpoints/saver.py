@@ -123,8 +123,8 @@ class BackgroundSaver:
             except BaseException:
                 self._give_back(staging)
                 raise
-            told = step, attempt, deepcopy(dict(info)), tuple(names)
-            self._submit(_Job(tree, layout.size, staging, *told, is_required, inspect))
+            labels = step, attempt, deepcopy(dict(info)), tuple(names)
+            self._submit(_Job(tree, layout.size, staging, *labels, is_required, inspect))
         self.last_stall_seconds = time.perf_counter() - began
         return staging is not None
 

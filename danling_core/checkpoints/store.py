@@ -134,7 +134,7 @@ class CheckpointStore:
         """Remove what need not be kept, judging by the files alone. Returns the names of what was removed.
 
         Kept: the newest `keep_last`, what a pointer means, and the newest one that verifies. Payloads without a
-        record, and damaged records, go once nobody has touched them for an hour.
+        record, and damaged records, are removed once untouched for an hour.
         """
         if keep_last < 1:
             raise CheckpointError(
@@ -145,12 +145,12 @@ class CheckpointStore:
             records = self._ledger.records()
             pointers = self._ledger.pointers(records)
             keep = {record.name for record in pointers.values()}
-            doomed = retention.doomed(records, keep_last, keep)
-            doomed = retention.spare_last_good(records, doomed, self._payloads.is_good)
-            for record in doomed:
+            removed = retention.removable(records, keep_last, keep)
+            removed = retention.spare_last_good(records, removed, self._payloads.is_good)
+            for record in removed:
                 self._remove(record, pointers)
             self._remove_leftovers(self._clock() - _ORPHAN_AGE_SECONDS, keep)
-        return [record.name for record in doomed]
+        return [record.name for record in removed]
 
     def remove(self, *records: Record) -> None:
         """Delete checkpoints: of each the pointers that would dangle, then the record, then the payload."""

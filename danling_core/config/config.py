@@ -1,4 +1,4 @@
-"""`Config`: everything a run was told, frozen and closed; read from and written to YAML and JSON exactly."""
+"""`Config`: everything that a run is asked for, frozen and closed; read from and written to YAML and JSON exactly."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class DataLoaderConfig(SplitOptions):
     def for_split(self, split: str, training: bool, trained: bool = False) -> LoaderOptions:
         """Return the options of `split`, resolved.
 
-        Training shuffles and keeps the last batch unless told otherwise. Evaluation never shuffles or drops.
+        Training shuffles and keeps the last batch by default. Evaluation never shuffles or drops.
 
         Args:
             split: the split's name; its own sub-section goes before the general options.
@@ -85,7 +85,7 @@ class DataLoaderConfig(SplitOptions):
                 The split named `train` always is.
 
         Raises:
-            ConfigError: an evaluation split is told to shuffle or to drop its last batch.
+            ConfigError: an evaluation split is to be shuffled, or to lose its last batch.
         """
         own = (self.__pydantic_extra__ or {}).get(split) or SplitOptions()
         if not training and not trained and split != "train":

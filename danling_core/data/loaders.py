@@ -36,7 +36,7 @@ def build_train_loader(
     sampler: Iterable[Any] | None = None,
     device_type: str = "cpu",
 ) -> DataLoader[Any]:
-    """Return a loader of this rank's part of every global batch: shuffled, and with its last batch, unless told
+    """Return a loader of this rank's part of every global batch: shuffled, and with its last batch, unless set
     otherwise.
 
     Args:

@@ -20,11 +20,11 @@ def begin_pass(loader: Iterable[Any], number: int, seed: int) -> Iterator[Any]:
     """
     batch_sampler = getattr(loader, "batch_sampler", None)
     parts = loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)
-    told: list[Any] = []
+    informed: list[Any] = []
     for part in parts:
-        if not any(part is other for other in told):
+        if not any(part is other for other in informed):
             set_epoch(part, number)
-            told.append(part)
+            informed.append(part)
     with RandomStream(seed):
         iterator = iter(loader)
         first = list(islice(iterator, 1))  # here, since a generator may shuffle when it is first asked

@@ -56,8 +56,8 @@ def _emit(request: RunRequest, attempt: str, outcome: Outcome, status: Status) -
     if outcome.status == "complete":
         kind, fields = "completed", {"status": status.model_dump(mode="json")}
     elif outcome.status == "failed":
-        told = {"error": outcome.error, "traceback": outcome.traceback, "rank": outcome.rank}
-        kind, fields = "failed", {"step": outcome.step, **told}
+        failure = {"error": outcome.error, "traceback": outcome.traceback, "rank": outcome.rank}
+        kind, fields = "failed", {"step": outcome.step, **failure}
     else:
         kind, fields = "interrupted", {"step": outcome.step, "reason": outcome.error}
     log = EventLog(request.events_path, attempt)

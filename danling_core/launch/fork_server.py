@@ -1,6 +1,6 @@
 """Loaded first into the fork server: when the launcher dies, so does the server, and with it the ranks.
 
-The server's own rule, to end when nobody can ask it any more, does not do: its ranks could, so they would
+The server's own rule, to end when no process can ask it any more, does not do: its ranks could, so they would
 keep it alive. It goes by a signal that it acts on, for only a living process can kill what the ranks started.
 
 That signal is its own. SIGTERM and SIGINT are what outsiders send to every process of a job (a service manager,

@@ -65,7 +65,7 @@ def run_group(order: dict[str, Any], world_size: int, folder: str, watch: Watch)
     """Start the ranks, wait for their end, and say how each ended. Called in the launcher's main thread.
 
     Args:
-        order: what each rank is told; see `child.enter_rank`.
+        order: given to each rank; see `child.enter_rank`.
         folder: private, for this launch.
         watch: of this group; its thread runs already.
     """

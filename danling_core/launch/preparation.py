@@ -1,4 +1,4 @@
-"""Ask a fresh process about configs: it imports the user's code, so that nobody else has to."""
+"""Preparation of configs in a fresh process, the only one that imports the user's code for it."""
 
 from __future__ import annotations
 

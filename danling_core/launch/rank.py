@@ -86,7 +86,7 @@ def run_stages(config: Config, context: RunContext, stages: Sequence[str], threa
                 status = runner.run(stages)
             except RunInterrupted as error:
                 interruption = error
-        # How the run ended is told by now: what goes wrong here changes nothing.
+        # The end of the run is recorded by now: an error here changes nothing.
         _leave(runner, context.control)
         if interruption is not None:
             raise interruption

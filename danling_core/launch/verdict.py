@@ -58,8 +58,8 @@ def judge(end: GroupEnd) -> Verdict:
     """Find the first failure of a group.
 
     The order in which the deaths were noticed says little, as all happen within milliseconds. So: an
-    exception that cannot be the echo of a lost peer comes first; then a hang; then a death without an
-    exception that we did not cause; then the echo itself; last what elastic says, which may be no more than
+    exception that cannot follow from a lost peer comes first; then a hang; then a death without an
+    exception that we did not cause; then one that may follow from it; last what elastic says, which may be no more than
     its own trouble with reading a rank's error.
     """
     raised = sorted(
@@ -75,7 +75,7 @@ def judge(end: GroupEnd) -> Verdict:
     if silent:
         return _died(silent[0], end.ranks[silent[0]])
     if raised:
-        return _echo(raised[0][1], end.ranks[raised[0][1]])
+        return _lost_peer(raised[0][1], end.ranks[raised[0][1]])
     if end.launch_error is not None:
         return Verdict("not launched", end.launch_error)
     return Verdict("none", "the ranks ended without a terminal event")
@@ -95,7 +95,7 @@ def _raised(index: int, rank: RankEnd) -> Verdict:
     return Verdict("raised", message, index, rank.step, failure["traceback"])
 
 
-def _echo(index: int, rank: RankEnd) -> Verdict:
+def _lost_peer(index: int, rank: RankEnd) -> Verdict:
     found = _raised(index, rank)
     # That of a loader's worker is a death like any other.
     is_worker_killed = "killed by signal" in _failure(rank)["error"]

@@ -23,7 +23,7 @@ _DUMP_SECONDS = 2.0  # for the stacks to be written, before the kill
 
 @dataclass(frozen=True)
 class Hang:
-    """The rank that fell silent first, as far as can be told: the one at the earliest step."""
+    """Rank that fell silent first, presumably: the one at the earliest step."""
 
     rank: int
     step: int | None

@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoints", default=CHECKPOINTS, help="name of the checkpoints' folder")
     parser.add_argument("--storage-options", default="{}", help="JSON, nothing secret")
     parser.add_argument(
-        "--interval-seconds", type=float, default=30.0, help="between passes nobody asked for"
+        "--interval-seconds", type=float, default=30.0, help="between passes without a request"
     )
     parser.add_argument("--drain-seconds", type=float, default=600.0, help="for the last pass")
     parser.add_argument("--retry-seconds", type=float, default=60.0, help="for one operation within a pass")

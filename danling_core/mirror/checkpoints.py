@@ -26,7 +26,7 @@ class CheckpointUploader:
         remote: URL of the remote store.
         staging: a folder on the same disk, for hard links to payloads under way.
         guard: called before every request that writes; raises `Fenced` if another process owns the run now.
-        note: told `committed={"record": ..., "at": ...}` when a checkpoint is remote.
+        note: called with `committed={"record": ..., "at": ...}` when a checkpoint is remote.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class CheckpointUploader:
         self._pointers: dict[str, bytes] = {}
 
     def start(self, remote_records: Iterable[str]) -> None:
-        """Told once which records are remote already."""
+        """Take note of the records that are remote already. Called once."""
         self._remote_records = set(remote_records)
 
     def forget_what_differs(self, remote_records: Iterable[str]) -> list[str]:
@@ -62,7 +62,7 @@ class CheckpointUploader:
         return [*sorted(lost), *moved]
 
     def see(self, layout: Layout) -> None:
-        """Told of every scan, so as to know later what was pruned."""
+        """Take note of a scan, to know later what was pruned."""
         self._seen_records |= set(layout.records)
         self._seen_pointers |= {os.path.basename(entry.path) for entry in layout.pointers}
 

@@ -28,7 +28,7 @@ class MirrorProcess:
         generation: of the lease.
         storage_options: as in the config; nothing secret.
         checkpoints: the name of the checkpoints' folder.
-        interval_seconds: between passes that nobody asked for.
+        interval_seconds: between passes without a request.
         drain_seconds: how long it may go on delivering after `close`, or after this process died.
     """
 
@@ -165,7 +165,7 @@ class MirrorProcess:
         try:
             stdin.write(line + "\n")
             stdin.flush()
-        except BrokenPipeError:  # it ended; whoever waits or closes is told
+        except BrokenPipeError:  # it ended; `wait_synced` and `close` raise
             return
 
     def _read_replies(self) -> None:

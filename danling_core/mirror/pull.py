@@ -128,7 +128,7 @@ def _fetch_payload(source: CheckpointStore, target: CheckpointStore, record: Rec
 
 
 def _continues(folder: RunFolder, work_dir: str) -> bool:
-    """Return whether the local events begin with the remote ones, so that nobody else has written in between."""
+    """Return whether the local events begin with the remote ones, so that no other owner has written in between."""
     try:
         with open(os.path.join(work_dir, EVENTS), "rb") as file:
             local = file.read()

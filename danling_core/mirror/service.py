@@ -29,9 +29,9 @@ class Service:
 
     Args:
         uploader: does the passes.
-        requests: lines; its end means that nobody writes any more.
+        requests: lines; its end means that the run is over.
         replies: where answers go.
-        interval_seconds: between passes that nobody asked for.
+        interval_seconds: between passes without a request.
         drain_seconds: how long the last pass may be repeated after the end of the input.
         clock: monotonic seconds.
     """
@@ -129,7 +129,7 @@ class Service:
             self._replies.write(text + "\n")
             self._replies.flush()
         except BrokenPipeError:  # whoever asked is gone; what is local still goes up
-            logger.warning("nobody reads the mirror's answer %r", text)
+            logger.warning("the mirror's answer %r is not read any more", text)
 
 
 def _wait_seconds(failures: int) -> float:

@@ -88,7 +88,7 @@ class Uploader:
         """Everything that was there when this was called is remote when it returns.
 
         Args:
-            is_final: nobody writes any more: unfinished last lines go up too, and what the store has in the
+            is_final: the run is over: unfinished last lines are uploaded too, and what the store has in the
                 end is compared with what was sent.
             is_full: TensorBoard files too, however recent their last upload.
 
@@ -212,7 +212,7 @@ class Uploader:
 
     @contextlib.contextmanager
     def _passing_over(self, path: str) -> Iterator[None]:
-        """Go on without a file that is gone already, or that nobody can read: that is said once."""
+        """Go on without a file that is gone already or cannot be read; log the latter once."""
         try:
             yield
         except FileNotFoundError:

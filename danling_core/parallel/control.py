@@ -68,7 +68,7 @@ class RankControl:
 
     @property
     def started(self) -> int:
-        """When that process began, as `lifeline.start_time` counts."""
+        """Start time of that process, as `process_tree.start_time` counts."""
         return int(self._cells[self._base + _STARTED])
 
     @property

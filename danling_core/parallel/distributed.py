@@ -90,7 +90,7 @@ def destroy_process_group() -> None:
 def destroy_at_exit() -> None:
     """Leave the process group when this process ends. Collective: the barrier comes now, while all are well.
 
-    For ranks that nobody launched on our behalf. One that fails later still ends at once: nothing waits at
+    For ranks that were not started by our launcher. One that fails later still ends at once: nothing waits at
     exit.
     """
     if dist.is_initialized():

@@ -52,7 +52,7 @@ def share(node: str | None = None) -> Shared:
 
 
 class NeverStopping:
-    """Before the ranks share a control block nobody can ask them to stop."""
+    """Stand-in before the ranks share a control block: no stop can be requested."""
 
     reason = ""
     requested = False

@@ -96,7 +96,7 @@ def check_criterion(criterion: Any) -> None:
         return
     if any(parameter.requires_grad for parameter in criterion.parameters()):
         raise ConfigError(
-            f"the criterion {type(criterion).__name__} has parameters to train, whose gradients nobody reduces "
+            f"the criterion {type(criterion).__name__} has parameters to train, whose gradients are not reduced "
             "over the ranks: make it a part of the model, and have the model's forward use it"
         )
 

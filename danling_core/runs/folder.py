@@ -182,7 +182,7 @@ def list_runs(root_url: str) -> list[tuple[RunFolder, Status | None]]:
     """Every run under a project root, sorted: one flat listing, then one small read per run, in parallel.
 
     Remote runs known to be complete are not read again. A folder with a config but no readable status is
-    listed with None; foreign files are ignored.
+    listed with None; other files are ignored.
     """
     if storage.is_local(root_url):
         folders = sorted(_local_run_folders(root_url))

@@ -167,7 +167,7 @@ class Lease:
                     logger.warning("a beat of the lease failed and will be repeated: %s", error)
 
     def _check_own(self) -> None:
-        """`check`, and that nobody else has this generation: not every store creates exclusively."""
+        """Check as `check`, and that no other process has this generation: not every store creates exclusively."""
         self.check()
         holder = _read(self.url, self.generation)
         if holder is not None and holder.token != self._owner.token:

@@ -28,7 +28,7 @@ class Delivery:
         start: starts the mirror, which brings the working folder to the store; again, should it die.
         work_dir: the working folder.
         config: with `max_unsynced_seconds` and `max_scratch_bytes`.
-        stop: told, in one line, why the run must save and stop: a resume goes on from there.
+        stop: called with the reason why the run must save and stop; a resume goes on from there.
         clock: Unix time.
     """
 
@@ -91,7 +91,7 @@ class Delivery:
 
     def scratch_bytes(self) -> int:
         """Return the bytes of the working folder on the local disk; payloads under way count once."""
-        # what cannot be read is told of by the mirror
+        # the mirror reports what cannot be read
         files = storage.list_tree(self._work_dir, unreadable=lambda path, error: None)
         return sum(entry.size for entry in files if not entry.path.startswith("."))
 
@@ -121,7 +121,7 @@ class Delivery:
         """Return whether the mirror has ended, waiting for it up to `timeout_seconds`; the first call ends its input,
         after which it delivers what is left for as long as it may.
 
-        What it could not deliver is logged and not raised: the run has told its end by then, and nothing is lost.
+        What it could not deliver is logged and not raised: the end of the run is recorded by then, and nothing is lost.
         """
         if self._has_ended:
             return True

@@ -36,7 +36,7 @@ class RunFiles:
         checkpoint_dir: local folder of the checkpoints.
         keep_last: checkpoints kept beside those that a pointer names.
         is_given: the folder of checkpoints was named by hand, and may be another run's.
-        writers: told of every event, after the event log; whoever made them closes them, after the delivery.
+        writers: receive every event after the event log; their maker closes them, after the upload.
         delivery: brings the folder to its store, where it has one; closed with the rest.
     """
 

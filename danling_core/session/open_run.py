@@ -75,7 +75,7 @@ def open_run(
 
     Raises:
         RunBusy: another living process owns the run.
-        ConfigError: a `checkpoint_dir` for a remote run; a `storage_block` that nobody loaded; `fresh` together
+        ConfigError: a `checkpoint_dir` for a remote run; a `storage_block` that was not loaded; `fresh` together
             with `dir`, where a run is already.
         StorageError: the store refuses or is away.
     """

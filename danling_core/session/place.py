@@ -17,7 +17,7 @@ class RunPlace:
     Args:
         config: of the run.
         runner: the runner's class; its file's repository is the run's code.
-        context: where a worker told the runner to write; None until the runner has claimed a folder by itself.
+        context: the folder that a worker gave the runner; None until the runner has claimed one by itself.
     """
 
     def __init__(self, config: Config, runner: type, context: RunContext | None = None) -> None:

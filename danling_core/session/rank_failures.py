@@ -34,7 +34,7 @@ class RankFailures:
         self.folder = folder
         self.rank = rank
         self.is_settled = False
-        """Whether this rank's failure was told."""
+        """Whether this rank's failure was recorded."""
 
     def settle(self, error: BaseException, step: int | None) -> dict[str, Any]:
         """Tell the other ranks of `error`, and say which failure is to be recorded.
@@ -63,7 +63,7 @@ class RankFailures:
             os.replace(f"{path}.part", path)
 
     def _others(self) -> Iterator[dict[str, Any]]:
-        """Failures of other ranks that are more than an echo."""
+        """Yield failures of other ranks that are not a consequence of a lost peer."""
         for name in os.listdir(self.folder):
             if name.startswith("failure-") and name.endswith(".json"):
                 with open(os.path.join(self.folder, name), encoding="utf-8") as file:
@@ -78,7 +78,7 @@ def failure_of(error: BaseException, rank: int, step: int | None) -> dict[str, A
 
 
 def describe(error: BaseException, own_module: str | None = None) -> dict[str, Any]:
-    """Return an exception as plain JSON types: one line, the traceback, the time, and whether it may be another's echo.
+    """Return an exception as plain JSON types: one line, traceback, time, and whether it may follow from another's.
 
     Secrets are taken out, and the first frames too where they are those of `own_module`.
     """
@@ -99,7 +99,7 @@ def describe(error: BaseException, own_module: str | None = None) -> dict[str, A
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Return whether the error may be no more than the echo of another process's death."""
+    """Return whether the error may be a mere consequence of another process's death."""
     if isinstance(error, ConfigError) or not isinstance(error, (RuntimeError, OSError)):
         return False
     # By name: this module loads no torch.

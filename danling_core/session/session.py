@@ -179,7 +179,7 @@ class RunSession:
         if not isinstance(files, RunFiles):
             return
         board = writers.open_tensorboard(config, place, self._history.latest_index)
-        if not files.status.is_complete:  # else they have been told all
+        if not files.status.is_complete:  # else they have everything
             self.services = writers.open_services(config, place)
         opened: list[Any] = []
         if board is not None:

@@ -24,7 +24,7 @@ class Entry(NamedTuple):
 
 
 Unreadable = Callable[[str, OSError], None]
-"""Told the path, relative to what is listed, of a folder that may not be read, and why."""
+"""Called with the path, relative to what is listed, of an unreadable folder, and its error."""
 
 
 class Backend(Protocol):
@@ -58,4 +58,4 @@ class Backend(Protocol):
     def names(self, path: str) -> list[str]: ...
 
     def tree(self, path: str, unreadable: Unreadable | None = None) -> list[Entry]:
-        """Told of a folder below that may not be read, `unreadable` takes it; without one it is an error."""
+        """List every file below. An unreadable folder is given to `unreadable`; without one it is an error."""

@@ -60,7 +60,7 @@ def create_exclusive(url: str, data: bytes) -> bool:
     """Create the object if there is none, and say whether this call did.
 
     An answer lost on the way is resolved by reading back: `data` must hold something that no other
-    writer would write (an attempt id), or two writers may both be told yes.
+    writer would write (an attempt id), or two writers may both get True.
     """
 
     def create(store: Backend, path: str) -> bool:
@@ -154,7 +154,7 @@ def list_tree(url: str, *, unreadable: Unreadable | None = None) -> list[Entry]:
 
     Args:
         url: the folder.
-        unreadable: told of each local folder below that may not be read, which is then passed over.
+        unreadable: called for each unreadable local folder below, which is then passed over.
     """
     return _attempt(
         "list", url, lambda store, path: _unless_missing(lambda top: store.tree(top, unreadable), path)
@@ -187,7 +187,7 @@ def _attempt(
 ) -> T:
     settings = current()
     if guard is not None and is_single:
-        settings = replace(settings, is_single=True)  # else the client repeats what nobody has asked about
+        settings = replace(settings, is_single=True)  # else the client repeats it without asking the guard
     return _attempt_with(settings, operation, url, call, guard)
 
 

@@ -1,4 +1,4 @@
-"""Deletes checkpoints that nobody needs from the runs of a project root: first a plan, then the deed."""
+"""Removal of checkpoints that are not needed from the runs of a project root: first a plan, then the deletion."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import DanLingError
 from danling_core.runs.folder import RunFolder, find_checkpoints, list_runs
 from danling_core.runs.lease import Lease, is_held
-from danling_core.tools.at_once import at_once
+from danling_core.tools.threads import map_threads
 
 _RUNS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Doomed:
+class PrunePlan:
     """Files of one run that may be deleted.
 
     Args:
@@ -40,7 +40,7 @@ class Doomed:
         return sum(record.size for record in self.records)
 
 
-def plan(root_url: str, *, keep_best: bool, keep_last: int = 1) -> list[Doomed]:
+def plan(root_url: str, *, keep_best: bool, keep_last: int = 1) -> list[PrunePlan]:
     """Return what would be deleted under a root; reads records and pointers only.
 
     The newest checkpoint of a run always stays, so that it can be resumed; `epoch-N` checkpoints go.
@@ -52,24 +52,24 @@ def plan(root_url: str, *, keep_best: bool, keep_last: int = 1) -> list[Doomed]:
     """
     folders = [folder for folder, _ in list_runs(root_url)]
     plan_one = functools.partial(_plan_one, keep_best=keep_best, keep_last=keep_last)
-    return [each for each in at_once(_RUNS_AT_ONCE, plan_one, folders) if each.records or each.reason]
+    return [each for each in map_threads(_RUNS_AT_ONCE, plan_one, folders) if each.records or each.reason]
 
 
-def carry_out(plans: Sequence[Doomed]) -> list[Doomed]:
+def carry_out(plans: Sequence[PrunePlan]) -> list[PrunePlan]:
     """Delete what was planned, of several runs at once; where that failed, `reason` says why."""
 
-    def delete(doomed: Doomed) -> Doomed:
+    def delete(one: PrunePlan) -> PrunePlan:
         try:
-            if doomed.reason is None:
-                _delete(doomed)
+            if one.reason is None:
+                _delete(one)
         except DanLingError as error:
-            return replace(doomed, reason=str(error))
-        return doomed
+            return replace(one, reason=str(error))
+        return one
 
-    return at_once(_RUNS_AT_ONCE, delete, plans)
+    return map_threads(_RUNS_AT_ONCE, delete, plans)
 
 
-def _delete(doomed: Doomed) -> None:
+def _delete(planned: PrunePlan) -> None:
     """Delete what was planned of one run, under its lease.
 
     Each pointer that would dangle goes first, then the record, then the payload: a reader meets whole
@@ -79,32 +79,32 @@ def _delete(doomed: Doomed) -> None:
         RunBusy: somebody writes to the run by now.
         StorageError: the store fails; what is left can be deleted by another try.
     """
-    lease = Lease.acquire(doomed.folder.lease_parent_url, "danling prune")
+    lease = Lease.acquire(planned.folder.lease_parent_url, "danling prune")
     try:
         with lease.beating():
-            CheckpointStore(find_checkpoints(doomed.folder), guard=lease.check).remove(*doomed.records)
+            CheckpointStore(find_checkpoints(planned.folder), guard=lease.check).remove(*planned.records)
     finally:
         lease.release()
 
 
-def _plan_one(folder: RunFolder, keep_best: bool, keep_last: int) -> Doomed:
+def _plan_one(folder: RunFolder, keep_best: bool, keep_last: int) -> PrunePlan:
     try:
         store = CheckpointStore(find_checkpoints(folder))
         records = store.records()
         pinned = retention.pinned(store.pointers(), ("best",) if keep_best else ())
-        doomed = retention.doomed(records, max(keep_last, 1), pinned)
-        kept = [record for record in records if record not in doomed]
-        if not doomed:
-            return Doomed(folder, kept=len(kept))
+        removed = retention.removable(records, max(keep_last, 1), pinned)
+        kept = [record for record in records if record not in removed]
+        if not removed:
+            return PrunePlan(folder, kept=len(kept))
         if is_held(folder.lease_parent_url):
-            return Doomed(folder, kept=len(records), reason="it is being trained")
+            return PrunePlan(folder, kept=len(records), reason="it is being trained")
         if missing := _incomplete(store.url, kept):
-            return Doomed(
+            return PrunePlan(
                 folder, kept=len(records), reason=f"{missing} would stay, and its payload is damaged"
             )
-        return Doomed(folder, tuple(doomed), len(kept))
+        return PrunePlan(folder, tuple(removed), len(kept))
     except DanLingError as error:
-        return Doomed(folder, reason=str(error))
+        return PrunePlan(folder, reason=str(error))
 
 
 def _incomplete(url: str, kept: Sequence[Record]) -> str | None:

@@ -142,7 +142,7 @@ def _is_between_epochs(store: CheckpointStore, record: Record) -> bool:
     if record.info.get("inside") is not None:
         return False
     try:
-        return not load_state(store, record)["done_splits"]
+        return not load_state(store, record)["epoch"]["trained"]
     except CheckpointError:
         return False
 
@@ -273,7 +273,7 @@ def _compare_state(report: ReproduceReport, theirs: CheckpointStore, ours: Check
             found = True
             report.differences.append(f"checkpoint {record.name} is damaged: {error}")
             continue
-        if original["progress"]["epochs"] != state["progress"]["epochs"] or original["done_splits"]:
+        if original["progress"]["epochs"] != state["progress"]["epochs"] or original["epoch"]["trained"]:
             continue
         found = True
         report.compared.append(f"checkpoint {record.name}")

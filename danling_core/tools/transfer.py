@@ -16,12 +16,12 @@ from danling_core.runs.folder import EVENTS, TIMESTAMP, RunFolder, find_checkpoi
 from danling_core.runs.lease import Lease, current_owner, is_held
 from danling_core.runs.lease_owner import Owner
 from danling_core.runs.segments import is_segment, segments_by_file
-from danling_core.tools.at_once import at_once
+from danling_core.tools.threads import map_threads
 
 _FILES_AT_ONCE, _OWNERS_AT_ONCE = 8, 16
 
 Progress = Callable[[int, int], None]
-"""Told bytes done and bytes in all, from any thread."""
+"""Called with bytes done and bytes in all, from any thread."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def dead_owners(folders: Sequence[RunFolder]) -> list[Owner | None]:
         owner = current_owner(folder.lease_parent_url)
         return None if owner is None or is_held(folder.lease_parent_url) else owner
 
-    return at_once(_OWNERS_AT_ONCE, find, folders)
+    return map_threads(_OWNERS_AT_ONCE, find, folders)
 
 
 def copy_run(
@@ -66,9 +66,9 @@ def copy_run(
     are checked by their hashes on whichever side is local, all files by their sizes in a fresh listing.
 
     Args:
-        source: a run that nobody writes.
+        source: a run without a living owner.
         root_url: the project root to copy it to, local or remote.
-        progress: told how far it is.
+        progress: called as bytes are copied.
         dead_owner: an owner of the source who is known to be dead, unless it has beaten since.
 
     Raises:
@@ -119,9 +119,9 @@ class _Copy:
         self._check_target()
         self._check_payloads(self._source)
         for phase in phases:
-            at_once(_FILES_AT_ONCE, self._copy_file, phase)
-        at_once(_FILES_AT_ONCE, self._copy_log, sorted(self._log_sizes))
-        at_once(_FILES_AT_ONCE, self._copy_file, status)
+            map_threads(_FILES_AT_ONCE, self._copy_file, phase)
+        map_threads(_FILES_AT_ONCE, self._copy_log, sorted(self._log_sizes))
+        map_threads(_FILES_AT_ONCE, self._copy_file, status)
         self._check_sizes(files)
         self._check_payloads(self._target)
         return Transfer(self._target, len(files) + len(self._log_sizes), self._total, self._copied)

@@ -34,7 +34,7 @@ class TrainLoop:
         progress: counted here.
         state: learns in `is_whole` whether the segment ended a pass.
         device: where batches go.
-        timings: told how long the loop waited for data.
+        timings: gets the seconds that the loop waited for data.
         check_stop: called before each step with the count of completed ones; raises RunInterrupted at the agreed one.
         beat: called at each step with the count of completed ones, to show that this rank is alive.
         count_epoch: called where a pass ends inside a segment.

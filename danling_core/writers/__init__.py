@@ -1,4 +1,4 @@
-"""Writers: who is told of a run's events, and writes them down for a person or another process.
+"""Writers: receivers of a run's events, which write them down for a person or another process.
 
 A writer's own library (torch, TensorBoard, rich) is imported when it is made, not here.
 """

@@ -26,7 +26,7 @@ def told_end(event: Event) -> str | None:
 
 @runtime_checkable
 class Writer(Protocol):
-    """Told of every event, in order, by the main rank or by who follows its event log."""
+    """Receiver of every event, in order, from the main rank or a reader of its event log."""
 
     def on_event(self, event: Event) -> None:
         """Take one event; kinds that mean nothing to this writer are ignored. Must not keep or change it."""
@@ -42,7 +42,7 @@ class Writers:
     """Several writers as one, and the place where an event gets its time and attempt.
 
     Args:
-        writers: told in this order; an error of one is raised to the caller of `emit`.
+        writers: called in this order; an error of one is raised to the caller of `emit`.
         attempt: "generation.restart" of the process that emits.
         clock: Unix time in seconds, for tests.
     """

@@ -45,7 +45,7 @@ def open_service(
     config: Mapping[str, Any],
     log_dir: str,
 ) -> Service:
-    """Return the writer of the service `name`, told of the run. Rank 0 only.
+    """Return the writer of the service `name` for a run. Rank 0 only.
 
     Args:
         experiment: the project (W&B) or experiment (MLflow).
@@ -90,15 +90,15 @@ class _Guarded:
         self._service: Service | None = service
 
     def on_event(self, event: Event) -> None:
-        """Tell the service, while it can be told."""
+        """Pass it on to the service, until that has failed."""
         self._try(lambda service: service.on_event(event))
 
     def add_scalar(self, tag: str, value: float, index: int) -> None:
-        """Tell the service, while it can be told."""
+        """Pass it on to the service, until that has failed."""
         self._try(lambda service: service.add_scalar(tag, value, index))
 
     def flush(self) -> None:
-        """Flush it, while it can be told."""
+        """Flush the service, until it has failed."""
         self._try(lambda service: service.flush())
 
     def close(self) -> None:
@@ -114,6 +114,6 @@ class _Guarded:
         except Exception as error:
             self._service = None
             logger.warning(
-                "%s is told no more of this run (training goes on; its folder has everything): %s: %s",
+                "%s gets nothing more of this run (training goes on; its folder has everything): %s: %s",
                 *(self._name, type(error).__name__, error),
             )

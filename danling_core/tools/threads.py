@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def at_once(limit: int, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def map_threads(limit: int, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Call `work` with each item in threads, and return the results in order. The caller's storage settings hold.
 
     The first failure, or a Ctrl-C, is raised once the calls under way have ended; no others begin.
@@ -21,7 +21,7 @@ def at_once(limit: int, work: Callable[[Item], Result], items: Sequence[Item]) -
         work: called from threads.
         items: one call for each.
     """
-    with ThreadPoolExecutor(limit, thread_name_prefix="danling-at-once") as pool:
+    with ThreadPoolExecutor(limit, thread_name_prefix="danling-map") as pool:
         calls = [pool.submit(contextvars.copy_context().run, work, item) for item in items]
         try:
             return [call.result() for call in calls]
