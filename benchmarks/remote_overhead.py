@@ -27,8 +27,8 @@ import danling_core as dl
 from benchmarks.ratios import Ratio, table, turns
 from benchmarks.s3 import make_bucket, moto
 from danling_core.config import Config
-from danling_core.identity.ids import identify
-from danling_core.launch.client import Launcher, RunRequest
+from danling_core.launch.client import Launcher
+from danling_core.launch.plan import RunPlan
 from danling_core.session.open_run import open_run
 
 LIMIT = 1.1
@@ -96,20 +96,13 @@ def train(launcher: Launcher, root: str, folder: str, steps: int, save_every: in
         "upload_interval_seconds": 1.0,
     }
     [prepared] = launcher.prepare([Config.load(stated).dict()], cwd=os.getcwd())
-    config = Config.load(prepared.config)
-    opened = open_run(config, identify(config, prepared.source_file))
+    plan = RunPlan.of(prepared)
+    opened = open_run(plan.config, plan.identity)
     if opened.lease is None:
         raise RuntimeError(f"{opened.folder.url} is complete already")
     os.environ[_OUTPUT] = folder
     with opened.lease.beating():
-        request = RunRequest(
-            config=config.dict(),
-            work_dir=opened.work_dir,
-            remote_url=opened.remote_url,
-            generation=opened.generation,
-            nproc=2,
-        )
-        launcher.run(request).outcome().check()
+        launcher.run(plan.request(opened)).outcome().check()
     opened.lease.release()
     return sum(float(Path(folder, f"rank-{rank}").read_text()) for rank in range(2))
 

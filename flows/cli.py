@@ -1,205 +1,336 @@
-"""The command line `danling`: train runs, experiments and groups; list and show what was trained."""
+"""The command line `danling`. Each command imports what it needs itself: `danling runs` waits for no Prefect."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
 
 from danling_core.errors import ConfigError, DanLingError, NotFound
-from flows import cli_storage, cli_verify, exit_codes
-from flows.cli_parsers import add_command, add_endpoint, add_run
+from flows import exit_codes
 
 _OVERRIDES = """\
-Overrides are dotted: params.lr=0.01, dataloader.batch_size=64, scheduler=null. Values are read as YAML.
-`danling keys` lists every key of a config, with its default; so does docs/reference.md.
+Overrides are dotted: params.lr=0.01, dataloader.batch_size=64, scheduler=null.
+Values are read as YAML. `danling keys` lists every key, with its default.
 """
 
-_EXAMPLES = {
-    "danling": """\
+Run = Annotated[str, Parameter(help="name, id, the beginning of an id, or a folder")]
+Root = Annotated[str, Parameter(help="project root of RUN", show_default=True)]
+Endpoint = Annotated[
+    str | None, Parameter(help="of an S3-compatible store; default: AWS_ENDPOINT_URL", name="--endpoint-url")
+]
+File = Annotated[str, Parameter(help="a YAML or JSON file, local or at a URL")]
+Overrides = Annotated[str, Parameter(help="dotted changes of every run's config: key=value")]
+Fresh = Annotated[bool, Parameter(help="begin new run folders, whatever is there")]
+Verbose = Annotated[bool, Parameter(help="show Prefect's log lines too")]
+Json = Annotated[bool, Parameter(help="print JSON")]
+Status = Literal["running", "complete", "failed", "interrupted", "unknown"]
+
+
+def _version() -> str:
+    try:
+        return f"danling {metadata.version('danling-flows')}"
+    except metadata.PackageNotFoundError:
+        return "danling (not installed)"
+
+
+app = App(
+    name="danling",
+    help="PyTorch experiments as Prefect flows.",
+    help_epilogue=f"""\
 examples:
-  danling run examples/digits/run.yaml                      train one run
-  danling run examples/digits/run.yaml params.lr=0.003      the same with another learning rate
-  danling experiment examples/digits/experiment.yaml        the runs of a sweep
-  danling group examples/digits/group.yaml                  several experiments, ending in a leaderboard
-  danling runs experiments --status complete                what there is
-  danling show digits-cnn-baseline                          one run, its results and files
-""",
-    "run": """\
+  danling run examples/digits/run.yaml                   train one run
+  danling run examples/digits/run.yaml params.lr=0.003   another learning rate
+  danling experiment examples/digits/experiment.yaml     the runs of a sweep
+  danling group examples/digits/group.yaml               with a leaderboard
+  danling runs experiments --status complete             what there is
+  danling show digits-cnn-baseline                       one run, its results
+  danling --install-completion                           for this shell
+
+{exit_codes.MEANINGS}""",
+    help_format="plaintext",
+    version=_version,
+    result_action="return_value",
+    default_parameter=Parameter(negative=(), show_default=False),
+)
+app.register_install_completion_command()
+
+
+@app.command(
+    help_epilogue=f"""{_OVERRIDES}
 examples:
   danling run examples/digits/run.yaml
   danling run examples/digits/run.yaml params.lr=0.003 seed=0 nproc_per_node=2
-  danling run examples/digits/run.yaml --fresh              begin anew, beside what is there
+  danling run examples/digits/run.yaml --fresh           begin anew beside it
   PREFECT_API_URL=http://127.0.0.1:4200/api danling run examples/digits/run.yaml
-""",
-    "experiment": """\
+
+{exit_codes.MEANINGS}"""
+)
+def run(config: File, /, *overrides: Overrides, fresh: Fresh = False, verbose: Verbose = False) -> int:
+    """Train and evaluate one run, or resume it."""
+    from flows.cli_train import Training
+
+    return Training(fresh, verbose, _words).run(config, overrides)
+
+
+@app.command(
+    help_epilogue=f"""{_OVERRIDES}
 examples:
   danling experiment examples/digits/experiment.yaml
   danling experiment examples/digits/experiment.yaml epoch_end=5
-  danling experiment examples/digits/run.yaml epoch_end=5 --sweep params.lr=1e-3,3e-3 seed=0,1
-""",
-    "group": """\
+  danling experiment examples/digits/run.yaml --sweep params.lr=1e-3,3e-3 seed=0,1
+
+{exit_codes.MEANINGS}"""
+)
+def experiment(
+    file: File,
+    /,
+    *overrides: Overrides,
+    sweep: Annotated[
+        list[str] | None,
+        Parameter(
+            consume_multiple=True,
+            help="train every combination of these values, key=value,value (a key with one value among them is an "
+            "override); FILE is then a run's config",
+        ),
+    ] = None,
+    fresh: Fresh = False,
+    verbose: Verbose = False,
+) -> int:
+    """Train the runs of an experiment."""
+    from flows.cli_train import Training
+
+    return Training(fresh, verbose, _words).experiment(file, overrides, sweep or [])
+
+
+@app.command(
+    help_epilogue=f"""{_OVERRIDES}
 examples:
   danling group examples/digits/group.yaml
-  danling group examples/digits/group.yaml epoch_end=5 project_root=s3://bucket/experiments
-""",
-    "runs": """\
+  danling group examples/digits/group.yaml project_root=s3://bucket/experiments
+
+{exit_codes.MEANINGS}"""
+)
+def group(file: File, /, *overrides: Overrides, fresh: Fresh = False, verbose: Verbose = False) -> int:
+    """Train several experiments, ending in a leaderboard."""
+    from flows.cli_train import Training
+
+    return Training(fresh, verbose, _words).group(file, overrides)
+
+
+@app.command(
+    help_epilogue="""\
 examples:
   danling runs experiments
   danling runs s3://bucket/experiments --group digits --status failed
-  danling runs experiments --json
-""",
-    "show": """\
+  danling runs experiments --json"""
+)
+def runs(
+    root: Annotated[str, Parameter(help="project root, local or remote", show_default=True)] = "experiments",
+    /,
+    *,
+    group: Annotated[
+        str | None,
+        Parameter(help="only runs trained for this group (one that was complete before keeps its own)"),
+    ] = None,
+    status: Annotated[Status | None, Parameter(help="only these")] = None,
+    json: Json = False,
+    endpoint_url: Endpoint = None,
+) -> int:
+    """List the runs under a project root, newest first."""
+    from flows.cli_list import print_runs
+
+    with _endpoint(endpoint_url):
+        return print_runs(root, group, status, json)
+
+
+@app.command(
+    help_epilogue="""\
 examples:
   danling show digits-cnn-baseline
   danling show 0123abcd --root s3://bucket/experiments
-  danling show experiments/digits-cnn-baseline-0123456789abcdef/20261121-103249-123456
-""",
-}
+  danling show experiments/digits-cnn-baseline-0123456789abcdef/20261121-103249-123456"""
+)
+def show(
+    run: Run, /, *, root: Root = "experiments", json: Json = False, endpoint_url: Endpoint = None
+) -> int:
+    """Show one run: how it went, its results, its files."""
+    from flows.cli_list import print_run
+
+    with _endpoint(endpoint_url):
+        return print_run(root, run, json)
 
 
-_KEYS = """\
+@app.command(help_epilogue="examples:\n  danling keys\n  danling keys checkpoint")
+def keys(text: Annotated[str, Parameter(help="only those in which this occurs")] = "", /) -> int:
+    """List the keys of a config, with defaults and meanings."""
+    from flows.cli_keys import print_keys
+
+    return print_keys(text)
+
+
+@app.command(
+    help_epilogue="""\
 examples:
-  danling keys
-  danling keys checkpoint
-"""
-_STATUSES = ("running", "complete", "failed", "interrupted", "unknown")
+  danling pull digits-cnn-baseline experiments --root s3://bucket/experiments
+  danling pull s3://bucket/experiments/digits-cnn-baseline-0123456789abcdef experiments
+
+The run comes to DIR/{name}-{id}/{timestamp}, so DIR is a project root: `danling
+runs DIR` lists it. Called again after an interruption it goes on where it
+stopped."""
+)
+def pull(
+    run: Run,
+    dir: Annotated[str, Parameter(help="local project root to put it under")],
+    /,
+    *,
+    root: Root = "experiments",
+    endpoint_url: Endpoint = None,
+) -> int:
+    """Copy a run from a store to a local folder."""
+    from flows.cli_storage import pull_run
+
+    with _endpoint(endpoint_url):
+        return pull_run(root, run, dir)
+
+
+@app.command(
+    help_epilogue="""\
+examples:
+  danling push experiments/digits-cnn-baseline-0123456789abcdef s3://bucket/experiments
+  danling push experiments gs://bucket/experiments          every run under a root"""
+)
+def push(
+    dir: Annotated[str, Parameter(help="a run's folder, or a project root")],
+    url: Annotated[str, Parameter(help="project root to put it under: s3://bucket/experiments")],
+    /,
+    *,
+    endpoint_url: Endpoint = None,
+) -> int:
+    """Copy a local run, or all under a root, to a store."""
+    from flows.cli_storage import push_runs
+
+    with _endpoint(endpoint_url):
+        return push_runs(dir, url)
+
+
+@app.command(
+    help_epilogue="""\
+examples:
+  danling prune s3://bucket/project --keep-best         what would be deleted
+  danling prune s3://bucket/project --keep-best --yes   delete it
+  danling prune experiments --keep-last 2               best ones may go, too
+
+The newest checkpoint of every run stays, and runs that are being trained are
+left alone. The epoch-N checkpoints that save_interval keeps go like all others:
+with them goes what `danling reproduce RUN --epoch N` begins from."""
+)
+def prune(
+    root: Annotated[str, Parameter(help="project root, local or remote")],
+    /,
+    *,
+    keep_best: Annotated[bool, Parameter(help="keep each run's best checkpoint")] = False,
+    keep_last: Annotated[int | None, Parameter(help="keep the newest K of each run; default: 1")] = None,
+    yes: Annotated[bool, Parameter(help="delete; without it nothing is")] = False,
+    endpoint_url: Endpoint = None,
+) -> int:
+    """Delete checkpoints that are not needed, epoch-N too."""
+    from flows.cli_storage import prune_runs
+
+    with _endpoint(endpoint_url):
+        return prune_runs(root, keep_best, keep_last, yes)
+
+
+@app.command(
+    help_epilogue="""\
+examples:
+  danling verify digits-cnn-baseline
+  danling verify 0123abcd --root s3://bucket/experiments
+
+exit codes: 0 good, 1 something is damaged, 2 there is no such run"""
+)
+def verify(run: Run, /, *, root: Root = "experiments", endpoint_url: Endpoint = None) -> int:
+    """Check every committed file of a run."""
+    from flows.cli_verify import verify_run
+
+    with _endpoint(endpoint_url):
+        return verify_run(root, run)
+
+
+@app.command(
+    help_epilogue="""\
+examples:
+  danling reproduce digits-cnn-baseline --epoch 3
+  danling reproduce digits-cnn-baseline --epoch 3 --from-start
+
+It begins with the checkpoint before epoch N: with save_interval: 1 every epoch
+keeps one. Without it, --from-start trains the epochs before it, too. Run it from
+the folder that the run was started in, so that its runner is found, and with the
+same code.
+exit codes: 0 identical, 1 something differs, 2 it cannot be replayed"""
+)
+def reproduce(
+    run: Run,
+    /,
+    *,
+    epoch: Annotated[int, Parameter(help="the first epoch is 0")],
+    from_start: Annotated[bool, Parameter(help="do not begin with a checkpoint")] = False,
+    root: Root = "experiments",
+    endpoint_url: Endpoint = None,
+) -> int:
+    """Train one epoch again and compare it bit for bit."""
+    from flows.cli_verify import reproduce_epoch
+
+    with _endpoint(endpoint_url):
+        return reproduce_epoch(root, run, epoch, from_start)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code."""
-    arguments = _parsed(argv)
-    arguments.words = list(sys.argv[1:] if argv is None else argv)
-    command: Callable[[argparse.Namespace], int] = arguments.command
+    """Run one command; return its exit code."""
+    _words[:] = sys.argv[1:] if argv is None else argv
+    if not _words:
+        app.help_print([])
+        return exit_codes.BAD_INPUT
     try:
-        with _endpoint(arguments):
-            return command(arguments)
+        return app(_words, exit_on_error=False, print_error=False) or exit_codes.DONE
+    except CycloptsError as error:
+        command = _words[0] if _words[0] in app else ""
+        help_line = " ".join(word for word in ("danling", command, "--help") if word)
+        return _complain(f"{error} (see: {help_line})", exit_codes.BAD_INPUT)
     except (ConfigError, NotFound) as error:
-        return _complain(error, exit_codes.BAD_INPUT)
+        return _complain(str(error), exit_codes.BAD_INPUT)
     except DanLingError as error:
-        return _complain(error, exit_codes.FAILED)
+        return _complain(str(error), exit_codes.FAILED)
     except KeyboardInterrupt:
-        print("danling: interrupted", file=sys.stderr)
-        return exit_codes.INTERRUPTED
+        return _complain("interrupted", exit_codes.INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         return exit_codes.DONE
 
 
-def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line; overrides may stand anywhere behind the file, options between them too."""
-    parser = _parser()
-    arguments, left = parser.parse_known_args(argv)
-    if left and not (hasattr(arguments, "overrides") and all(_is_override(word) for word in left)):
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
-    if left:
-        arguments.overrides += left
-    return arguments
-
-
-def _is_override(word: str) -> bool:
-    return "=" in word and not word.startswith("-")
+_words: list[str] = []
+"""The command line as it was given, for the message that says how to resume."""
 
 
 @contextlib.contextmanager
-def _endpoint(arguments: argparse.Namespace) -> Iterator[None]:
-    """Reach stores at `--endpoint-url`, where the command has it and it is given."""
-    if getattr(arguments, "endpoint_url", None) is None:
+def _endpoint(url: str | None) -> Iterator[None]:
+    """Reach stores at `url` inside the block, where it is given."""
+    if url is None:
         yield
         return
     from danling_core import storage
 
-    with storage.using({"endpoint_url": arguments.endpoint_url}):
+    with storage.using({"endpoint_url": url}):
         yield
 
 
-def _complain(error: Exception, code: int) -> int:
-    print(f"danling: {error}", file=sys.stderr)
+def _complain(message: str, code: int) -> int:
+    print(f"danling: {message}", file=sys.stderr)
     return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="danling",
-        description="PyTorch experiments as Prefect flows.",
-        epilog=f"{_EXAMPLES['danling']}\n{exit_codes.MEANINGS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"danling {_version()}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _train_parser(commands, "run", "CONFIG.yaml", "train and evaluate one run, or resume it")
-    experiment = _train_parser(commands, "experiment", "FILE", "train the runs of an experiment")
-    experiment.add_argument(
-        "--sweep",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="key=value,value",
-        help="train every combination of these values (a key with one value among them is an override); FILE is then "
-        "a run's CONFIG.yaml",
-    )
-    _train_parser(commands, "group", "FILE", "train several experiments, ending in a leaderboard")
-    _runs_parser(commands)
-    _show_parser(commands)
-    keys = add_command(commands, "keys", "list the keys of a config, with defaults and meanings", _KEYS)
-    keys.add_argument("text", nargs="?", default="", help="only those in which this occurs")
-    keys.set_defaults(command=_later("cli_keys", "keys"))
-    cli_storage.add_parsers(commands)
-    cli_verify.add_parsers(commands)
-    return parser
-
-
-def _train_parser(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, file: str, help_text: str
-) -> argparse.ArgumentParser:
-    epilog = f"{_OVERRIDES}\n{_EXAMPLES[name]}\n{exit_codes.MEANINGS}"
-    parser = add_command(commands, name, help_text, epilog)
-    parser.add_argument("file", metavar=file, help="a YAML or JSON file, local or at a URL")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="dotted changes of every run's config"
-    )
-    parser.add_argument("--fresh", action="store_true", help="begin new run folders, whatever is there")
-    parser.add_argument("--verbose", action="store_true", help="show Prefect's log lines too")
-    parser.set_defaults(command=_later("cli_train", name))
-    return parser
-
-
-def _runs_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_command(
-        commands, "runs", "list the runs under a project root, newest first", _EXAMPLES["runs"]
-    )
-    parser.add_argument("root", metavar="ROOT", nargs="?", default="experiments", help="default: %(default)s")
-    parser.add_argument(
-        "--group", help="only runs trained for this group (one that was complete before keeps its own)"
-    )
-    parser.add_argument("--status", choices=_STATUSES, help="only these")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    add_endpoint(parser)
-    parser.set_defaults(command=_later("cli_list", "runs"))
-
-
-def _show_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_command(
-        commands, "show", "show one run: how it went, its results, its files", _EXAMPLES["show"]
-    )
-    add_run(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(command=_later("cli_list", "show"))
-
-
-def _later(module: str, name: str) -> Callable[[argparse.Namespace], int]:
-    """Return a command that imports what it needs when it is called: `danling runs` must not wait for Prefect."""
-    return lambda arguments: getattr(importlib.import_module(f"flows.{module}"), name)(arguments)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("danling-flows")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 
 from pydantic import BaseModel
@@ -23,10 +22,10 @@ _NOTES = (
 )
 
 
-def keys(arguments: argparse.Namespace) -> int:
-    """Print the keys in which `arguments.text` occurs; 2 where there is none."""
-    lines = [line for line in (*_lines(), *_NOTES) if arguments.text.lower() in line.lower()]
-    print("\n".join(lines) or f"no key or meaning has {arguments.text!r} in it: `danling keys` lists all")
+def print_keys(text: str) -> int:
+    """Print the keys in which `text` occurs; return 2 where there is none."""
+    lines = [line for line in (*_lines(), *_NOTES) if text.lower() in line.lower()]
+    print("\n".join(lines) or f"no key or meaning has {text!r} in it: `danling keys` lists all")
     return DONE if lines else BAD_INPUT
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from datetime import UTC, datetime
 from typing import Any
@@ -18,27 +17,28 @@ from danling_core.runs.lease import seems_held
 from flows.cli_table import print_table
 
 
-def runs(arguments: argparse.Namespace) -> int:
+def print_runs(root: str, group: str | None, status: str | None, as_json: bool) -> int:
     """Print a table (or JSON) of the runs under a root; their number is no error, even 0."""
-    rows = [_row(folder, status) for folder, status in list_runs(arguments.root)]
-    rows = [row for row in rows if _is_wanted(row, arguments)]
+    rows = [_row(folder, found) for folder, found in list_runs(root)]
+    rows = [row for row in rows if group is None or row.get("group") == group]
+    rows = [row for row in rows if status is None or row["status"] == status]
     rows.sort(key=lambda row: row["timestamp"], reverse=True)
-    if arguments.json:
+    if as_json:
         print(storage.to_json(rows))
     elif rows:
         print_table(rows, hide=("seconds", "timestamp"))
     else:
-        print(f"no runs under {arguments.root}")
+        print(f"no runs under {root}")
     return 0
 
 
-def show(arguments: argparse.Namespace) -> int:
-    """Print what one run's folder says."""
-    folder = resolve(arguments.root, arguments.run)
+def print_run(root: str, run: str, as_json: bool) -> int:
+    """Print status, results and files of one run."""
+    folder = resolve(root, run)
     status = folder.read_status()
     best, evaluation = _read(folder.best_url), _read(folder.evaluation_url)
     newest = _newest_checkpoint(folder)
-    if arguments.json:
+    if as_json:
         committed = None if newest is None else {"step": newest.step, "at": newest.created_at}
         row = {**_row(folder, status), "checkpoint": committed, "best": best, "evaluation": evaluation}
         print(storage.to_json(row))
@@ -107,12 +107,6 @@ def _status(folder: RunFolder, status: Status) -> str:
 
 def _name_of(folder: RunFolder) -> str:
     return storage.base_name(storage.parent(folder.url))
-
-
-def _is_wanted(row: dict[str, Any], arguments: argparse.Namespace) -> bool:
-    return (arguments.group is None or row.get("group") == arguments.group) and (
-        arguments.status is None or row["status"] == arguments.status
-    )
 
 
 def _newest_checkpoint(folder: RunFolder) -> Record | None:

@@ -19,7 +19,7 @@ from typing import Any
 from danling_core.config import Config
 from flows.credentials import forget, named_block, store_credentials
 from flows.outcome import RunOutcome
-from flows.pool import LauncherPool, Listener, pinned, using
+from flows.pool import LauncherPool, Listener, using
 from flows.server import QUIET, EmbeddedServer, api_server, send_waiting, using_api
 from flows.skipping import complete_already
 
@@ -101,12 +101,12 @@ class Session:
         return ending
 
     def _call(self, flow: Callable[[list[Config]], Any], server: EmbeddedServer | str) -> Ending:
-        prepared = self._pool.prepare(self._configs)
+        plans = self._pool.prepare(self._configs)
         may_skip = not isinstance(server, str) and not self._is_fresh
-        if may_skip and (outcomes := complete_already(prepared)) is not None:
+        if may_skip and (outcomes := complete_already(plans)) is not None:
             return Ending([self._pool.record(outcome) for outcome in outcomes])
         with using_api(_url_of(server)):
-            return self._in_thread(lambda: flow([pinned(one) for one in prepared]))
+            return self._in_thread(lambda: flow([plan.config for plan in plans]))
 
     @contextlib.contextmanager
     def _credentials(self, server: EmbeddedServer | str) -> Iterator[None]:

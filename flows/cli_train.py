@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from danling_core.config import Config
 from danling_core.config.overrides import parse_sweep
@@ -22,45 +22,117 @@ from flows.leaderboard import leaderboard
 from flows.outcome import RunOutcome, summarise
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Train one run."""
-    _refuse_lists(arguments.overrides)
-    config = Config.load(arguments.file, arguments.overrides)
-    console = RunConsole(config)
-    session = Session([config], 1, console, arguments.verbose, arguments.fresh)
-    with console.showing():
-        ending = session.call(
-            lambda configs: _Flows().run(configs[0], fresh=arguments.fresh, return_state=True)
+class Training:
+    """One command that trains.
+
+    Args:
+        fresh: begin new run folders.
+        verbose: show Prefect's log lines.
+        words: the command line, for the message that says how to resume.
+    """
+
+    def __init__(self, fresh: bool, verbose: bool, words: Sequence[str]) -> None:
+        self._fresh = fresh
+        self._verbose = verbose
+        self._words = words
+
+    def run(self, file: str, overrides: Sequence[str]) -> int:
+        """Train one run; return the exit code."""
+        _refuse_lists(overrides)
+        config = Config.load(file, overrides)
+        console = RunConsole(config)
+        ending = self._call(
+            [config],
+            1,
+            console,
+            lambda configs: _Flows().run(configs[0], fresh=self._fresh, return_state=True),
         )
-    return _conclude(ending, 1, arguments)
+        return self._conclude(ending, 1)
 
+    def experiment(self, file: str, overrides: Sequence[str], sweep: Sequence[str]) -> int:
+        """Train the runs of one experiment; return the exit code."""
+        swept, single = _apart(sweep)
+        overrides = [*overrides, *single]
+        _refuse_lists(overrides)
+        spec = ExperimentSpec.load(file, overrides, swept)
+        return self._several(
+            spec.configs(),
+            spec.concurrency,
+            f"Leaderboard of {spec.configs()[0].experiment_name}",
+            lambda configs: _Flows().experiment(spec, self._fresh, return_state=True),
+        )
 
-def experiment(arguments: argparse.Namespace) -> int:
-    """Train the runs of one experiment."""
-    sweep, overrides = _apart(arguments.sweep)
-    overrides = [*arguments.overrides, *overrides]
-    _refuse_lists(overrides)
-    spec = ExperimentSpec.load(arguments.file, overrides, sweep)
-    configs = spec.configs()
-    console = GroupConsole(configs)
-    session = Session(configs, spec.concurrency, console, arguments.verbose, arguments.fresh)
-    with console.showing():
-        ending = session.call(lambda configs: _Flows().experiment(spec, arguments.fresh, return_state=True))
-    _print_leaderboard(ending.outcomes, f"Leaderboard of {configs[0].experiment_name}")
-    return _conclude(ending, len(configs), arguments)
+    def group(self, file: str, overrides: Sequence[str]) -> int:
+        """Train the experiments of a group; return the exit code."""
+        _refuse_lists(overrides)
+        spec = GroupSpec.load(file, overrides)
+        return self._several(
+            [config for plan in spec.configs() for config in plan.configs],
+            spec.concurrency,
+            f"Leaderboard of {spec.group}",
+            lambda configs: _Flows().group(spec, self._fresh, return_state=True),
+        )
 
+    def _several(
+        self, configs: list[Config], slots: int, title: str, flow: Callable[[list[Config]], Any]
+    ) -> int:
+        ending = self._call(configs, slots, GroupConsole(configs), flow)
+        if ending.outcomes:
+            print()
+            print_table(leaderboard(ending.outcomes), title)
+        return self._conclude(ending, len(configs))
 
-def group(arguments: argparse.Namespace) -> int:
-    """Train the experiments of a group."""
-    _refuse_lists(arguments.overrides)
-    spec = GroupSpec.load(arguments.file, arguments.overrides)
-    configs = [config for plan in spec.configs() for config in plan.configs]
-    console = GroupConsole(configs)
-    session = Session(configs, spec.concurrency, console, arguments.verbose, arguments.fresh)
-    with console.showing():
-        ending = session.call(lambda configs: _Flows().group(spec, arguments.fresh, return_state=True))
-    _print_leaderboard(ending.outcomes, f"Leaderboard of {spec.group}")
-    return _conclude(ending, len(configs), arguments)
+    def _call(
+        self,
+        configs: list[Config],
+        slots: int,
+        console: RunConsole | GroupConsole,
+        flow: Callable[[list[Config]], Any],
+    ) -> Ending:
+        session = Session(configs, slots, console, self._verbose, self._fresh)
+        with console.showing():
+            return session.call(flow)
+
+    def _conclude(self, ending: Ending, total: int) -> int:
+        """Print what did not go well to stderr, a rank's traceback last; return the exit code."""
+        code = self._report(ending, total)
+        if ending.is_api_lost:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # Prefect would try for minutes to send what it holds
+        return code
+
+    def _report(self, ending: Ending, total: int) -> int:
+        bad = [outcome for outcome in ending.outcomes if outcome.status in ("failed", "refused")]
+        stopped = [outcome for outcome in ending.outcomes if outcome.status == "interrupted"]
+        if ending.is_api_lost:
+            _say("the Prefect API went away: it shows less than was trained; the run folders have it all")
+        elif ending.error is not None:
+            _say(f"Prefect: {type(ending.error).__name__}: {ending.error}")
+        if ending.failure is not None:
+            return _report_failure(ending.failure)
+        if len(ending.outcomes) == total and not bad and not stopped:
+            return DONE
+        if ending.is_ctrl_c or (stopped and not bad):
+            self._say_how_to_resume(stopped, ending.outcomes)
+            return INTERRUPTED if ending.is_ctrl_c else RESUMABLE
+        if bad:
+            _say(summarise(bad, total) if total > 1 else f"{bad[0].key} failed: {bad[0].error}")
+            if bad[0].traceback:
+                print(f"\n{bad[0].key}, rank {bad[0].rank}:\n{bad[0].traceback.rstrip()}", file=sys.stderr)
+        return FAILED
+
+    def _say_how_to_resume(self, stopped: Sequence[RunOutcome], outcomes: Sequence[RunOutcome]) -> None:
+        """Print the command that resumes.
+
+        With `--fresh` it would begin anew what has begun; without it, it does not begin anew what has not.
+        """
+        is_begun = any(outcome.folder for outcome in outcomes)
+        words = [word for word in self._words if word != "--fresh" or not is_begun]
+        _say(f"interrupted; to resume: {shlex.join(['danling', *words])}")
+        waiting = ", ".join(outcome.name for outcome in stopped if outcome.folder is None)
+        if self._fresh and is_begun and waiting:
+            _say(f"not begun yet, and where complete from before not trained anew by that command: {waiting}")
 
 
 def _refuse_lists(overrides: Sequence[str]) -> None:
@@ -97,62 +169,12 @@ class _Flows:
         self.run, self.experiment, self.group = run, experiment, group
 
 
-def _print_leaderboard(outcomes: Sequence[RunOutcome], title: str) -> None:
-    if outcomes:
-        print()
-        print_table(leaderboard(outcomes), title)
-
-
-def _conclude(ending: Ending, total: int, arguments: argparse.Namespace) -> int:
-    """Say on stderr what did not go well, a rank's traceback last; the exit code."""
-    code = _report(ending, total, arguments)
-    if ending.is_api_lost:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # Prefect would try for minutes to send what it holds
-    return code
-
-
-def _report(ending: Ending, total: int, arguments: argparse.Namespace) -> int:
-    bad = [outcome for outcome in ending.outcomes if outcome.status in ("failed", "refused")]
-    stopped = [outcome for outcome in ending.outcomes if outcome.status == "interrupted"]
-    if ending.is_api_lost:
-        _say("the Prefect API went away: it shows less than was trained; the run folders have it all")
-    elif ending.error is not None:
-        _say(f"Prefect: {type(ending.error).__name__}: {ending.error}")
-    if ending.failure is not None:
-        return _report_failure(ending.failure)
-    if len(ending.outcomes) == total and not bad and not stopped:
-        return DONE
-    if ending.is_ctrl_c or (stopped and not bad):
-        _say_how_to_resume(stopped, ending.outcomes, arguments)
-        return INTERRUPTED if ending.is_ctrl_c else RESUMABLE
-    if bad:
-        _say(summarise(bad, total) if total > 1 else f"{bad[0].key} failed: {bad[0].error}")
-        if bad[0].traceback:
-            print(f"\n{bad[0].key}, rank {bad[0].rank}:\n{bad[0].traceback.rstrip()}", file=sys.stderr)
-    return FAILED
-
-
 def _report_failure(failure: BaseException) -> int:
     """Say why no run was even begun: in one line, where the error is one of ours."""
     if not isinstance(failure, DanLingError):
         print("".join(traceback.format_exception(failure)).rstrip(), file=sys.stderr)
     _say(str(failure) or type(failure).__name__)
     return BAD_INPUT if isinstance(failure, ConfigError) else FAILED
-
-
-def _say_how_to_resume(
-    stopped: Sequence[RunOutcome], outcomes: Sequence[RunOutcome], arguments: argparse.Namespace
-) -> None:
-    """The command that resumes. `--fresh` would begin anew what has begun, and without it what has not begun
-    is not anew."""
-    is_begun = any(outcome.folder for outcome in outcomes)
-    words = [word for word in arguments.words if word != "--fresh" or not is_begun]
-    _say(f"interrupted; to resume: {shlex.join(['danling', *words])}")
-    waiting = ", ".join(outcome.name for outcome in stopped if outcome.folder is None)
-    if arguments.fresh and is_begun and waiting:
-        _say(f"not begun yet, and where complete from before not trained anew by that command: {waiting}")
 
 
 def _say(message: str) -> None:

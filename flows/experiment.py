@@ -20,7 +20,7 @@ from flows.fan_out import call_all, nested
 from flows.leaderboard import leaderboard, markdown
 from flows.naming import run_display_name, tags_of
 from flows.outcome import Ending, RunOutcome
-from flows.pool import LauncherPool, launcher_pool, pinned
+from flows.pool import LauncherPool, launcher_pool
 from flows.run import open_and_train, run
 from tasks.artifacts import FlowArtifacts
 from tasks.reporter import reporting
@@ -64,7 +64,7 @@ def experiment(spec: ExperimentSpec, fresh: bool = False) -> State[list[dict[str
 
 def prepared_configs(configs: Sequence[Config], pool: LauncherPool) -> list[Config]:
     """Return the config of each run, complete and with its code stated."""
-    return [pinned(prepared) for prepared in pool.prepare(configs)]
+    return [plan.config for plan in pool.prepare(configs)]
 
 
 def run_all(configs: list[Config], pool: LauncherPool, fresh: bool) -> list[RunOutcome]:

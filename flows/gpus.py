@@ -6,20 +6,20 @@ import logging
 from collections.abc import Sequence
 
 from danling_core.errors import ConfigError
-from danling_core.launch.client import Prepared
+from danling_core.launch.plan import RunPlan
 
 logger = logging.getLogger("danling.flows")
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
-def runs_at_once(slots: int, prepared: Sequence[Prepared]) -> int:
+def runs_at_once(slots: int, plans: Sequence[RunPlan]) -> int:
     """Return how many runs may train at a time: `slots`, or as many as the GPUs suffice for, with a warning.
 
     Raises:
         ConfigError: a config states `device: cuda`, and there are fewer GPUs than all slots together want.
     """
-    on_gpus = [one for one in prepared if _is_on_gpus(one)]
+    on_gpus = [one for one in plans if _is_on_gpus(one)]
     if slots == 1 or not on_gpus:
         return slots
     ranks = max(one.world_size for one in on_gpus)
@@ -28,7 +28,7 @@ def runs_at_once(slots: int, prepared: Sequence[Prepared]) -> int:
         return slots
     fitting = max(gpus // ranks, 1)
     found = f"{slots} runs at a time of {ranks} ranks each want {slots * ranks} GPUs, and there are {gpus}"
-    if any(one.config.get("device") == "cuda" for one in on_gpus):
+    if any(one.config.device == "cuda" for one in on_gpus):
         raise ConfigError(f"{found}: use concurrency: {fitting}, fewer nproc_per_node, or device: cpu")
     logger.warning("%s: only %d at a time", found, fitting)
     return fitting
@@ -47,12 +47,12 @@ def shares(visible: str | None, gpus: int, slots: int) -> list[str]:
     return [",".join(names[slot * size : (slot + 1) * size]) for slot in range(slots)]
 
 
-def share_count(prepared: Sequence[Prepared]) -> int:
+def share_count(plans: Sequence[RunPlan]) -> int:
     """Return the GPUs that there are to share; 0 where no run uses one."""
-    return max((one.gpus for one in prepared if _is_on_gpus(one)), default=0)
+    return max((one.gpus for one in plans if _is_on_gpus(one)), default=0)
 
 
-def _is_on_gpus(prepared: Prepared) -> bool:
-    """With `device: auto`, a run of more ranks than GPUs trains on the CPU."""
-    is_stated = prepared.config.get("device") == "cuda"
-    return prepared.device == "cuda" and (is_stated or prepared.world_size <= prepared.gpus)
+def _is_on_gpus(plan: RunPlan) -> bool:
+    """Return whether a run trains on GPUs. With `device: auto`, a run of more ranks than GPUs trains on the CPU."""
+    is_stated = plan.config.device == "cuda"
+    return plan.device == "cuda" and (is_stated or plan.world_size <= plan.gpus)

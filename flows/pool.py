@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from danling_core.config import Config
 from danling_core.errors import DanLingError, LaunchError, RunInterrupted
-from danling_core.launch.client import Launcher, Prepared, RunHandle
+from danling_core.launch.client import Launcher, RunHandle
+from danling_core.launch.plan import RunPlan
 from flows import gpus
 from flows.outcome import RunOutcome
 
@@ -61,7 +62,7 @@ class LauncherPool:
         self._free: queue.Queue[Launcher] = queue.Queue()
         self._active: dict[RunHandle, _Part | None] = {}
         self._interrupted: set[RunHandle] = set()
-        self._prepared: dict[str, Prepared] = {}
+        self._plans: dict[str, RunPlan] = {}
         self._lock = threading.RLock()
 
     def start(self) -> None:
@@ -73,8 +74,8 @@ class LauncherPool:
                 self._launchers.append(launcher)
                 self._free.put(launcher)
 
-    def prepare(self, configs: Sequence[Config]) -> list[Prepared]:
-        """Validate configs against their runners, in a process of the launcher's; canonical configs.
+    def prepare(self, configs: Sequence[Config]) -> list[RunPlan]:
+        """Validate configs against their runners, in a process of the launcher's; return their plans, in order.
 
         What was prepared once in this session is remembered. The first call, with all configs of the session
         and before any run, shares out the GPUs: there may be fewer `slots` after it.
@@ -86,17 +87,18 @@ class LauncherPool:
         keys = [_key(config) for config in configs]
         with self._lock:
             wanted = {
-                key: config for key, config in zip(keys, configs, strict=True) if key not in self._prepared
+                key: config for key, config in zip(keys, configs, strict=True) if key not in self._plans
             }
             if wanted:
                 answers = self._launchers[0].prepare(
                     [config.dict() for config in wanted.values()], os.getcwd()
                 )
-                if not self._prepared:
-                    self._share_gpus(answers)
-                for key, answer in zip(wanted, answers, strict=True):
-                    self._prepared[key] = self._prepared[_key(pinned(answer))] = answer
-            return [self._prepared[key] for key in keys]
+                plans = [RunPlan.of(answer) for answer in answers]
+                if not self._plans:
+                    self._share_gpus(plans)
+                for key, plan in zip(wanted, plans, strict=True):
+                    self._plans[key] = self._plans[_key(plan.config)] = plan
+            return [self._plans[key] for key in keys]
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[Launcher]:
@@ -215,10 +217,10 @@ class LauncherPool:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(launcher.pid, signal.SIGKILL)
 
-    def _share_gpus(self, prepared: Sequence[Prepared]) -> None:
+    def _share_gpus(self, plans: Sequence[RunPlan]) -> None:
         """Give each slot GPUs of its own; slots for which there are none are taken out of service."""
-        fitting = gpus.runs_at_once(self.slots, prepared)
-        count = gpus.share_count(prepared)
+        fitting = gpus.runs_at_once(self.slots, plans)
+        count = gpus.share_count(plans)
         if self.slots == 1 or not count:
             return
         slots = [self._free.get_nowait() for _ in range(self.slots)][:fitting]
@@ -239,11 +241,6 @@ class LauncherPool:
         """Why no run of this context may be started; None if it may."""
         part = _part.get()
         return self.stopped_because or (None if part is None else part.stopped_because)
-
-
-def pinned(prepared: Prepared) -> Config:
-    """Return the prepared config with its experiment id stated: what is handed on means the same code everywhere."""
-    return Config.from_dict({**prepared.config, "experiment_id": prepared.experiment_id})
 
 
 def _key(config: Config) -> str:

@@ -15,9 +15,9 @@ import flows.own_names  # noqa: F401
 from danling_core import storage
 from danling_core.config import Config
 from danling_core.errors import CodeChanged, DanLingError, LeaseError, RunInterrupted, StorageError
-from danling_core.identity.ids import Identity, identify
 from danling_core.identity.sources import check_sources
-from danling_core.launch.client import Prepared, RunHandle, RunRequest
+from danling_core.launch.client import RunHandle
+from danling_core.launch.plan import RunPlan
 from danling_core.results.formatting import format_epoch_result
 from danling_core.runs.folder import RunFolder
 from danling_core.session.open_run import OpenedRun, open_run
@@ -26,7 +26,7 @@ from flows.credentials import store_credentials
 from flows.endings import conclude_run
 from flows.naming import counted, run_display_name, tags_of
 from flows.outcome import RunOutcome, describe
-from flows.pool import LauncherPool, launcher_pool, pinned
+from flows.pool import LauncherPool, launcher_pool
 from flows.stages import observe_stages, try_task
 from tasks.artifacts import FlowArtifacts
 from tasks.observation import Event, Observation
@@ -78,75 +78,42 @@ def open_and_train(
     Raises:
         ConfigError: the config cannot be run; nothing was created.
     """
-    [prepared] = pool.prepare([config])
-    config = pinned(prepared)
-    identity = identify(config, prepared.source_file)
+    [plan] = pool.prepare([config])
     try:
-        check_sources(prepared.sources)
-        opened = open_run(config, identity, fresh=fresh, source_file=prepared.source_file)
+        check_sources(plan.sources)
+        opened = open_run(plan.config, plan.identity, fresh=fresh, source_file=plan.source_file)
     except (CodeChanged, LeaseError, StorageError, OSError) as error:
-        return RunOutcome(**_names(config, identity), status="refused", error=str(error))
+        return RunOutcome(**_names(plan), status="refused", error=str(error))
     if opened.complete is not None:
         return RunOutcome.from_status(opened.complete, opened.folder, skipped=True)
     try:
-        return _train(config, identity, prepared, opened, pool, artifacts)
+        return _train(plan, opened, pool, artifacts)
     except RunInterrupted as error:
-        return _ended(config, identity, opened, status="interrupted", error=str(error))
+        return _ended(plan, opened, status="interrupted", error=str(error))
     except DanLingError as error:
-        logger.exception("%s-%s failed", identity.name, identity.id)
-        return _ended(config, identity, opened, status="failed", error=str(error))
+        logger.exception("%s-%s failed", plan.identity.name, plan.identity.id)
+        return _ended(plan, opened, status="failed", error=str(error))
     finally:
         _release(opened)
 
 
-def _train(
-    config: Config,
-    identity: Identity,
-    prepared: Prepared,
-    opened: OpenedRun,
-    pool: LauncherPool,
-    artifacts: FlowArtifacts,
-) -> RunOutcome:
-    try_task(
-        record_seed, seed=config.seed, world_size=prepared.world_size, deterministic=config.deterministic
-    )
+def _train(plan: RunPlan, opened: OpenedRun, pool: LauncherPool, artifacts: FlowArtifacts) -> RunOutcome:
+    config = plan.config
+    try_task(record_seed, seed=config.seed, world_size=plan.world_size, deterministic=config.deterministic)
     with (
         pool.slot() as launcher,
-        pool.active(launcher.run(_request(config, prepared, opened))) as handle,
+        pool.active(launcher.run(plan.request(opened))) as handle,
         heeding_cancel(lambda reason: pool.interrupt_run(handle, reason)),
         _beating(opened, handle, pool),
     ):
-        listen = _listener(config, identity, pool, artifacts)
+        listen = _listener(plan, pool, artifacts)
         observe_stages(Observation(handle.events(), listen, logger.warning), config)
         ended = handle.outcome()
     try_task(score, folder_url=opened.work_dir)
     if ended.status == "complete":
         try_task(store, folder_url=opened.folder.url)
-    return _ended(
-        config,
-        identity,
-        opened,
-        status=ended.status,
-        error=ended.error,
-        traceback=ended.traceback,
-        rank=ended.rank,
-    )
-
-
-def _request(config: Config, prepared: Prepared, opened: OpenedRun) -> RunRequest:
-    return RunRequest(
-        config=prepared.config,
-        work_dir=opened.work_dir,
-        remote_url=opened.remote_url,
-        generation=opened.generation,
-        stages=config.stages,
-        threads_per_rank=config.threads_per_rank,
-        nproc=prepared.world_size,
-        hang_timeout_seconds=config.hang_timeout_seconds,
-        max_restarts=config.max_restarts,
-        stop_grace_seconds=config.stop_grace_seconds,
-        sources=prepared.sources,
-    )
+    failure = {"error": ended.error, "traceback": ended.traceback, "rank": ended.rank}
+    return _ended(plan, opened, status=ended.status, **failure)
 
 
 def _beating(opened: OpenedRun, handle: RunHandle, pool: LauncherPool) -> AbstractContextManager[Any]:
@@ -155,10 +122,8 @@ def _beating(opened: OpenedRun, handle: RunHandle, pool: LauncherPool) -> Abstra
     return opened.lease.beating(on_fenced=lambda error: pool.interrupt_run(handle, str(error)))
 
 
-def _listener(
-    config: Config, identity: Identity, pool: LauncherPool, artifacts: FlowArtifacts
-) -> Callable[[Event], None]:
-    key, (unit, total) = f"{identity.name}-{identity.id}", counted(config)
+def _listener(plan: RunPlan, pool: LauncherPool, artifacts: FlowArtifacts) -> Callable[[Event], None]:
+    key, (unit, total) = f"{plan.identity.name}-{plan.identity.id}", counted(plan.config)
 
     def listen(event: Event) -> None:
         pool.publish(key, event)
@@ -180,7 +145,7 @@ def _release(opened: OpenedRun) -> None:
         logger.warning("the lease of %s is not released: %s", opened.folder.url, error)
 
 
-def _ended(config: Config, identity: Identity, opened: OpenedRun, **known: Any) -> RunOutcome:
+def _ended(plan: RunPlan, opened: OpenedRun, **known: Any) -> RunOutcome:
     """Make the outcome from the local folder (the store may be away), with `known` on top."""
     try:
         status = RunFolder(opened.work_dir).read_status()
@@ -188,20 +153,20 @@ def _ended(config: Config, identity: Identity, opened: OpenedRun, **known: Any) 
         logger.warning("%s", error)
         status = None
     if status is None:
-        return RunOutcome(**{**_names(config, identity), "folder": opened.folder.url, **known})
+        return RunOutcome(**{**_names(plan), "folder": opened.folder.url, **known})
     # The stages asked for are done, others are not.
     if known["status"] == "complete" and not status.is_complete:
         known["error"] = status.error
     return RunOutcome.from_status(status, opened.folder, **known)
 
 
-def _names(config: Config, identity: Identity) -> dict[str, Any]:
+def _names(plan: RunPlan) -> dict[str, Any]:
     return {
-        "name": identity.name,
-        "id": identity.id,
-        "experiment_name": config.experiment_name,
-        "run_name": config.run_name,
-        "group": config.group,
+        "name": plan.identity.name,
+        "id": plan.identity.id,
+        "experiment_name": plan.config.experiment_name,
+        "run_name": plan.config.run_name,
+        "group": plan.config.group,
     }
 
 

@@ -63,6 +63,7 @@ def must_be_whole(folder: RunFolder, ended: Ended, in_peace: Ended, elsewhere: P
     assert {entry.path.partition("/")[0] for entry in payloads} == {record.name for record in records}
 
 
+@pytest.mark.long
 def test_a_tenth_of_the_requests_may_fail(
     s3_root: str, s3_proxy: FaultyProxy, launcher: Launcher, in_peace: Ended, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from danling_core.errors import ConfigError, RunFailed
 from danling_core.runs.folder import list_runs
 from flows.pool import LauncherPool, using
 from tests.gcs_server import GCSServer
+from tests.marks import rarely
 from tests.prefect_fixtures import PrefectServer
 
 Make = Callable[..., dict[str, Any]]
@@ -271,15 +272,13 @@ def test_code_that_is_edited_during_a_run_is_not_relaunched(
 
 
 def test_a_run_that_another_process_owns_is_refused_by_name(flows_on: Any, toy_config: Make) -> None:
-    from danling_core.identity.ids import identify
     from danling_core.runs.folder import parent_url
     from danling_core.runs.lease import Lease
-    from flows.pool import pinned
     from flows.run import run
 
     config = Config.from_dict(toy_config())
-    [prepared] = flows_on.prepare([config])
-    identity = identify(pinned(prepared), prepared.source_file)
+    [plan] = flows_on.prepare([config])
+    identity = plan.identity
     lease = Lease.acquire(parent_url(config.project_root, identity.name, identity.id), "someone else")
     try:
         with pytest.raises(RunFailed, match="someone else"):
@@ -288,6 +287,7 @@ def test_a_run_that_another_process_owns_is_refused_by_name(flows_on: Any, toy_c
         lease.release()
 
 
+@pytest.mark.long
 def test_an_interrupted_run_is_shown_so_and_resumes_where_it_was(
     prefect_server: PrefectServer, toy_config: Make
 ) -> None:
@@ -320,7 +320,7 @@ def test_an_interrupted_run_is_shown_so_and_resumes_where_it_was(
     assert epochs == [f"epoch-{epoch}" for epoch in range(6)]
 
 
-@pytest.mark.parametrize("level", ["run", "experiment"])
+@pytest.mark.parametrize("level", ["run", *rarely(["experiment"])])
 def test_a_flow_run_that_is_cancelled_through_the_api_saves_and_stops(
     level: str, prefect_server: PrefectServer, toy_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,6 +338,7 @@ def test_a_flow_run_that_is_cancelled_through_the_api_saves_and_stops(
     assert status is not None and status.status == "interrupted" and 0 < status.epochs < 1000
 
 
+@pytest.mark.long
 def test_cancelling_an_experiment_of_a_group_stops_its_runs_and_no_other(
     prefect_server: PrefectServer, toy_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,6 +441,7 @@ def _cancel(client: Any, name: str) -> None:
         client.set_flow_run_state(flow_run.id, State(type=StateType.CANCELLING))
 
 
+@pytest.mark.long
 def test_where_prefect_makes_no_flow_runs_a_group_trains_all_the_same(
     prefect_server: PrefectServer, toy_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,17 @@ import pytest
 from danling_core.config import Config
 from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from danling_core.errors import ConfigError
-from danling_core.launch.client import Launcher, Prepared, RunRequest
+from danling_core.launch.client import Launcher, RunRequest
+from danling_core.launch.plan import RunPlan
 from danling_core.writers.events import EventLog
 from flows.gpus import runs_at_once, shares
 from flows.pool import LauncherPool
 from tests.prefect_fixtures import PrefectServer
 
 
-def _on(gpus: int, ranks: int, device: str = "auto") -> Prepared:
-    config = {"device": device}
-    return Prepared(config, "e" * 40, world_size=ranks, device="cuda", gpus=gpus)
+def _on(gpus: int, ranks: int, device: str = "auto") -> RunPlan:
+    config = Config.from_dict({"experiment_name": "gpus", "epoch_end": 1, "device": device})
+    return RunPlan(config, world_size=ranks, device="cuda", gpus=gpus)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def test_as_many_runs_train_at_a_time_as_there_are_gpus_for() -> None:
     assert runs_at_once(8, [_on(8, 1), _on(8, 2)]) == 4
     assert runs_at_once(2, [_on(2, 2)]) == 1
     assert runs_at_once(2, [_on(1, 2)]) == 2, "more ranks than GPUs: they train on the CPU"
-    assert runs_at_once(4, [Prepared({}, "e" * 40, device="cpu")]) == 4
+    assert runs_at_once(4, [replace(_on(8, 2), device="cpu")]) == 4
     with pytest.raises(ConfigError, match="want 8 GPUs, and there are 4: use concurrency: 2"):
         runs_at_once(4, [_on(4, 2, "cuda")])
 
@@ -73,6 +75,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[LauncherPool]:
     pool.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("level", ["experiment", "group"])
 def test_a_deployed_flow_wants_gpus_for_no_more_runs_than_it_has(
     level: str, prefect_server: PrefectServer, toy_config: Any, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,7 @@ from danling_core.errors import ConfigError, LaunchError, RunFailed, RunInterrup
 from danling_core.launch.client import Launcher, Outcome, RunHandle, RunRequest
 from danling_core.process_tree import children_of, is_alive, start_time
 from danling_core.runs.folder import RunFolder
+from tests.marks import rarely
 from tests.processes import wait_until
 
 END = signal.SIGUSR2  # as the fork server has it, which is no module to import here
@@ -336,6 +337,7 @@ def test_an_import_without_end_is_given_up(launcher: Launcher, tmp_path: Path, m
         launcher.prepare([module("import time\ntime.sleep(1000)")], cwd=str(tmp_path), timeout_seconds=0.3)
 
 
+@pytest.mark.long
 def test_git_is_asked_once_for_all_configs_of_a_preparation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,7 +421,7 @@ def _tree_below(driver: subprocess.Popen[str], folder: Path, role: str) -> Tree:
 
 
 @pytest.mark.holds("system-7")
-@pytest.mark.parametrize("death", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("death", [signal.SIGKILL, *rarely([signal.SIGTERM])])
 @pytest.mark.parametrize("victim", ["driver", "launcher"])
 def test_no_process_is_left_whoever_dies(tmp_path: Path, victim: str, death: signal.Signals) -> None:
     driver, tree = start_driver(tmp_path, "with_loader")
@@ -434,10 +436,8 @@ def test_no_process_is_left_whoever_dies(tmp_path: Path, victim: str, death: sig
 @pytest.mark.parametrize(
     ("victim", "death"),
     [
-        ("rank", signal.SIGTERM),
         ("rank", signal.SIGKILL),
-        ("fork server", END),
-        ("fork server", signal.SIGKILL),
+        *rarely([("rank", signal.SIGTERM), ("fork server", END), ("fork server", signal.SIGKILL)]),
     ],
 )
 def test_no_rank_is_left_when_another_or_their_server_dies(
@@ -455,6 +455,7 @@ def test_no_rank_is_left_when_another_or_their_server_dies(
     tree.must_end()
 
 
+@pytest.mark.long
 def test_the_death_of_the_fork_server_costs_a_restart(launcher: Launcher, tmp_path: Path) -> None:
     handle = launcher.run(request(tmp_path, "stop_when_asked"), cwd=ROOT)
     next(handle.events())
@@ -465,6 +466,7 @@ def test_the_death_of_the_fork_server_costs_a_restart(launcher: Launcher, tmp_pa
     assert (outcome.status, outcome.restarts) == ("interrupted", 1)
 
 
+@pytest.mark.long
 def test_a_fork_server_that_dies_while_it_warms_up_is_followed_by_another(tmp_path: Path) -> None:
     with Launcher(**ENTRYPOINTS) as launcher:
         wait_until(lambda: bool(_fork_servers(launcher)), "the fork server")
@@ -478,6 +480,7 @@ def _fork_servers(launcher: Launcher) -> list[int]:
     return [pid for pid, command in commands.items() if b"multiprocessing.forkserver" in command]
 
 
+@pytest.mark.long
 def test_a_dead_launcher_is_told_and_the_next_request_starts_another(tmp_path: Path) -> None:
     with Launcher(**ENTRYPOINTS) as launcher:
         handle = begin(launcher, tmp_path, "stop_when_asked")
@@ -507,6 +510,7 @@ def test_a_launcher_that_dies_within_a_reply_is_told(tmp_path: Path) -> None:
             handle.outcome(30)
 
 
+@pytest.mark.long
 def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:
     launcher = Launcher(**ENTRYPOINTS)
     handle = begin(launcher, tmp_path, "stop_when_asked")
@@ -519,6 +523,7 @@ def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not os.path.exists(connection.folder)
 
 
+@pytest.mark.long
 def test_ranks_of_a_driver_that_died_are_waited_for(tmp_path: Path, launcher: Launcher) -> None:
     """The new driver owns the run at once, but the old ranks have their grace: nobody writes beside them."""
     driver, tree = start_driver(tmp_path, "never_stop")

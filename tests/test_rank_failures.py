@@ -15,6 +15,7 @@ from tests.test_launch import descendants
 from tests.whole_runs import config, fault, launch
 
 
+@pytest.mark.long
 def test_a_frozen_rank_is_found_by_its_silence_and_the_run_goes_on(
     launcher: Launcher, tmp_path: Path
 ) -> None:
@@ -26,6 +27,7 @@ def test_a_frozen_rank_is_found_by_its_silence_and_the_run_goes_on(
     assert "hung at step 13" in told["error"] and told["step"] == 13
 
 
+@pytest.mark.long
 def test_the_stack_of_a_rank_that_sleeps_forever_is_in_its_log(launcher: Launcher, tmp_path: Path) -> None:
     with fault("sleep", 13, rank=1):
         ended = launch(launcher, config(tmp_path, hang_timeout_seconds=5.0))

@@ -24,6 +24,7 @@ from danling_core.mirror.pull import pull
 from danling_core.runs.folder import RunFolder, Status, list_runs, read_log, resolve
 from danling_core.runs.lease import Lease
 from danling_core.session.open_run import open_run
+from tests.marks import rarely
 from tests.processes import wait_until
 from tests.s3_faults import FaultyProxy
 from tests.small_runner import SmallRunner, weights
@@ -45,7 +46,7 @@ WHOLE_FILES = {
 }
 
 
-@pytest.fixture(params=["s3", "rclone", "gcs"])
+@pytest.fixture(params=["s3", *rarely(["rclone", "gcs"])])
 def root(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(f"{request.param}_root"))
 
@@ -282,6 +283,7 @@ def test_a_run_that_stops_of_its_own_accord_is_not_taken_for_hung_while_the_stor
     assert status is not None and status.status == "interrupted", "once the store was back, it was told"
 
 
+@pytest.mark.long
 def test_an_exception_while_the_store_is_away_is_told_and_is_no_hang_of_another_rank(
     s3_root: str, s3_proxy: FaultyProxy, launcher: Launcher, tmp_path: Path
 ) -> None:
@@ -336,6 +338,7 @@ class LosesItsMirrorAtTheEnd(SmallRunner):
         return status
 
 
+@pytest.mark.long
 def test_a_store_that_calls_a_run_complete_has_its_last_event(s3_root: str, tmp_path: Path) -> None:
     """For the next start finds the run complete, and delivers nothing."""
     LosesItsMirrorAtTheEnd(small_config(s3_root, scratch=str(tmp_path / "scratch"))).run()

@@ -13,6 +13,7 @@ import pytest
 
 from danling_core.launch.client import Launcher
 from tests.damage import empty, flip, truncate
+from tests.marks import rarely
 from tests.whole_runs import ROOT, Ended, config, fault, launch
 
 COSINE = {"name": "cosine", "warmup_steps": 3}
@@ -73,8 +74,11 @@ KILLED: dict[str, tuple[dict[str, Any], int, int]] = {
 }
 
 
+OFTEN = ("one rank, mid-epoch", "three ranks", "loader workers", "accumulation, EMA, scheduler, BatchNorm")
+
+
 @pytest.mark.holds("config-6", "bugs-6")
-@pytest.mark.parametrize("case", KILLED)
+@pytest.mark.parametrize("case", [*OFTEN, *rarely(sorted(set(KILLED) - set(OFTEN)))])
 def test_a_killed_rank_costs_nothing(
     launcher: Launcher, in_peace_with: Callable[..., Ended], tmp_path: Path, case: str
 ) -> None:
@@ -118,7 +122,10 @@ def test_torchrun_ends_with_the_bits_of_the_launcher(
     Ended(status.parent, None).must_equal(in_peace_with(threads_per_rank=2))
 
 
-@pytest.mark.parametrize("where", STOPPED)
+@pytest.mark.parametrize(
+    "where",
+    ["mid-epoch", "while evaluating", *rarely(sorted(set(STOPPED) - {"mid-epoch", "while evaluating"}))],
+)
 def test_a_run_stopped_by_sigterm_goes_on_where_it_was(
     launcher: Launcher, in_peace_with: Callable[..., Ended], tmp_path: Path, where: str
 ) -> None:
@@ -136,6 +143,7 @@ def test_a_run_stopped_by_sigterm_goes_on_where_it_was(
     assert launch(launcher, wanted).outcome is None, "it is complete"
 
 
+@pytest.mark.long
 def test_a_run_whose_time_is_over_goes_on_next_time(
     launcher: Launcher, in_peace_with: Callable[..., Ended], tmp_path: Path
 ) -> None:
@@ -161,7 +169,7 @@ def test_another_world_size_goes_on_and_is_no_longer_bitwise(launcher: Launcher,
     assert "2 rank(s)" in ended.log
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, empty])
+@pytest.mark.parametrize("damage", [flip, *rarely([truncate, empty])])
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
     launcher: Launcher, in_peace_with: Callable[..., Ended], tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:

@@ -85,6 +85,7 @@ def gcp_block(prefect_server: PrefectServer, gcs_server: GCSServer, google_key: 
     return "gcp-credentials/prod"
 
 
+@pytest.mark.long
 def test_a_blocks_identity_replaces_the_environments_and_goes_with_the_block(
     aws_block: str, s3_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

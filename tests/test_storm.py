@@ -174,6 +174,7 @@ WORLDS: dict[int, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.holds("system-7")
 @pytest.mark.timeout(300)
 def test_a_short_storm(launcher: Launcher, tmp_path: Path) -> None:

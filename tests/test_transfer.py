@@ -20,6 +20,7 @@ from danling_core.storage.settings import current
 from danling_core.tools.threads import map_threads
 from danling_core.tools.transfer import copy_run, dead_owners
 from flows.cli import main
+from tests.marks import rarely
 from tests.whole_runs import Ended, config, launch
 
 
@@ -39,7 +40,7 @@ def run(made: Ended, tmp_path: Path) -> Ended:
     return Ended(folder, made.outcome)
 
 
-@pytest.fixture(params=["s3", "gcs"])
+@pytest.fixture(params=["s3", *rarely(["gcs"])])
 def root(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(f"{request.param}_root"))
 

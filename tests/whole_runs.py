@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ import torch
 from danling_core.checkpoints.codec import load_state
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.config import Config
-from danling_core.identity.ids import identify
-from danling_core.launch.client import Launcher, Outcome, RunRequest
+from danling_core.launch.client import Launcher, Outcome
+from danling_core.launch.plan import RunPlan
 from danling_core.runs.folder import RunFolder, Status
 from danling_core.session.open_run import open_run
 from tests.faulty_runner import FAULT
@@ -90,31 +90,14 @@ class Ended:
 
 def launch(launcher: Launcher, wanted: Config, timeout_seconds: float = 100, **request: Any) -> Ended:
     """Open the run, launch it once and wait for the end, as a driver does."""
-    prepared = launcher.prepare([wanted.dict()], cwd=ROOT)[0]
-    full = Config.load(prepared.config)
-    opened = open_run(full, identify(full, prepared.source_file), source_file=prepared.source_file)
+    plan = RunPlan.of(launcher.prepare([wanted.dict()], cwd=ROOT)[0])
+    opened = open_run(plan.config, plan.identity, source_file=plan.source_file)
     path = Path(opened.work_dir)
     if opened.lease is None:
         return Ended(path, None)
     with opened.lease.beating():
-        fields = {
-            "nproc": prepared.world_size,
-            "hang_timeout_seconds": full.hang_timeout_seconds,
-            "max_restarts": full.max_restarts,
-            "threads_per_rank": full.threads_per_rank,
-            **request,
-        }
-        handle = launcher.run(
-            RunRequest(
-                config=full.dict(),
-                work_dir=opened.work_dir,
-                remote_url=opened.remote_url,
-                generation=opened.generation,
-                **fields,
-            ),
-            cwd=ROOT,
-        )
-        outcome = handle.outcome(timeout_seconds)
+        asked = replace(plan.request(opened, stages=("train", "evaluate")), **request)
+        outcome = launcher.run(asked, cwd=ROOT).outcome(timeout_seconds)
     opened.lease.release()
     return Ended(path, outcome)
 

@@ -110,14 +110,15 @@ def _recording_failures(config: Config, context: RunContext) -> Iterator[None]:
 
 def _record(config: Config, context: RunContext, failure: Mapping[str, Any]) -> None:
     from danling_core.launch.ending import record
-    from danling_core.launch.messages import Outcome, RunRequest
+    from danling_core.launch.messages import Outcome
+    from danling_core.launch.plan import request_of
 
     fields = {name: failure[name] for name in ("error", "traceback", "rank", "step")}
     with TextLog(text_log_path(config.log_path, context.work_dir) if config.log else None) as log:
         log.on_event({"event": "failed", **fields})
-    request = RunRequest(
-        config=config.dict(),
-        work_dir=context.work_dir,
+    request = request_of(
+        config,
+        context.work_dir,
         remote_url=None if storage.is_local(context.url) else context.url,
         generation=context.generation,
         nproc=distributed.world_size(),

@@ -15,7 +15,8 @@ from danling_core.checkpoints.record import Record
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.config import Config
 from danling_core.errors import CheckpointError, ConfigError, NotFound
-from danling_core.launch.client import Launcher, RunHandle, RunRequest
+from danling_core.launch.client import Launcher, RunHandle
+from danling_core.launch.plan import request_of
 from danling_core.results.history import Results
 from danling_core.runs.folder import RunFolder, Status, checkpoints_url
 from danling_core.storage.json_safe import from_json_safe
@@ -200,16 +201,8 @@ def _replay(
         report.notes.append(
             f"{now.world_size} rank(s) are usual here; the run had {world_size}, and so has the replay"
         )
-    request = RunRequest(
-        config={**now.config, "experiment_id": config.experiment_id},
-        work_dir=scratch,
-        nproc=world_size,
-        stages=("train",),
-        threads_per_rank=config.threads_per_rank,
-        hang_timeout_seconds=config.hang_timeout_seconds,
-        max_restarts=0,
-        stop_grace_seconds=config.stop_grace_seconds,
-    )
+    replayed = Config.from_dict({**now.config, "experiment_id": config.experiment_id})
+    request = request_of(replayed, scratch, nproc=world_size, stages=("train",), max_restarts=0)
     return _result_of(launcher.run(request, cwd=cwd), epoch)
 
 
