@@ -90,7 +90,7 @@ class Session:
         ending: Ending | None = None
         try:
             with using(self._pool):
-                if named_block(self._configs) is None:  # else a launcher is to inherit what the block says
+                if named_block(self._configs) is None:  # with a block, launchers inherit its variables
                     self._pool.start()
                 quiet = contextlib.nullcontext() if self._is_verbose else _quiet_prefect()
                 with quiet, api_server() as server, self._credentials(server):

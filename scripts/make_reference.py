@@ -86,7 +86,7 @@ def _members(node: ast.ClassDef) -> Iterator[Entry]:
             )
         elif isinstance(item, ast.FunctionDef) and not item.name.startswith("_"):
             doc = ast.get_docstring(item)
-            if doc:  # else it stands where the framework's own does
+            if doc:  # an overridden method is documented at its base
                 yield Entry(item.lineno, item.name, _signature(item), _first(doc))
 
 

@@ -82,8 +82,9 @@ class Ended:
 
     def must_equal(self, other: Ended) -> None:
         """Weights, optimizer, generators, results: bit for bit."""
-        assert not differences(self.state(), other.state())
-        assert not differences(self.state("best"), other.state("best"))
+        for name in ("latest", "best"):
+            found = differences(self.state(name), other.state(name))
+            assert not found, f"{name}: {found}"
         for name in ("results.json", "latest.json", "best.json", "evaluation.json"):
             assert self.json(name) == other.json(name), name
 

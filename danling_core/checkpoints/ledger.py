@@ -114,7 +114,7 @@ class Ledger:
                 found.append(entry[1])
                 continue
             data = contents[name]
-            if data is not None:  # else it was pruned just now
+            if data is not None:  # None: it was pruned just now
                 found.append(self._parse(name, data, signatures[name]))
         return found
 

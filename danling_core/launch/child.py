@@ -19,7 +19,7 @@ from danling_core.parallel.control import Control
 from danling_core.process_tree import children_die_with_us, die_with_parent, lead_group, watch_parent
 from danling_core.session.rank_failures import describe
 
-# What elastic tells a rank; all else in its environment is the driver's at the time of the request.
+# Variables that elastic sets for a rank; the rest of its environment is the driver's at the time of the request.
 _ELASTIC = re.compile(
     r"(GROUP_|ROLE_)?(RANK|WORLD_SIZE)|LOCAL_(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
 )
@@ -42,7 +42,7 @@ def enter_rank(order: Mapping[str, Any]) -> None:
         _write_failure(order["failure_path"].format(rank=local_rank), {**failure, "step": cells.step})
         if isinstance(error, Exception):
             raise
-        # Else elastic would take the silent end for a success.
+        # Elastic takes a silent end for a success.
         raise RuntimeError(failure["error"]) from error
     cells.finish()
 
@@ -57,7 +57,7 @@ def enter_preparation(order: Mapping[str, Any], reply: Connection) -> None:
             answers.append({"prepared": _prepare_one(function, config, order["cwd"])})
     except ConfigError as error:
         answers.append({"error": str(error)})
-    json.dumps(answers)  # what cannot be sent fails here, in the process whose fault it is
+    json.dumps(answers)  # an answer that cannot be sent fails here, in the process whose fault it is
     reply.send(answers)
 
 

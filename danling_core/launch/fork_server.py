@@ -19,7 +19,7 @@ END = signal.SIGUSR2
 
 
 def _end(*_: object) -> None:
-    if os.getpid() == PID:  # else a new child, which has the server's handler for a moment
+    if os.getpid() == PID:  # a new child has the server's handler for a moment
         for child in children_of(PID):
             kill_tree(child, start_time(child))
     os._exit(1)

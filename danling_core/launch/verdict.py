@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from danling_core.launch.watch import Hang
 
-_UNKNOWN_EXIT = 255  # what multiprocessing says when the fork server died before it could tell
+_UNKNOWN_EXIT = 255  # of multiprocessing, where the fork server died before it could tell
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ class Watch:
         while not self._ended.wait(poll_seconds):
             try:
                 self.tick(time.monotonic())
-            except OSError as error:  # what could not be done is due at the next tick, too
+            except OSError as error:  # the next tick tries it again
                 logger.warning("the watch of the ranks met %s; it goes on", error)
 
     def stop(self) -> None:

@@ -47,7 +47,7 @@ class Results:
         self._splits: list[str] = []
         self._best_index: int | None = None
 
-    # What was reported
+    # Reported
 
     @property
     def history(self) -> dict[int, Result]:

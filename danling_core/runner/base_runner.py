@@ -66,7 +66,7 @@ class BaseRunner(RunnerBase):
         self.config, self.params = resolve(type(self), stated)
         self._parts = self._make_parts(stated.model_dump(mode="json", exclude_unset=True))
 
-    # what a framework brings --------------------------------------------------------------------------------
+    # brought by a framework ---------------------------------------------------------------------------------
     def _make_parts(self, stated: Values) -> Parts:
         """Make the parts for `self.config`; `stated` is what the user's config states of it."""
         raise NotImplementedError(f"{type(self).__name__} is no runner of a framework: subclass TorchRunner")
@@ -132,23 +132,24 @@ class BaseRunner(RunnerBase):
         """
         with self.at_work(train_splits, evaluate_splits) as epochs:
             while not epochs.are_over:
-                with epochs.next() as epoch:  # its events, its seconds; a stop in its middle saves it
+                with (
+                    epochs.next() as epoch
+                ):  # its events, its report at the end; a stop in its middle saves it
                     for split in epoch.left_to_train():
                         epoch.result[split] = self.train_epoch(split)
                     for split in epoch.left_to_evaluate():
                         epoch.result[split] = self.evaluate_epoch(split)
-                self._end_epoch(epoch)
                 self.save_result()
-                self.save_checkpoint(epochs=self.epochs - 1 if self._parts.epoch.is_whole else None)
+                self.save_checkpoint(epochs=epoch.completed)
         return self.results
 
     @contextlib.contextmanager
     def at_work(
         self, train_splits: Splits | None = None, evaluate_splits: Splits | None = None
     ) -> Iterator[Epochs]:
-        """Hold the run open, set up and resumed, and yield its epochs; without a worker, complete it. Collective.
+        """Hold the run open, set up and resumed, and yield its epochs; without a worker, end it. Collective.
 
-        Splits as for `train`; a loop of your own goes inside.
+        Splits as for `train`, whose loop stands inside; so may one of your own.
         """
         parts = self._parts
         to_train = parts.splits.to_train(train_splits)
@@ -159,7 +160,7 @@ class BaseRunner(RunnerBase):
             if not is_complete:
                 parts.history.resolve_split(list(dict.fromkeys([*to_train, *to_evaluate])))
             self._set_up(to_train, to_evaluate)
-            yield Epochs(
+            epochs = Epochs(
                 self.config,
                 parts.progress,
                 parts.history,
@@ -171,11 +172,13 @@ class BaseRunner(RunnerBase):
                 before_evaluation=parts.generators.hold,
                 after_evaluation=parts.generators.release,
                 on_interrupt=self._save_interrupted,
+                on_end=self._end_epoch,
             )
+            yield epochs
             if not is_complete:
                 parts.session.files.drain()
                 if parts.session.owns_run:
-                    self.finish()
+                    self.finish(still_to_do=None if epochs.are_over else "training is not over")
 
     def evaluate(self, evaluate_splits: Splits | None = None) -> Values:
         """Evaluate splits, without touching `results`; return `{split: result}`. Collective.

@@ -64,7 +64,7 @@ class CurrentStep:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        if kind is None:  # else the step that failed is of interest
+        if kind is None:  # a failed step is kept, for its error message
             self.value = ALONE
 
 

@@ -205,6 +205,7 @@ class TorchRunner(BaseRunner):
         self.append_result(parts.ranks.broadcast(epoch.result), index)
         if parts.epoch.is_whole:
             self._count_epoch()
+            epoch.completed = self.epochs - 1
         parts.progress.seconds += epoch.seconds
         score = self.scores.get(index) if needs_metric(self.scheduler) else None
         if score is not None:

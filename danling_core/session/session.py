@@ -179,7 +179,7 @@ class RunSession:
         if not isinstance(files, RunFiles):
             return
         board = writers.open_tensorboard(config, place, self._history.latest_index)
-        if not files.status.is_complete:  # else they have everything
+        if not files.status.is_complete:  # services of a complete run have everything
             self.services = writers.open_services(config, place)
         opened: list[Any] = []
         if board is not None:
@@ -196,7 +196,7 @@ class RunSession:
         """Generation and restart of this opening: "1.0" at first."""
         return self._place.context.attempt if self._place.context is not None else "1.0"
 
-    # what is there ------------------------------------------------------------------------------------------
+    # state --------------------------------------------------------------------------------------------------
     @property
     def is_writing(self) -> bool:
         """Return whether this rank writes files of a run that is not complete."""

@@ -187,7 +187,7 @@ def _attempt(
 ) -> T:
     settings = current()
     if guard is not None and is_single:
-        settings = replace(settings, is_single=True)  # else the client repeats it without asking the guard
+        settings = replace(settings, is_single=True)  # so that the client repeats nothing without the guard
     return _attempt_with(settings, operation, url, call, guard)
 
 

@@ -33,7 +33,7 @@ class RemoteBackend:
         self.fs = _file_system(self.scheme, settings)
 
     def read(self, path: str) -> bytes:
-        once = {"max_concurrency": 1} if self._is_s3 else {}  # else s3fs asks for the size first
+        once = {"max_concurrency": 1} if self._is_s3 else {}  # without it s3fs asks for the size first
         return bytes(self.fs.cat_file(path, **once))
 
     def write(self, path: str, data: bytes, is_durable: bool) -> None:
@@ -151,7 +151,9 @@ def _file_system(protocol: str, settings: Settings) -> Any:
 
 
 def _open_file_system(protocol: str, settings: Settings) -> Any:
-    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # else 60 s per bucket on an emulator
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = (
+        "false"  # unset, it costs 60 s per bucket on an emulator
+    )
     extra, module = _EXTRAS.get(protocol, ("", ""))
     if module:
         try:

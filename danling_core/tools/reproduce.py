@@ -26,7 +26,7 @@ _HINT = (
     "with save_interval=1 every epoch's checkpoint is kept (it is no part of a run's identity: resumes take "
     "it over); without, replay from the very beginning (--from-start)"
 )
-# What a checkpoint says about the making of the state, not about the state.
+# Keys of a checkpoint about the making of the state, not about the state.
 _NO_BITS = {("progress", "seconds"), ("config",)}
 
 

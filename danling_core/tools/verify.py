@@ -110,7 +110,7 @@ def _verify_checkpoints(report: VerifyReport, store: CheckpointStore) -> Record 
         try:
             store.verify(record)
         except CheckpointError as error:
-            if record in store.records():  # else it was pruned meanwhile, by a run that goes on
+            if record in store.records():  # not one that a living run pruned meanwhile
                 report.bad(f"checkpoint {record.name}", str(error))
         else:
             report.checkpoints += 1

@@ -56,11 +56,13 @@ class Epoch:
         number: completed epochs when it began.
         result: `{split: {metric: value}}`; the training loop fills it in.
         seconds: how long it took; known at its end.
+        completed: the number of the epoch that ended with it; None where a segment of step mode ended inside one.
     """
 
     number: int
     result: dict[str, Values]
     seconds: float = 0.0
+    completed: int | None = None
     _to_train: Callable[[], Iterator[str]] = lambda: iter(())
     _to_evaluate: Callable[[], Iterator[str]] = lambda: iter(())
 
@@ -85,6 +87,7 @@ class Epochs:
         before_evaluation, after_evaluation: called around the evaluations that end an epoch; the second one only if
             no stop came in between.
         on_interrupt: saves where the run stands inside an epoch. Collective.
+        on_end: reports the result of an epoch. Collective.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Epochs:
         before_evaluation: Callable[[], None] = lambda: None,
         after_evaluation: Callable[[], None] = lambda: None,
         on_interrupt: Callable[[], None] = lambda: None,
+        on_end: Callable[[Epoch], None] = lambda epoch: None,
     ) -> None:
         self._config = config
         self._progress = progress
@@ -113,6 +117,7 @@ class Epochs:
         self._before_evaluation = before_evaluation
         self._after_evaluation = after_evaluation
         self._on_interrupt = on_interrupt
+        self._on_end = on_end
 
     @property
     def are_over(self) -> bool:
@@ -121,7 +126,10 @@ class Epochs:
 
     @contextmanager
     def next(self) -> Iterator[Epoch]:
-        """Begin the next epoch, or go on with one that was cut short; a stop in its middle saves it. Collective."""
+        """Begin the next epoch, or go on with one that was cut short; report it at its end. Collective.
+
+        A stop in its middle saves it, and goes on up.
+        """
         progress, began = self._progress, time.monotonic()
         epoch = Epoch(progress.epochs, dict(self._state.trained))
         epoch._to_train = lambda: self._left_to_train(epoch)
@@ -135,6 +143,7 @@ class Epochs:
             raise
         self._state.trained = {}
         epoch.seconds = time.monotonic() - began
+        self._on_end(epoch)
 
     def _left_to_train(self, epoch: Epoch) -> Iterator[str]:
         for split in self._train_splits:

@@ -1,0 +1,160 @@
+"""The deployments that ship: they load, they are the examples, and the API checks their parameters."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from danling_core.config import Config
+from danling_core.config.sweep import ExperimentSpec, GroupSpec
+from danling_core.runs.folder import list_runs
+from tests.prefect_fixtures import PrefectServer
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE = "deployments/prefect.yaml"
+DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / FILE).read_text())["deployments"]
+
+
+def _parameters(entrypoint: str, name: str = "digits") -> dict[str, Any]:
+    wanted = (f"flows/{entrypoint}.py:{entrypoint}", name)
+    [found] = [one for one in DEPLOYMENTS if (one["entrypoint"], one["name"]) == wanted]
+    return dict(found["parameters"])
+
+
+def test_the_default_parameters_are_the_digits_example() -> None:
+    examples = ROOT / "examples" / "digits"
+    assert Config(**_parameters("run")["config"]) == Config.load(examples / "run.yaml")
+    experiment = ExperimentSpec(**_parameters("experiment")["spec"])
+    assert experiment.configs() == ExperimentSpec.load(examples / "experiment.yaml").configs()
+    group = GroupSpec(**_parameters("group")["spec"])
+    assert group.configs() == GroupSpec.load(examples / "group.yaml").configs()
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda one: f"{one['entrypoint']}-{one['name']}")
+def test_every_entrypoint_loads_and_takes_its_parameters(deployment: dict[str, Any]) -> None:
+    from prefect.flows import load_flow_from_entrypoint
+
+    flow = load_flow_from_entrypoint(str(ROOT / deployment["entrypoint"]))
+    flow.validate_parameters(deployment["parameters"])
+
+
+def test_the_nightly_schedule_is_a_cron_in_a_stated_timezone() -> None:
+    [nightly] = [one for one in DEPLOYMENTS if one["name"] == "digits-nightly"]
+    assert nightly["schedules"] == [{"cron": "0 2 * * *", "timezone": "UTC", "active": True}]
+
+
+def _prefect(server: PrefectServer, *words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "prefect", *words]
+    environment = {**server.environment, "PWD": str(folder), "COLUMNS": "400"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=110)
+
+
+@pytest.fixture(scope="module")
+def deployed(prefect_server: PrefectServer) -> PrefectServer:
+    """The server with the pool and all deployments, made by the commands of the README."""
+    for words in (
+        ["work-pool", "create", "danling", "--type", "process"],
+        ["deploy", "--all", "--prefect-file", FILE],
+    ):
+        done = _prefect(prefect_server, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return prefect_server
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"config": {"epoch_end": 3, "sed": 1}}, r"\bsed\b"),
+        ({"config": {"epoch_end": "many"}}, "epoch_end"),
+        ({"overrides": 3}, "overrides"),
+        ({"fresh": "perhaps"}, "fresh"),
+    ],
+)
+def test_the_api_refuses_a_wrong_parameter(
+    deployed: PrefectServer, parameters: dict[str, Any], said: str
+) -> None:
+    with deployed.client() as client:
+        deployment = client.read_deployment_by_name("run/digits")
+        with pytest.raises(Exception, match=said):
+            client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+
+
+@pytest.mark.holds("system-3")
+def test_the_nightly_schedule_makes_scheduled_runs(deployed: PrefectServer) -> None:
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    with deployed.client() as client:
+        nightly = client.read_deployment_by_name("run/digits-nightly")
+        # what the scheduler service does every minute; the server of the tests runs without services
+        client.request(
+            "POST", "/deployments/{id}/schedule", path_params={"id": nightly.id}, json={"min_runs": 3}
+        )
+        of_nightly = FlowRunFilter.model_validate({"deployment_id": {"any_": [nightly.id]}})
+        flow_runs = client.read_flow_runs(flow_run_filter=of_nightly)
+        for flow_run in flow_runs:
+            client.delete_flow_run(flow_run.id)
+    assert len(flow_runs) >= 3 and all(flow_run.state.is_scheduled() for flow_run in flow_runs)
+    assert {run.expected_start_time.strftime("%H:%M") for run in flow_runs} == {"02:00"}
+    assert all(flow_run.parameters["fresh"] is True for flow_run in flow_runs)
+
+
+@pytest.mark.holds("system-3")
+@pytest.mark.long
+def test_a_worker_runs_a_deployment_to_its_end(
+    deployed: PrefectServer, toy_config: Callable[..., dict[str, Any]]
+) -> None:
+    config = toy_config(experiment_name="deployed", nproc_per_node=2)
+    done = _prefect(deployed, "deployment", "run", "run/digits", "--param", f"config={json.dumps(config)}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = _prefect(deployed, "worker", "start", "--pool", "danling", "--run-once")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with deployed.client() as client:
+        [flow_run] = [run for run in client.read_flow_runs() if run.name == "deployed-run"]
+    assert flow_run.state.is_completed(), flow_run.state
+    assert "experiment:deployed" in flow_run.tags
+    [(_, status)] = list_runs(config["project_root"])
+    assert status is not None and status.is_complete
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder of the user's own, with a runner and the `prefect.yaml` that the README shows."""
+    text = (ROOT / "deployments" / "README.md").read_text()
+    [block] = [part for part in text.split("```")[1::2] if "entrypoint:" in part]
+    (tmp_path / "prefect.yaml").write_text(block.removeprefix("yaml\n"))
+    (tmp_path / "toy.py").write_text(
+        "from tests.toy_runner import ToyRunner as Toy\n\nclass ToyRunner(Toy): ...\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.long
+def test_a_project_of_the_users_own_is_deployed_and_run_by_a_worker(
+    deployed: PrefectServer, project: Path
+) -> None:
+    for words in (
+        ["--no-prompt", "deploy", "--all"],
+        ["deployment", "run", "run/toy"],
+        ["worker", "start", "--pool", "danling", "--run-once"],
+    ):
+        done = _prefect(deployed, *words, folder=project)
+        assert done.returncode == 0, done.stdout + done.stderr
+    with deployed.client() as client:
+        [flow_run] = [run for run in client.read_flow_runs() if run.name == "toy-run"]
+    assert flow_run.state.is_completed(), flow_run.state
+    [(_, status)] = list_runs(str(project / "experiments"))
+    assert status is not None and status.is_complete and status.epochs == 5
+
+
+def test_the_commands_of_the_readme_are_those_tested_here() -> None:
+    text = (ROOT / "deployments" / "README.md").read_text()
+    assert "prefect work-pool create danling --type process" in text
+    assert f"prefect deploy --all --prefect-file {FILE}" in text
+    assert "prefect worker start --pool danling" in text
