@@ -32,6 +32,25 @@ class FaultyParams(dl.Params):
     overflows_at: int | None = None
     """A training sample whose loss is infinite."""
     step_seconds: float = 0.0
+    memory: bool = False
+    """Keep the inputs of the last step, of each rank's own, and add them to those of the next."""
+
+
+class Memory:
+    """State of a user's own, which differs between ranks."""
+
+    def __init__(self) -> None:
+        self.last: torch.Tensor | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self.last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.last = state["last"]
+
+    def mixed(self, inputs: torch.Tensor) -> torch.Tensor:
+        last, self.last = self.last, inputs
+        return inputs if last is None else inputs + 0.1 * last[: len(inputs)].sum()
 
 
 class Noisy(Dataset):
@@ -65,6 +84,9 @@ class FaultyRunner(dl.TorchRunner):
         self.model = nn.Sequential(*hidden, nn.Linear(params.width, 2))
         self.criterion = nn.CrossEntropyLoss()
         self.metrics = MetricGroup(accuracy=Accuracy())
+        self.memory = Memory()
+        if params.memory:
+            self.training_state.register("memory", self.memory)
         self._fault: dict[str, Any] = json.loads(os.environ.get(FAULT, "{}"))
 
     def train_step(self, data: Any) -> Any:
@@ -74,6 +96,8 @@ class FaultyRunner(dl.TorchRunner):
         self._fail("train")
         if self._is_due("nan", "train"):
             data = data[0] * float("nan"), data[1]
+        if self.params.memory:
+            data = self.memory.mixed(data[0]), data[1]
         return super().train_step(data)
 
     def evaluate_step(self, data: Any) -> Any:

@@ -40,6 +40,11 @@ def to_device(batch: Any, device: torch.device, non_blocking: bool = False) -> A
     return _move(batch, device, non_blocking)
 
 
+def to_cpu(value: Any) -> Any:
+    """Return the value with every tensor in it on the CPU; see `to_device` for what is looked into."""
+    return _move(value, torch.device("cpu"), False)
+
+
 def _move(value: Any, device: torch.device, non_blocking: bool) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=non_blocking)

@@ -427,6 +427,7 @@ class TorchRunner(BaseRunner):
             return None, None
         state = restore.read(record, parts.session.files, parts.place.local_checkpoint_dir)
         parts.state.load_shared(state, up_to=Order.weights)
+        parts.state.load_rank(state["ranks"], self.rank, self.world_size, up_to=Order.weights)
         return record.name, record.info.get("best_index") if "best" in record.names else None
 
     # set-up -------------------------------------------------------------------------------------------------

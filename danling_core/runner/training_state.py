@@ -57,10 +57,10 @@ def register_parts(parts: Parts, trained: Trained, metrics_in_use: Callable[[], 
         lambda s: parts.precision.scaler.load_state_dict(s) if parts.precision.scaler and s else None,
         Order.optimizers,
     )
-    state.register("progress", parts.progress)
-    state.register("results", parts.history)
-    state.register("epoch", parts.epoch)
-    state.register("streams", parts.splits, order=Order.positions)
+    state.register("progress", parts.progress, shared=True, order=Order.counters)
+    state.register("results", parts.history, shared=True, order=Order.counters)
+    state.register("epoch", parts.epoch, shared=True, order=Order.counters)
+    state.register("streams", parts.splits, shared=True, order=Order.positions)
     state.add("config", parts.config.canonical)
     state.add("device", lambda: parts.ranks.device.type, lambda s: _compare_device(parts, s))
     state.add("world_size", lambda: parts.ranks.world_size)

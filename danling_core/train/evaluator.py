@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from danling_core.data.batches import batch_size_of, to_device
+from danling_core.data.batches import batch_size_of, to_cpu, to_device
 from danling_core.data.round_robin import RoundRobinBatches
 from danling_core.errors import RunInterrupted
 from danling_core.metrics import Additive
@@ -88,7 +88,7 @@ class Evaluator:
         outputs = []
         for batch in loader:
             self._beat()
-            outputs.append(_to_cpu(step(to_device(batch, self._device, non_blocking=True))))
+            outputs.append(to_cpu(step(to_device(batch, self._device, non_blocking=True))))
         parts = distributed.all_gather_objects(outputs)
         if _interleaves(loader):
             rounds = max(len(part) for part in parts)
@@ -139,13 +139,3 @@ def _interleaves(loader: Any) -> bool:
     return isinstance(loader, RoundRobinBatches) or isinstance(
         getattr(loader, "dataset", None), IterableDataset
     )
-
-
-def _to_cpu(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.cpu()
-    if isinstance(value, dict):
-        return {key: _to_cpu(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_to_cpu(item) for item in value)
-    return value

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
 
+from danling_core.data.batches import to_cpu
 from danling_core.errors import CheckpointError
 
 VERSION = 1
@@ -55,13 +56,45 @@ class TrainingState:
         self.shared: dict[str, Part] = {}
         self.per_rank: dict[str, Part] = {}
 
-    def register(self, name: str, part: Stateful, *, order: Order = Order.counters) -> None:
-        """Have `part` saved with every checkpoint under `name`, as rank 0 has it, and restored by every resume.
+    def register(
+        self,
+        name: str,
+        part: Stateful,
+        *,
+        shared: bool = False,
+        merge: Callable[[list[Any]], None] | None = None,
+        order: Order = Order.weights,
+    ) -> None:
+        """Have `part` saved with every checkpoint under `name`, and restored by every resume.
+
+        Args:
+            name: its name in the checkpoint.
+            part: the object. Each rank's own state is saved, and given back to the same rank.
+            shared: the states are equal on all ranks, as of a second model under DDP: rank 0's is saved for all.
+            merge: where the world size has changed, called on each rank with the states of all former ranks, in
+                rank order; by default, every rank takes over rank 0's.
+            order: when it is restored. By default with the weights, and so before an evaluation of the best ones.
 
         Raises:
             CheckpointError: the name is taken.
         """
-        self.add(name, part.state_dict, lambda state: _load(part, state), order)
+        if name in self.shared or name in self.per_rank:
+            raise CheckpointError(f"a part of the state is called {name!r} already: choose another name")
+
+        def load(state: Any) -> None:
+            if state is not None:
+                part.load_state_dict(state)
+
+        def save() -> Any:
+            return to_cpu(part.state_dict())
+
+        def load_first(states: list[Any]) -> None:
+            load(states[0] if states else None)
+
+        if shared:
+            self.add(name, part.state_dict, load, order)
+        else:
+            self.add_per_rank(name, save, load, order, merge or load_first)
 
     def add(
         self,
@@ -108,9 +141,17 @@ class TrainingState:
             if part.order <= up_to:
                 part.load(state.get(name))
 
-    def load_rank(self, states: Sequence[Mapping[str, Any]], rank: int, world_size: int) -> None:
+    def load_rank(
+        self,
+        states: Sequence[Mapping[str, Any]],
+        rank: int,
+        world_size: int,
+        up_to: Order = Order.generators,
+    ) -> None:
         """Take over this rank's own of the states of all former ranks, in order; after `load_shared`."""
         for name, part in _in_order(self.per_rank):
+            if part.order > up_to:
+                continue
             if len(states) == world_size:
                 part.load(states[rank].get(name))
             elif part.merge is not None:
@@ -120,11 +161,6 @@ class TrainingState:
         if name in parts or name in ("version", "ranks"):
             raise CheckpointError(f"a part of the state is called {name!r} already: choose another name")
         parts[name] = part
-
-
-def _load(part: Stateful, state: Any) -> None:
-    if state is not None:
-        part.load_state_dict(state)
 
 
 def _in_order(parts: Mapping[str, Part]) -> list[tuple[str, Part]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,3 +161,28 @@ def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
                 if doc and doc.split(None, 1)[0].rstrip(",") in NO_FIRST_WORDS:
                     odd.append((str(path.relative_to(ROOT)), doc.splitlines()[0]))
     assert odd == []
+
+
+def _functions(path: Path) -> set[str]:
+    """Return the qualified names of a module's functions and methods."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.ClassDef):
+                found.add(prefix + child.name)
+                visit(child, f"{prefix}{child.name}.")
+
+    visit(ast.parse(path.read_text()), "")
+    return found
+
+
+def test_what_the_architecture_names_is_there() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    calls = re.findall(r"`([\w/]+\.py):([\w.]+)`", page)
+    assert len(calls) > 30
+    assert [f"{file}:{name}" for file, name in calls if name not in _functions(ROOT / file)] == []
+    files = re.findall(r"`([\w/]+/\w+\.py)`", page)
+    assert len(files) > 20
+    roots = (ROOT, ROOT / "danling_core")
+    assert [file for file in files if not any((root / file).is_file() for root in roots)] == []

@@ -527,7 +527,11 @@ def test_a_part_that_was_registered_is_saved_and_restored(tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         Queued(config(tmp_path)).train()
     again = Queued(config(tmp_path))
-    again.train()
+    again.run(["train"])
     assert again.queue.seen == [0, 1]
+    best = json.loads(Path(again.dir, "best.json").read_text())["index"]
+    later = Queued(config(tmp_path))
+    later.run(["evaluate"])
+    assert later.queue.seen == list(range(best + 1)), "that of the best checkpoint"
     with pytest.raises(CheckpointError, match="'queue' already"):
         again.training_state.register("queue", again.queue)

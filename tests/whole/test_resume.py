@@ -44,6 +44,7 @@ KILLED: dict[str, tuple[dict[str, Any], int, int]] = {
         0,
     ),
     "own buffers on each rank": ({"broadcast_buffers": False, "params": {"batch_norm": True}}, 13, 1),
+    "state of a user's own on each rank": ({"params": {"memory": True}}, 13, 1),
     "steps": (
         PLAIN | {"step_end": 21, "evaluate_interval_steps": 5, "dataloader": {"batch_size": 8}},
         18,
@@ -74,7 +75,13 @@ KILLED: dict[str, tuple[dict[str, Any], int, int]] = {
 }
 
 
-OFTEN = ("one rank, mid-epoch", "three ranks", "loader workers", "accumulation, EMA, scheduler, BatchNorm")
+OFTEN = (
+    "one rank, mid-epoch",
+    "state of a user's own on each rank",
+    "three ranks",
+    "loader workers",
+    "accumulation, EMA, scheduler, BatchNorm",
+)
 
 
 @pytest.mark.holds("config-6", "bugs-6")
