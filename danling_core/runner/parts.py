@@ -101,9 +101,10 @@ class Parts:
     split_state: dict[str, Any] | None = None
 
     def adopt(self, before: Parts) -> None:
-        """Take over the data, the place and the group of ranks from the parts of another config."""
+        """Take over data, place, group of ranks and the user's own state from the parts of another config."""
         self.ranks.adopt(before.ranks)
         self.splits.take_data(before.splits)
+        self.state.adopt(before.state)
         self.place.context, self.place.created_at = before.place.context, before.place.created_at
 
 

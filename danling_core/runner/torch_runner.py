@@ -163,7 +163,7 @@ class TorchRunner(BaseRunner):
 
     @contextlib.contextmanager
     def _aside(self, step: Step) -> Iterator[None]:
-        """The rarer kinds of step."""
+        """Return the context of the rarer kinds of step."""
         metrics, train_metrics = self.metrics, self.train_metrics
         if step.count == 0:
             self.metrics, self.train_metrics = copy.deepcopy(metrics), copy.deepcopy(train_metrics)
@@ -548,7 +548,7 @@ class TorchRunner(BaseRunner):
         )
         if parts.strategy.needs_rehearsal(self.model):
             self._rehearse(train_splits[0])
-        parts.setup.is_trainable = True
+        parts.setup.is_trainable = parts.state.is_fixed = True
 
     def _rehearse(self, split: str) -> None:
         """Make two training steps that leave no trace; see `DataParallel.needs_rehearsal`. Collective."""

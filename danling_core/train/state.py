@@ -55,6 +55,8 @@ class TrainingState:
     def __init__(self) -> None:
         self.shared: dict[str, Part] = {}
         self.per_rank: dict[str, Part] = {}
+        self.is_fixed = False
+        """Whether training is set up: a resume, which comes then, would miss a part that is registered later."""
 
     def register(
         self,
@@ -76,8 +78,13 @@ class TrainingState:
             order: when it is restored. By default with the weights, and so before an evaluation of the best ones.
 
         Raises:
-            CheckpointError: the name is taken.
+            CheckpointError: the name is taken, or training has begun.
         """
+        if self.is_fixed:
+            raise CheckpointError(
+                f"{name!r} is registered after training began, where no resume would restore it: register it in "
+                "the runner's __init__"
+            )
         if name in self.shared or name in self.per_rank:
             raise CheckpointError(f"a part of the state is called {name!r} already: choose another name")
 
@@ -116,6 +123,11 @@ class TrainingState:
     ) -> None:
         """Add a part that differs between ranks; see `Part`."""
         self._add(self.per_rank, name, Part(save, load, order, merge))
+
+    def adopt(self, before: TrainingState) -> None:
+        """Take over the parts that only `before` has: those that a user registered."""
+        self.shared = {**before.shared, **self.shared}
+        self.per_rank = {**before.per_rank, **self.per_rank}
 
     def shared_state(self) -> dict[str, Any]:
         """Return the state that is equal on all ranks; its tensors are the live ones."""

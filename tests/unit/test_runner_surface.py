@@ -533,5 +533,15 @@ def test_a_part_that_was_registered_is_saved_and_restored(tmp_path: Path) -> Non
     later = Queued(config(tmp_path))
     later.run(["evaluate"])
     assert later.queue.seen == list(range(best + 1)), "that of the best checkpoint"
-    with pytest.raises(CheckpointError, match="'queue' already"):
-        again.training_state.register("queue", again.queue)
+    with pytest.raises(CheckpointError, match="register it in the runner's __init__"):
+        again.training_state.register("late", again.queue)
+
+
+def test_a_part_that_was_registered_outlives_another_config(tmp_path: Path) -> None:
+    stopped = Queued(config(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    again = Queued(config(tmp_path))
+    again.load_config(stopped.dir)
+    again.train()
+    assert again.queue.seen == [0, 1]
