@@ -85,7 +85,7 @@ def refuse_in_values(values: Mapping[str, Any]) -> None:
 
 
 def refuse_in_options(options: Mapping[str, Any]) -> None:
-    """The stricter rule for storage options: any key that may hold a secret, whatever its value."""
+    """Return the stricter rule for storage options: any key that may hold a secret, whatever its value."""
     for path, key, value in _leaves(options):
         if is_secret_option(key) and value not in (None, False) and value not in _PUBLIC_OPTION_VALUES:
             raise ValueError(f"{path!r} looks like a secret; {_WAY_OUT}")
@@ -140,7 +140,7 @@ def _worth_hiding(value: str) -> bool:
 
 
 def redact(text: str, secrets: Iterable[str] | None = None) -> str:
-    """`text` without passwords in URLs, without secret query values, and without any of `secrets`.
+    """Return `text` without passwords in URLs, without secret query values, and without any of `secrets`.
 
     Args:
         text: what is about to be shown or stored.

@@ -16,7 +16,7 @@ from danling_core.config import Config
 from danling_core.errors import ConfigError, DanLingError, RunInterrupted
 from danling_core.identity.ids import identify
 from danling_core.launch.prepare import pin
-from danling_core.launch.rank import run_stages, tell
+from danling_core.launch.rank import print_once, run_stages
 from danling_core.parallel import distributed
 from danling_core.parallel.stopping import share
 from danling_core.session.context import RunContext
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(context, DanLingError):
             return _refuse(context, EXIT_BAD_INPUT if isinstance(context, ConfigError) else EXIT_FAILED)
         if isinstance(context, str):
-            tell(f"{context} is complete; --fresh trains it again")
+            print_once(f"{context} is complete; --fresh trains it again")
             distributed.destroy_process_group()
             return 0
         try:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(error: DanLingError, code: int) -> int:
-    tell(str(error))
+    print_once(str(error))
     return code
 
 

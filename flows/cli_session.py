@@ -48,7 +48,7 @@ class Ending:
 
     @property
     def is_ctrl_c(self) -> bool:
-        """Stopped by Ctrl-C."""
+        """Return whether Ctrl-C stopped it."""
         return self.signal == signal.SIGINT
 
 
@@ -162,7 +162,7 @@ class Session:
 
 @contextlib.contextmanager
 def _signals_noted() -> Iterator[list[int]]:
-    """The numbers of the signals SIGINT and SIGTERM that arrive inside, in order."""
+    """Yield the numbers of the signals SIGINT and SIGTERM that arrive inside, in order."""
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -88,7 +88,7 @@ def _copy(folder: RunFolder, root: str, dead_owner: Owner | None = None) -> None
 
 @contextlib.contextmanager
 def _bar(title: str) -> Iterator[Progress]:
-    """A progress bar on stderr, where that is a terminal."""
+    """Show a progress bar on stderr, where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 

@@ -57,7 +57,7 @@ class RunConsole:
         self._bar.on_event(event)
 
     def on_outcome(self, outcome: RunOutcome) -> None:
-        """The run has ended."""
+        """Show that the run has ended."""
         self._bar.close()
         if outcome.status == "complete":
             self._print(f"{outcome.key} {describe(outcome)} ({format_duration(outcome.seconds)})")
@@ -118,7 +118,7 @@ class GroupConsole:
                 self._move()
 
     def on_outcome(self, outcome: RunOutcome) -> None:
-        """A run has ended."""
+        """Show that a run has ended."""
         with self._lock:
             self._ended += 1
             self._progress.pop(outcome.key, None)

@@ -34,7 +34,7 @@ def call_all(calls: Sequence[Callable[[], None]], limit: int, pool: LauncherPool
 
 @contextlib.contextmanager
 def nested(tags: Sequence[str]) -> Iterator[None]:
-    """Flows called inside carry these tags and beat no heart of their own: the flow around them does."""
+    """Let flows called inside carry these tags, and send no heartbeat: the flow around them does."""
     with (
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
         TagsContext(current_tags=set(tags)),

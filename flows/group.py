@@ -54,7 +54,7 @@ def group(spec: GroupSpec, fresh: bool = False) -> State[list[dict[str, Any]]]:
 
 
 def _call_experiments(spec: GroupSpec, pool: LauncherPool, fresh: bool) -> list[RunOutcome]:
-    """As many experiments are open as there are slots: none is idle while there is work."""
+    """Open as many experiments as there are slots: none is idle while there is work."""
     ended: list[list[RunOutcome]] = [[] for _ in spec.experiments]
 
     def call(index: int) -> None:

@@ -10,7 +10,7 @@ from flows.outcome import RunOutcome
 
 
 def leaderboard(outcomes: Iterable[RunOutcome]) -> list[dict[str, Any]]:
-    """Rows `rank, name, id, score, epochs, seconds, {split}/{metric}..., status, folder`, the best first.
+    """Return rows `rank, name, id, score, epochs, seconds, {split}/{metric}..., status, folder`, the best first.
 
     Runs without a score, or with NaN, come last and have no rank; ties are in the order of names, since runs
     end in any order. Scores of another mode than the first run's are compared among themselves, after it.
@@ -32,7 +32,7 @@ def columns(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def flat_metrics(evaluation: Any) -> dict[str, float]:
-    """`{split: {metric: value}}` as `{"split/metric": value}`."""
+    """Return `{split: {metric: value}}` as `{"split/metric": value}`."""
     flat: dict[str, float] = {}
     for split, metrics in (evaluation or {}).items():
         if isinstance(metrics, dict):

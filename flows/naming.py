@@ -16,7 +16,7 @@ def run_display_name(config: Config) -> str:
 
 
 def tags_of(config: Config) -> list[str]:
-    """`project:`, `group:` (in a group) and `experiment:` tags. A project is its storage root, in full."""
+    """Return `project:`, `group:` (in a group) and `experiment:` tags. A project is its storage root, in full."""
     root = config.project_root
     project = str(Path(root).expanduser().resolve()) if is_local(root) else root
     tags = [f"project:{project}", f"experiment:{config.experiment_name}"]

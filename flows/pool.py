@@ -29,10 +29,10 @@ class Listener(Protocol):
     """Hears what happens to runs, from several threads; must be quick and must not raise."""
 
     def on_event(self, name: str, event: dict[str, Any]) -> None:
-        """One event of the run called `name`."""
+        """Take note of an event of the run called `name`."""
 
     def on_outcome(self, outcome: RunOutcome) -> None:
-        """A run has ended."""
+        """Take note that a run has ended."""
 
 
 class _Part:
@@ -186,7 +186,7 @@ class LauncherPool:
 
     @contextlib.contextmanager
     def remembering(self) -> Iterator[list[RunOutcome]]:
-        """The outcomes that are recorded inside, in this context and in copies of it."""
+        """Yield the outcomes that are recorded inside, in this context and in copies of it."""
         around = _ended.get()
         ended: list[RunOutcome] = []
         token = _ended.set(ended)
@@ -248,7 +248,7 @@ def _key(config: Config) -> str:
 
 
 def _wait_for_end(handle: RunHandle) -> None:
-    """The launcher kills ranks that outlive their grace, so this ends; how is of no interest any more."""
+    """Wait for the end, which comes: the launcher kills ranks that outlive their grace."""
     with contextlib.suppress(DanLingError):
         handle.outcome()
 
@@ -263,7 +263,7 @@ def _error_of(call: Callable[[], None]) -> DanLingError | None:
 
 @contextlib.contextmanager
 def launcher_pool(slots: int = 1) -> Iterator[LauncherPool]:
-    """The pool of the flow around this one, or a new one that is closed at the end, whatever the end is."""
+    """Yield the pool of the flow around this one, or a new one that is closed at the end, whatever the end is."""
     if (ambient := _ambient.get()) is not None:
         yield ambient
         return

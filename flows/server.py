@@ -105,7 +105,7 @@ class EmbeddedServer:
 
 @contextlib.contextmanager
 def api_server() -> Iterator[EmbeddedServer | str]:
-    """The URL of the API that Prefect's settings name (environment, active profile), or a server starting up.
+    """Yield the URL of the API that Prefect's settings name (environment, active profile), or a server starting up.
 
     Where the configured one cannot be reached, a server too, with a warning: training does not depend on it.
     """

@@ -27,15 +27,15 @@ class FlowArtifacts:
         self._ids: dict[str, UUID] = {}
 
     def progress(self, name: str, percent: float, description: str | None = None) -> None:
-        """A bar from 0 to 100; the same name moves the same bar."""
+        """Show a bar from 0 to 100; the same name moves the same bar."""
         self._put("progress", name, percent, description)
 
     def table(self, name: str, rows: list[dict[str, Any]], description: str | None = None) -> None:
-        """A table, one mapping per row."""
+        """Create a table, one mapping per row."""
         self._put("table", name, rows, description)
 
     def markdown(self, name: str, text: str, description: str | None = None) -> None:
-        """A page of Markdown; links are written `[text](address)`."""
+        """Create a page of Markdown; links are written `[text](address)`."""
         self._put("markdown", name, text, description)
 
     def tag(self, tags: list[str]) -> None:
@@ -71,7 +71,7 @@ class FlowArtifacts:
 
 
 def artifact_key(name: str) -> str:
-    """`name` in the letters that Prefect allows in an artifact's key: lower case, digits, dashes."""
+    """Return `name` in the letters that Prefect allows in an artifact's key: lower case, digits, dashes."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "danling"
 
 

@@ -99,7 +99,7 @@ def _closes(event: Event, opening: Event) -> bool:
 
 
 def _is_later_epoch(event: Event, opening: Event) -> bool:
-    """In step mode, what begins inside a stage is its own rest after a restart."""
+    """Return whether another epoch began. In step mode, one that begins inside a stage is its rest after a restart."""
     if event["event"] != "epoch_began" or opening["index"] is None:
         return False
     return bool(event["index"] > opening["index"])

@@ -124,7 +124,7 @@ class Reporter:
 
 @contextlib.contextmanager
 def reporting(deadline_seconds: float = 10.0, **options: Any) -> Iterator[Reporter]:
-    """The reporter of the flow around this one, or a new one that is closed at the end."""
+    """Yield the reporter of the flow around this one, or a new one that is closed at the end."""
     if (ambient := _ambient.get()) is not None:
         yield ambient
         return

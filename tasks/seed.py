@@ -12,7 +12,7 @@ from prefect.states import Completed
 
 @task(name="seed", task_run_name="seed-{seed}", cache_policy=NO_CACHE, persist_result=False)
 def record_seed(seed: int, world_size: int, deterministic: bool = False) -> State[dict[str, Any]]:
-    """Seeds of a run: `seed` shuffles the data and is the same on all ranks; rank r draws from `seed + r`."""
+    """Return seeds of a run: `seed` shuffles the data and is the same on all ranks; rank r draws from `seed + r`."""
     seeds = {
         "seed": seed,
         "rank_seeds": [seed + rank for rank in range(world_size)],

@@ -19,7 +19,7 @@ RESULTS = ("config", "metadata", "events", "results", "latest", "best", "evaluat
 def store(
     folder_url: str, required: tuple[str, ...] = ("config", "metadata", "results", "status")
 ) -> State[Any]:
-    """Addresses of a run's files: `{"folder": url, "files": {name: url}}`. Failed: one is missing."""
+    """Return addresses of a run's files: `{"folder": url, "files": {name: url}}`. Failed: one is missing."""
     folder = RunFolder(folder_url)
     addresses = {name: getattr(folder, f"{name}_url") for name in RESULTS}
     missing = [addresses[name] for name in required if not exists(addresses[name])]

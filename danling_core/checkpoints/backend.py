@@ -27,7 +27,7 @@ class Backend(Protocol):
         """Raise NotFound."""
 
     def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
-        """Small files, in the order of `paths`; None for those that are not there."""
+        """Return small files, in the order of `paths`; None for those that are not there."""
 
     def write(self, path: str, data: bytes) -> None:
         """Atomically: a reader sees the old content or the new."""
@@ -36,10 +36,10 @@ class Backend(Protocol):
         """Make a new folder; False if the name is taken."""
 
     def put(self, path: str, write: durable.Write) -> tuple[int, str]:
-        """Return a payload file inside a claimed folder: its size and xxh3_128."""
+        """Write a payload file inside a claimed folder; return its size and xxh3_128."""
 
     def delete(self, path: str) -> None:
-        """A file or a folder with all it holds; nothing there is fine."""
+        """Remove a file, or a folder with all it holds; nothing there is fine."""
 
     def size(self, path: str) -> int:
         """Raise NotFound."""

@@ -28,7 +28,7 @@ def dump(state: Any, file: BinaryIO) -> None:
 
 
 def write(plain_state: Any, file: BinaryIO) -> None:
-    """`dump` for a state that is plain and compact already, such as a staged snapshot."""
+    """Serialize as `dump` does, a state that is plain and compact already, such as a staged snapshot."""
     checked = torch.serialization.get_crc32_options()
     # The store has a better checksum of its own; torch's costs more than all the rest (817 against 243 ms
     # for 1 GB).

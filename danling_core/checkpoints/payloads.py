@@ -50,7 +50,7 @@ class Payloads:
         self._verified[record.name] = self._signatures(record)
 
     def verify_once(self, record: Record) -> None:
-        """`verify`, unless it passed before, or was put here, and the files have not been touched since.
+        """Call `verify`, unless it passed before, or was put here, and the files have not been touched since.
 
         A store cannot tell that, and its payloads are never rewritten: to ask again would download it.
         """

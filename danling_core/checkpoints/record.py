@@ -56,12 +56,12 @@ class Record:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """The counters of completed work, as the writer gave them."""
+        """Return the counters of completed work, as the writer gave them."""
         return dict(self.info.get("progress") or {})
 
     @property
     def score(self) -> float | None:
-        """The score of the latest result when the state was taken; None where there was none."""
+        """Return the score of the latest result when the state was taken; None where there was none."""
         score = self.info.get("score")
         return NON_FINITE[score] if isinstance(score, str) else score
 
@@ -71,7 +71,7 @@ class Record:
 
     @property
     def size(self) -> int:
-        """Bytes of the whole payload."""
+        """Return bytes of the whole payload."""
         return sum(file.size for file in self.files)
 
     def to_bytes(self) -> bytes:
@@ -127,7 +127,7 @@ class Record:
 
 
 def check_name(name: object) -> str:
-    """`name` itself if it is one plain file name, so that no path built from it can leave its folder.
+    """Return `name` itself if it is one plain file name, so that no path built from it can leave its folder.
 
     Raises:
         CheckpointError: it has a separator, `..`, a leading dot, or is not text.
@@ -146,7 +146,7 @@ def is_simple_name(name: str) -> bool:
 
 
 def record_name(step: int, attempt: str) -> str:
-    """`<step>-<attempt>` with the step in ten digits, so that a plain listing is in order of steps."""
+    """Return `<step>-<attempt>` with the step in ten digits, so that a plain listing is in order of steps."""
     if step < 0:
         raise CheckpointError(f"a checkpoint's step is the number of completed updates, found {step}")
     return check_name(f"{step:010d}-{attempt}")

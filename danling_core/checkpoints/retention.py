@@ -20,7 +20,7 @@ def removable(records: Sequence[Record], keep_last: int, keep: set[str]) -> list
 def spare_last_good(
     records: Sequence[Record], removed: Sequence[Record], is_good: Callable[[Record], bool]
 ) -> list[Record]:
-    """`removed` without the newest record that verifies, if none of those that stay does."""
+    """Return `removed` without the newest record that verifies, if none of those that stay does."""
     if not removed or any(is_good(record) for record in records if record not in removed):
         return list(removed)
     last_good = next((record for record in removed if is_good(record)), None)

@@ -170,7 +170,7 @@ class BackgroundSaver:
     # The training thread's side
 
     def _claim(self, is_required: bool) -> Staging | None:
-        """Buffers for a new snapshot; None if it must give way."""
+        """Return buffers for a new snapshot; None if it must give way."""
         with self._changed:
             while True:
                 if self._is_closing:

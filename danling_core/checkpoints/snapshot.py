@@ -72,7 +72,7 @@ class Staging:
 
     @property
     def size(self) -> int:
-        """Bytes of all buffers."""
+        """Return bytes of all buffers."""
         return sum(_nbytes(geometry) * len(buffers) for geometry, buffers in self._buffers.items())
 
     @torch.no_grad()
@@ -127,7 +127,7 @@ class Staging:
 
 
 def compact(state: Any) -> Any:
-    """`state` in plain containers, on the CPU, without holes; copied only if some tensor needs it."""
+    """Return `state` in plain containers, on the CPU, without holes; copied only if some tensor needs it."""
     layout = Layout.of(state)
     storages = {
         source.tensor.untyped_storage().data_ptr() for source in layout.sources if _is_dense_host(source)
@@ -162,7 +162,7 @@ def _storage_key(tensor: Tensor, index: int) -> Any:
 
 
 def _shared(tensors: Sequence[Tensor], places: Sequence[int]) -> list[_Source]:
-    """Tensors of one storage: those that overlap stay together, those apart are copied on their own."""
+    """Return tensors of one storage: those that overlap stay together, those apart are copied on their own."""
     ordered = sorted(places, key=lambda place: _span(tensors[place]))
     clusters: list[tuple[list[int], int]] = []
     for place in ordered:
@@ -175,7 +175,7 @@ def _shared(tensors: Sequence[Tensor], places: Sequence[int]) -> list[_Source]:
 
 
 def _cluster(tensors: Sequence[Tensor], places: list[int], end: int) -> list[_Source]:
-    """Overlapping tensors as one span, so that they overlap again; apart where the span is mostly holes."""
+    """Return overlapping tensors as one span, so that they overlap again; apart where the span is mostly holes."""
     alike: dict[Any, list[int]] = defaultdict(list)
     for place in places:
         alike[_exact_place(tensors[place])].append(place)

@@ -95,7 +95,7 @@ class CheckpointStore:
         names: Sequence[str] = (),
         expected_bytes: int | None = None,
     ) -> Record:
-        """`commit` without the pointer files, which `repoint` writes (and can write again after a failure).
+        """Commit, but without the pointer files, which `repoint` writes (and can write again after a failure).
 
         `pointed` says already that the pointers have moved: it asks the records too.
         """

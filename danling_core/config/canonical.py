@@ -47,7 +47,7 @@ def _default(field: FieldInfo) -> Any:
 
 
 def _numbers_as_floats(value: Any) -> Any:
-    """Arguments of a torch class have no declared types here: `weight_decay: 0` is `weight_decay: 0.0`."""
+    """Make numbers floats: arguments of a torch class have no declared types, and 0 is meant like 0.0."""
     if isinstance(value, dict):
         return {key: _numbers_as_floats(item) for key, item in value.items()}
     if isinstance(value, list):

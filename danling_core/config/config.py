@@ -187,7 +187,7 @@ class Config(Model):
 
     @classmethod
     def elsewhere(cls) -> Mapping[str, list[str]]:
-        """Keys that belong to a section, and the dotted keys that were probably meant."""
+        """Return keys that belong to a section, and the dotted keys that were probably meant."""
         keys = {
             "dataloader": [*DataLoaderConfig.model_fields],
             "scheduler": [*SchedulerConfig.model_fields],
@@ -326,7 +326,7 @@ def _an(kind: str) -> str:
 
 
 def renamed_overrides(overrides: Overrides) -> Overrides:
-    """Overrides with older field names replaced by today's."""
+    """Return overrides with older field names replaced by today's."""
     if isinstance(overrides, (str, Mapping)):
         return renamed(overrides) if isinstance(overrides, Mapping) else overrides
     return [_renamed_text(text) if isinstance(text, str) else text for text in overrides]

@@ -138,7 +138,7 @@ def read_mapping(location: str | Path) -> dict[str, Any]:
 
 
 def read_text(location: str) -> str:
-    """UTF-8 text of a local file, or of anything storage can read."""
+    """Return UTF-8 text of a local file, or of anything storage can read."""
     try:
         data = _read_bytes(location)
         return data.decode("utf-8-sig")
@@ -161,7 +161,7 @@ def write_text(location: str | Path, text: str) -> None:
 
 
 def as_mapping(value: Any, label: str) -> dict[str, Any]:
-    """`value` if it is a mapping with text keys, else a ConfigError that says what it is."""
+    """Return `value` if it is a mapping with text keys, else a ConfigError that says what it is."""
     if value is None:
         raise ConfigError(f"{label}: wanted a mapping of keys, found nothing (empty)")
     if not isinstance(value, Mapping):

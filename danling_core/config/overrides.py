@@ -28,7 +28,7 @@ class Swept(Protocol):
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
-    """`"a.b=1e-3"` as `(("a", "b"), 0.001)`.
+    """Return `"a.b=1e-3"` as `(("a", "b"), 0.001)`.
 
     The value is read as YAML reads it after a key. Only `[`, `{` and quotes open a structure, so that `#fff`
     and `a: b` stay text. ConfigError (which does not repeat the value) when there is no key or no `=`.
@@ -44,7 +44,7 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 
 
 def split_key(key: str) -> tuple[str, ...]:
-    """`"a.b"` as `("a", "b")`; ConfigError when a part is empty."""
+    """Return `"a.b"` as `("a", "b")`; ConfigError when a part is empty."""
     path = tuple(part.strip() for part in key.split("."))
     if not all(path):
         raise ConfigError(f"override {key.strip()!r}: wanted a dotted key such as 'optim.lr'")
@@ -79,7 +79,7 @@ def grid(sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def parse_sweep(words: Sequence[str]) -> dict[str, list[Any]]:
-    """`["params.lr=1e-3,3e-3", "seed=0,1"]` as a grid's `{"params.lr": [0.001, 0.003], "seed": [0, 1]}`."""
+    """Return `["params.lr=1e-3,3e-3", "seed=0,1"]` as a grid's `{"params.lr": [0.001, 0.003], "seed": [0, 1]}`."""
     sweep: dict[str, list[Any]] = {}
     for word in words:
         key, equals, values = word.partition("=")

@@ -30,7 +30,7 @@ def _plain(value: Any) -> Any:
 
 
 def _as_overrides(value: Any) -> Any:
-    """Overrides as a mapping: `["seed=1"]` and `{seed: 1}` are the same."""
+    """Return overrides as a mapping: `["seed=1"]` and `{seed: 1}` are the same."""
     if not isinstance(value, (list, tuple, Mapping)):
         raise ConfigError(
             f"overrides: wanted a mapping or a list of 'key=value', found a {type(value).__name__}"
@@ -184,7 +184,7 @@ def _overridden(config: Values, overrides: Overrides) -> Values:
 
 
 def _refuse_repeats(configs: Sequence[Config], told_apart: Sequence[str | None]) -> None:
-    """A run that is written twice is a mistake, unless names that the user gave tell the two apart."""
+    """Refuse a run that is written twice, unless names that the user gave tell the two apart."""
     first: dict[str, Config] = {}
     for config, name in zip(configs, told_apart, strict=True):
         key = canonical_json([config.experiment_name, config.experiment_id, name, config.canonical()])

@@ -13,7 +13,7 @@ from danling_core.errors import ConfigError
 
 
 def batch_size_of(batch: Any) -> int:
-    """Samples in a batch: the first dimension of the first tensor found in it, however deep.
+    """Return samples in a batch: the first dimension of the first tensor found in it, however deep.
 
     Raises:
         ConfigError: there is no tensor with a dimension in it.

@@ -22,12 +22,12 @@ class PassClock:
             self._cells.share_memory_()
 
     def set(self, number: int, skip: int = 0) -> None:
-        """Called by the rank before it makes an iterator."""
+        """Set the pass, and how many batches of it to skip. The rank calls it before it makes an iterator."""
         self._cells[0] = number
         self._cells[1] = skip
 
     def read(self) -> tuple[int, int]:
-        """`(pass, skip)`."""
+        """Return the pass and the batches to skip."""
         number, skip = self._cells.tolist()
         return number, skip
 

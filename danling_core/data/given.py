@@ -120,7 +120,7 @@ class GroupedBatchSampler(Sampler[list[Any]]):
         return -(-len(self.given.entries(self._pass)) // self.world_size)
 
     def counts(self, index: int) -> tuple[int, int]:
-        """Samples of global batch `index`: `(on this rank, over all ranks)`. A dummy is not counted."""
+        """Return samples of global batch `index`: `(on this rank, over all ranks)`. A dummy is not counted."""
         group = self._group(index)
         local = len(group[self.rank]) if self.rank < len(group) else 0
         return local, sum(len(batch) for batch in group)

@@ -104,7 +104,7 @@ class StreamShards(IterableDataset[Any]):
         return (chunk if wanted else []), size
 
     def _hidden_worker(self) -> tuple[int, int]:
-        """This worker and their number. From here on torch's worker info is hidden from the data set: one
+        """Return this worker and their number. From here on torch's worker info is hidden from the data set: one
         that splits itself over workers, as torch's manual teaches, would otherwise be split twice."""
         if self._worker is None:
             info = get_worker_info()

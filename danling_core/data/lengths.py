@@ -26,18 +26,18 @@ class Lengths:
 
     @property
     def epoch_steps(self) -> int | None:
-        """Steps in an epoch, None where that is not known."""
+        """Return steps in an epoch, None where that is not known."""
         return self.steps if self.steps_per_epoch is None else self.steps_per_epoch
 
     def steps_to_iters(self, steps: int) -> int:
-        """Iters that so many steps take, from the beginning; of unsized data, as if every window were full."""
+        """Return iters that so many steps take, from the beginning; of unsized data, as if every window were full."""
         if self.iters is None or not self.steps:
             return steps * self.accum_steps
         passes, rest = divmod(steps, self.steps)
         return passes * self.iters + min(rest * self.accum_steps, self.iters)
 
     def iters_to_steps(self, iters: int) -> int:
-        """Steps that so many iters make, a last and shorter window included."""
+        """Return steps that so many iters make, a last and shorter window included."""
         if not self.iters or self.steps is None:
             return -(-iters // self.accum_steps)
         passes, rest = divmod(iters, self.iters)

@@ -30,13 +30,13 @@ class PassLoader(DataLoader[Any]):
 
     @property
     def global_batches(self) -> GlobalBatchSampler | GroupedBatchSampler | None:
-        """The sampler that knows all counts; None for iterable data and for evaluation."""
+        """Return the sampler that knows all counts; None for iterable data and for evaluation."""
         sampler = self.batch_sampler
         return sampler if isinstance(sampler, (GlobalBatchSampler, GroupedBatchSampler)) else None
 
     @property
     def global_batch_size(self) -> int:
-        """Samples of a full global batch, or 0 where batches have no common size."""
+        """Return samples of a full global batch, or 0 where batches have no common size."""
         sampler = self.batch_sampler
         if isinstance(self.dataset, StreamShards):
             return self.dataset.batch_size * self.dataset.world_size

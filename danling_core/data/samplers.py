@@ -83,14 +83,14 @@ class GlobalBatchSampler(Sampler[Any]):
 
     @property
     def smallest_share(self) -> int:
-        """Samples in the smallest batch of a pass that any rank has and that counts."""
+        """Return samples in the smallest batch of a pass that any rank has and that counts."""
         last = self.length - self.full * self.global_batch_size
         if self.drop_last or not last:
             return self.batch_size
         return max(last // self.world_size, 1)
 
     def counts(self, index: int) -> tuple[int, int]:
-        """Samples of global batch `index`: `(on this rank, over all ranks)`. A dummy is not counted."""
+        """Return samples of global batch `index`: `(on this rank, over all ranks)`. A dummy is not counted."""
         start, stop, size = self._bounds(index)
         return stop - start, size
 
@@ -144,11 +144,11 @@ class ShardBatchSampler(Sampler[Any]):
         self.as_tensors = as_tensors
 
     def __len__(self) -> int:
-        """Batches on this rank."""
+        """Return batches on this rank."""
         return -(-(self.stop - self.start) // self.batch_size)
 
     def order(self) -> torch.Tensor | None:
-        """Indices in the order to evaluate, or None for the data set's own."""
+        """Return indices in the order to evaluate, or None for the data set's own."""
         return None
 
     def __iter__(self) -> Iterator[Any]:

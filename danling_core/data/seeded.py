@@ -14,7 +14,7 @@ _State = tuple[Any, torch.Tensor, Any]
 
 
 def derive_seed(*key: int | str) -> int:
-    """63 well-mixed bits from a key such as `("order", seed, pass)`: the same on every machine, forever."""
+    """Return 63 well-mixed bits from a key such as `("order", seed, pass)`: the same on every machine, forever."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -76,7 +76,7 @@ class DataSplits:
     # names --------------------------------------------------------------------------------------------------
     @property
     def names(self) -> list[str]:
-        """All splits that have data."""
+        """Return all splits that have data."""
         return list(self.datasets | self.dataloaders)
 
     def to_train(self, wanted: Splits | None = None) -> list[str]:

@@ -42,7 +42,7 @@ class Window:
         self.total = total
 
     def __len__(self) -> int:
-        """Micro-batches (iters) in this window."""
+        """Return micro-batches (iters) in this window."""
         return len(self.counts)
 
 
@@ -97,7 +97,7 @@ class TrainStream:
 
     @property
     def batches_per_pass(self) -> int | None:
-        """Micro-batches in a pass, equal on all ranks; None where the data does not say."""
+        """Return micro-batches in a pass, equal on all ranks; None where the data does not say."""
         return self._length if self._sampler is None else len(self._sampler)
 
     @property
@@ -202,7 +202,7 @@ class TrainStream:
         return self._size_of(batch)
 
     def _agree(self, counts: list[int]) -> tuple[int, int]:
-        """Micro-batches of the window (the most that any rank has), and its samples over all ranks."""
+        """Return micro-batches of the window (the most that any rank has), and its samples over all ranks."""
         if self._reduce is None:
             return len(counts), sum(counts)
         has = [float(index < len(counts)) for index in range(self.accum_steps)]
@@ -258,7 +258,7 @@ class TrainStream:
         return samples // ours
 
     def _common_length(self) -> int | None:
-        """Batches of the longest rank. Collective where there are several ranks."""
+        """Return batches of the longest rank. Collective where there are several ranks."""
         length = length_of(self.loader)
         if self._reduce is None or self.world_size == 1:
             return length

@@ -32,7 +32,7 @@ def begin_pass(loader: Iterable[Any], number: int, seed: int) -> Iterator[Any]:
 
 
 def length_of(loader: Iterable[Any]) -> int | None:
-    """Batches of a loader that can tell. What an iterable data set says of its length is not trusted."""
+    """Return batches of a loader that can tell. What an iterable data set says of its length is not trusted."""
     if isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset):
         return None
     if not isinstance(loader, Sized):

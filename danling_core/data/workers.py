@@ -11,7 +11,7 @@ _POLL_SECONDS = 0.5
 
 
 def start_worker(worker_id: int) -> None:
-    """The `worker_init_fn` of every loader.
+    """Set up a worker: the `worker_init_fn` of every loader.
 
     A Ctrl-C or SIGTERM to the whole process group reaches the rank, which finishes its step and saves: its
     workers must live until then. They end when the rank says so by a SIGTERM of its own, or is gone.

@@ -98,7 +98,7 @@ def _changes(root: Path, exclude: Sequence[Path]) -> list[bytes]:
 
 
 def _submodules(root: Path, exclude: Sequence[Path]) -> list[bytes]:
-    """Submodules that are checked out and have a commit. A repository without `.gitmodules` has none."""
+    """Return submodules that are checked out and have a commit. A repository without `.gitmodules` has none."""
     if not (root / ".gitmodules").is_file():
         return []
     staged = (entry.partition(b"\t") for entry in _names(root, ["ls-files", "--stage", "-z"]))

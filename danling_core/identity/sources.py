@@ -56,5 +56,5 @@ def _digest(path: str) -> str | None:
 
 @functools.cache
 def _digest_once(path: str) -> str | None:
-    """As it was at the first question: one process prepares all runs of a sweep."""
+    """Return what the first question found: one process prepares all runs of a sweep."""
     return _digest(path)

@@ -40,11 +40,11 @@ class RunRequest:
 
     @property
     def events_path(self) -> str:
-        """The event log of the run, which rank 0 appends to."""
+        """Return the event log of the run, which rank 0 appends to."""
         return os.path.join(self.work_dir, "events.jsonl")
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Return it as plain JSON types."""
         return {**asdict(self), "stages": list(self.stages)}
 
     @classmethod
@@ -78,7 +78,7 @@ class Prepared:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Prepared:
-        """From what `worker.prepare` returned."""
+        """Read what `launch.prepare.prepare` returned."""
         return cls(**{name: fields[name] for name in cls.__dataclass_fields__ if name in fields})
 
 
@@ -102,7 +102,7 @@ class Outcome:
     restarts: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Return it as plain JSON types."""
         return asdict(self)
 
     def check(self) -> Outcome:

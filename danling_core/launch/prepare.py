@@ -60,7 +60,7 @@ def pin(config: Config) -> tuple[Config, type[TorchRunner], str | None]:
 
 @functools.cache
 def _experiment_id(source: str | None, exclude: tuple[str, ...]) -> str:
-    """As it was at the first question: of a sweep's configs each would have git read the whole tree again."""
+    """Return what the first question found: each config of a sweep would have git read the whole tree again."""
     return experiment_id_of(source, exclude)
 
 
@@ -84,7 +84,7 @@ def load_runner(config: Config) -> tuple[Config, type[TorchRunner]]:
 
 
 def ranks_per_node(config: Config) -> int:
-    """`nproc_per_node`, where `auto` means the GPUs that will be used, else 1."""
+    """Return `nproc_per_node`, where `auto` means the GPUs that will be used, else 1."""
     if config.nproc_per_node != "auto":
         return int(config.nproc_per_node)
     uses_gpus = config.device != "cpu" and torch.cuda.is_available()

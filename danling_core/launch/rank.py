@@ -125,7 +125,7 @@ def _record(config: Config, context: RunContext, failure: Mapping[str, Any]) -> 
     )
     recorded = record(request, context.attempt, Outcome("failed", **fields), dict(os.environ))
     if recorded.error != failure["error"]:
-        tell(str(recorded.error))
+        print_once(str(recorded.error))
 
 
 def _leave(runner: TorchRunner, control: Control | None) -> None:
@@ -158,7 +158,7 @@ def _stopping_on_signals(context: RunContext) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def tell(message: str) -> None:
-    """Print a line for the person at the terminal. Rank 0; others return."""
+def print_once(message: str) -> None:
+    """Print a line on stderr, for the person at the terminal. Rank 0; others return."""
     if distributed.rank() == 0:
         print(f"danling: {message}", file=sys.stderr)

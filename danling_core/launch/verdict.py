@@ -128,7 +128,7 @@ def _at(step: int | None) -> str:
 
 
 def signal_name(number: int) -> str:
-    """As in `SIGSEGV`."""
+    """Return the name, as in `SIGSEGV`."""
     try:
         return signal.Signals(number).name
     except ValueError:

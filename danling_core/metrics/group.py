@@ -71,7 +71,7 @@ class MetricGroup(dict[str, Any]):
                 metric.update(pred, target)
 
     def compute(self) -> dict[str, Any]:
-        """{name: float}, nested as the group is. Collective: a metric may reduce itself over ranks here."""
+        """Return {name: float}, nested as the group is. Collective: a metric may reduce itself over ranks here."""
         return {name: _as_floats(metric.compute(), name) for name, metric in self.items()}
 
     def reset(self) -> None:
@@ -97,7 +97,7 @@ class MetricGroup(dict[str, Any]):
         return found
 
     def state(self) -> Tensor:
-        """1-D float64: the states of `additive()`, one after the other; empty where there are none."""
+        """Return 1-D float64: the states of `additive()`, one after the other; empty where there are none."""
         return joined_state(self.additive())
 
     def load_state(self, state: Tensor) -> None:
@@ -105,7 +105,7 @@ class MetricGroup(dict[str, Any]):
         load_joined_state(self.additive(), state)
 
     def state_dict(self) -> dict[str, Any]:
-        """{name: state} for a checkpoint inside an epoch, of this rank, on the CPU.
+        """Return {name: state} for a checkpoint inside an epoch, of this rank, on the CPU.
 
         Raises:
             ConfigError: for a metric that cannot be saved.
@@ -128,7 +128,7 @@ def joined_state(metrics: Iterable[Additive]) -> Tensor:
 
 
 def load_joined_state(metrics: Iterable[Additive], state: Tensor) -> None:
-    """The reverse of `joined_state`."""
+    """Undo `joined_state`."""
     metrics = list(metrics)
     sizes = [metric.state().numel() for metric in metrics]
     if sum(sizes) != state.numel():

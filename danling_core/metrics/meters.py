@@ -59,7 +59,7 @@ class MeanMeter:
         self._known_weight = 0.0
 
     def state(self) -> Tensor:
-        """(2,) float64: the weighted sum, and the sum of weights."""
+        """Return (2,) float64: the weighted sum, and the sum of weights."""
         total = self._total(torch.device("cpu") if self._sum is None else self._sum.device)
         weight = torch.full_like(total, self._known_weight)
         return torch.stack([total, weight if self._weight is None else weight + self._weight])
@@ -119,7 +119,7 @@ class Accuracy:
         self._mean.reset()
 
     def state(self) -> Tensor:
-        """(2,) float64: how many were right, and how many there were."""
+        """Return (2,) float64: how many were right, and how many there were."""
         return self._mean.state()
 
     def load_state(self, state: Tensor) -> None:

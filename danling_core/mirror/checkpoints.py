@@ -47,7 +47,7 @@ class CheckpointUploader:
         self._remote_records = set(remote_records)
 
     def forget_what_differs(self, remote_records: Iterable[str]) -> list[str]:
-        """Files that are not what was sent, which go up again next time.
+        """Return files that are not what was sent, which go up again next time.
 
         Args:
             remote_records: those of a fresh listing.
@@ -67,7 +67,7 @@ class CheckpointUploader:
         self._seen_pointers |= {os.path.basename(entry.path) for entry in layout.pointers}
 
     def pending_bytes(self, layout: Layout) -> int:
-        """Payloads of committed checkpoints that are not remote yet."""
+        """Return payloads of committed checkpoints that are not remote yet."""
         waiting = set(layout.records) - self._remote_records
         return sum(entry.size for name in waiting for entry in layout.data.get(name, []))
 
@@ -127,7 +127,7 @@ class CheckpointUploader:
 
     @contextlib.contextmanager
     def _staged(self, name: str) -> Iterator[tuple[bytes, dict[str, str]] | None]:
-        """The record's bytes and hard links to its payload, safe from a prune; None if it cannot be had."""
+        """Return the record's bytes and hard links to its payload, safe from a prune; None if it cannot be had."""
         folder = os.path.join(self._staging, name)
         try:
             yield self._stage(name, folder)

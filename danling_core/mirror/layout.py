@@ -69,7 +69,7 @@ class Layout:
 
 
 def _stays_here(path: str) -> bool:
-    """Files of this machine only: leases, the mirror's state, hidden and temporary files."""
+    """Return files of this machine only: leases, the mirror's state, hidden and temporary files."""
     parts = path.split("/")
     is_hidden = any(part.startswith(".") or part.endswith(".tmp") for part in parts)
     return is_hidden or parts[0] in (STATE_FILE, LEASE)

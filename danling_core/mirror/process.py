@@ -105,7 +105,7 @@ class MirrorProcess:
         raise AssertionError("a code that is not 0 is a failure")
 
     def state(self) -> dict[str, Any]:
-        """`mirror.json`: synced_at, pending_bytes, committed ({record, at}), error; `{}` at first."""
+        """Return `mirror.json`: synced_at, pending_bytes, committed ({record, at}), error; `{}` at first."""
         try:
             with open(os.path.join(self._local, STATE_FILE), encoding="utf-8") as file:
                 return dict(json.load(file))
@@ -186,7 +186,7 @@ class MirrorProcess:
 
 
 def _start(command: list[str], log: str) -> subprocess.Popen[str]:
-    """In a session of its own: signals to the ranks do not reach it, and it holds none of their pipes."""
+    """Start it in a session of its own: signals to the ranks do not reach it, and it holds none of their pipes."""
     with open(log, "ab") as errors:
         return subprocess.Popen(
             command,

@@ -35,12 +35,12 @@ _WRITTEN_BY_THE_DRIVER = (CONFIG, METADATA)
 
 
 def pull_small_files(folder: RunFolder, work_dir: str) -> None:
-    """The few small files that say how a run went, replacing local ones: for a run that is complete."""
+    """Fetch the few small files that say how a run went, in place of local ones: for a run that is complete."""
     _fetch_all(folder, work_dir, _SMALL_FILES)
 
 
 def pull(folder: RunFolder, work_dir: str, checkpoints: str = CHECKPOINTS) -> None:
-    """Small files, logs, all commit records, and the payloads of the newest good checkpoint and of `best`.
+    """Return small files, logs, all commit records, and the payloads of the newest good checkpoint and of `best`.
 
     What the working folder holds already is kept where it continues what is remote (a resume on the same
     machine, which may be ahead of the store), and removed where another machine has written to the run since.

@@ -67,7 +67,7 @@ class SegmentedFile:
                 pass
 
     def _upload_next(self, file: BinaryIO, size: int, is_final: bool) -> bool:
-        """Extends the last segment, or adds one; False if there is nothing whole to write."""
+        """Extend the last segment, or add one; return False if there is nothing whole to write."""
         is_growing = bool(self._sizes) and 2 * self._sizes[-1] < self._segment_bytes
         index = len(self._sizes) - (is_growing or not self._is_own)
         known = self._sizes[index] if is_growing and self._is_own else 0

@@ -53,7 +53,7 @@ def build_optimizer(
 def parameter_groups(
     named_parameters: Iterable[tuple[str, torch.Tensor]], groups: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Parameters sorted into groups by name, for a model's `named_parameters()`.
+    """Return parameters sorted into groups by name, for a model's `named_parameters()`.
 
     Args:
         groups: `{match: "bias|norm", weight_decay: 0.0}`: a regular expression that is searched for in a

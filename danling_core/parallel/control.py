@@ -17,7 +17,7 @@ _PID, _STARTED, _BEATS, _STEP, _DONE = range(5)
 
 
 def silence_allowed(hang_timeout_seconds: float, is_starting: bool) -> float:
-    """Seconds after which a silent rank is taken for hung. The launcher's watch asks.
+    """Return seconds after which a silent rank is taken for hung. The launcher's watch asks.
 
     Nothing beats before the end of the first step: data are tokenised, a model is loaded or compiled. Until
     every rank is that far, silence may last half an hour, or longer where the config allows more.
@@ -26,7 +26,7 @@ def silence_allowed(hang_timeout_seconds: float, is_starting: bool) -> float:
 
 
 def collective_timeout(hang_timeout_seconds: float) -> float:
-    """Seconds after which a collective gives up where the watch is there: well after it, whose finding is
+    """Return seconds after which a collective gives up where the watch is there: well after it, whose finding is
     restartable and shows the stacks."""
     return 1.5 * silence_allowed(hang_timeout_seconds, is_starting=True) + 30.0
 
@@ -63,7 +63,7 @@ class RankControl:
 
     @property
     def pid(self) -> int:
-        """The rank's process; 0 before it came up."""
+        """Return the rank's process; 0 before it came up."""
         return int(self._cells[self._base + _PID])
 
     @property
@@ -83,7 +83,7 @@ class RankControl:
 
     @property
     def step(self) -> int | None:
-        """The step it was last working on; None before the first."""
+        """Return the step it was last working on; None before the first."""
         step = int(self._cells[self._base + _STEP])
         return None if step < 0 else step
 
@@ -139,7 +139,7 @@ class Control:
 
     @property
     def stop_at_step(self) -> int | None:
-        """The step before which all ranks stop, once rank 0 has chosen one."""
+        """Return the step before which all ranks stop, once rank 0 has chosen one."""
         step = int(self._cells[_STOP_AT_STEP])
         return None if step < 0 else step
 

@@ -117,7 +117,7 @@ def reduce_floats(values: list[float]) -> list[float]:
 
 
 def gather_objects(value: Any) -> list[Any] | None:
-    """Small objects of all ranks, in rank order, on rank 0; None elsewhere. Collective."""
+    """Return small objects of all ranks, in rank order, on rank 0; None elsewhere. Collective."""
     if not dist.is_initialized():
         return [value]
     gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -126,7 +126,7 @@ def gather_objects(value: Any) -> list[Any] | None:
 
 
 def all_gather_objects(value: Any) -> list[Any]:
-    """Objects of all ranks, in rank order, on every rank. Collective."""
+    """Return objects of all ranks, in rank order, on every rank. Collective."""
     if not dist.is_initialized():
         return [value]
     gathered: list[Any] = [None] * dist.get_world_size()

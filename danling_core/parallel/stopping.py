@@ -115,7 +115,7 @@ class Stopping:
         self._wish = self._wish or reason
 
     def check(self, step: int) -> None:
-        """Called by every rank when it is about to begin `step` (the count of completed ones).
+        """Stop here, if this is the agreed step. Every rank calls it before `step` (the count of completed ones).
 
         Raises:
             RunInterrupted: this is the agreed step.

@@ -23,7 +23,7 @@ def format_value(value: float) -> str:
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """`loss 0.2000 accuracy 0.9700`; nested metrics by their path."""
+    """Return `loss 0.2000 accuracy 0.9700`; nested metrics by their path."""
     return " ".join(f"{name} {format_value(value)}" for name, value in flatten(metrics).items())
 
 
@@ -91,7 +91,7 @@ def format_result(result: Mapping[str, Any] | Results) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`0:07`, `12:34`, `1:02:03`."""
+    """Return `0:07`, `12:34`, `1:02:03`."""
     whole = max(0, round(seconds))
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)

@@ -51,54 +51,54 @@ class Results:
 
     @property
     def history(self) -> dict[int, Result]:
-        """{index: {split: {metric: value}}}, in order. Change it through `append` only."""
+        """Return {index: {split: {metric: value}}}, in order. Change it through `append` only."""
         return self._history
 
     @property
     def latest_index(self) -> int | None:
-        """The largest index reported; None before the first result."""
+        """Return the largest index reported; None before the first result."""
         return next(reversed(self._history), None)
 
     @property
     def latest_result(self) -> dict[str, Any] | None:
-        """The latest result with its index, a copy: {"index": 3, "train": {...}, "val": {...}}."""
+        """Return the latest result with its index, a copy: {"index": 3, "train": {...}, "val": {...}}."""
         return self._with_index(self.latest_index)
 
     @property
     def best_result(self) -> dict[str, Any] | None:
-        """The best result with its index, a copy; None while nothing has a score that can be best."""
+        """Return the best result with its index, a copy; None while nothing has a score that can be best."""
         return self._with_index(self._best_index)
 
     # How good it was
 
     @property
     def score_split(self) -> str | None:
-        """The split that scores are taken from: the stated one, else the fallback among those reported."""
+        """Return the split that scores are taken from: the stated one, else the fallback among those reported."""
         return self._split_among(self._splits)
 
     @property
     def scores(self) -> dict[int, float]:
-        """{index: score}, for each index that reports the score split; NaN included."""
+        """Return {index: score}, for each index that reports the score split; NaN included."""
         return self._scores
 
     @property
     def latest_score(self) -> float | None:
-        """The score of the latest index; None where it has none."""
+        """Return the score of the latest index; None where it has none."""
         return None if self.latest_index is None else self._scores.get(self.latest_index)
 
     @property
     def best_score(self) -> float | None:
-        """The best score; None while there is none but NaN."""
+        """Return the best score; None while there is none but NaN."""
         return None if self._best_index is None else self._scores[self._best_index]
 
     @property
     def best_index(self) -> int | None:
-        """The index of the best score: compared exactly, the earliest wins a tie, NaN is never best."""
+        """Return the index of the best score: compared exactly, the earliest wins a tie, NaN is never best."""
         return self._best_index
 
     @property
     def best_fn(self) -> Callable[..., Any]:
-        """Python's own `min` or `max`, whichever picks the better of two scores."""
+        """Return Python's own `min` or `max`, whichever picks the better of two scores."""
         return min if self.score_mode == "min" else max
 
     @property
@@ -194,7 +194,7 @@ class Results:
         score_name: str = "loss",
         score_mode: ScoreMode | None = None,
     ) -> Results:
-        """Results from what `to_json` returned, or its text: keys are integers again, "NaN" is NaN."""
+        """Return results from what `to_json` returned, or its text: keys are integers again, "NaN" is NaN."""
         results = cls(score_split, score_name, score_mode)
         results.load_state_dict({"history": history_from_json(value)})
         return results

@@ -46,7 +46,7 @@ def merge(base: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested metrics by their path: {"task/accuracy": value}."""
+    """Return nested metrics by their path: {"task/accuracy": value}."""
     flat: dict[str, Any] = {}
     for name, value in metrics.items():
         path = f"{prefix}{name}"

@@ -132,9 +132,8 @@ class BaseRunner(RunnerBase):
         """
         with self.at_work(train_splits, evaluate_splits) as epochs:
             while not epochs.are_over:
-                with (
-                    epochs.next() as epoch
-                ):  # its events, its report at the end; a stop in its middle saves it
+                # its events, and its report at the end; a stop in its middle saves it
+                with epochs.next() as epoch:
                     for split in epoch.left_to_train():
                         epoch.result[split] = self.train_epoch(split)
                     for split in epoch.left_to_evaluate():
@@ -350,8 +349,7 @@ class BaseRunner(RunnerBase):
         return load_object(file)
 
     def check_dir(self, action: Action = "warn") -> bool:
-        """Return whether the run's folder is empty or absent; where it is not: warn, raise `ConfigError`, or ignore
-        it."""
+        """Return whether the run's folder is empty or absent; if not, warn, raise `ConfigError` or ignore it."""
         if action not in get_args(Action):
             raise ConfigError(f"check_dir: action is {action!r}, wanted one of {', '.join(get_args(Action))}")
         with contextlib.suppress(NotFound):

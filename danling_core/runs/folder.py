@@ -130,7 +130,7 @@ class RunFolder:
 
     @property
     def timestamp(self) -> str:
-        """The folder's own name: the creation time of the run."""
+        """Return the folder's own name: the creation time of the run."""
         return storage.base_name(self.url)
 
     @property
@@ -141,7 +141,7 @@ class RunFolder:
 
     @property
     def lease_url(self) -> str:
-        """The lease's own folder (`Lease.url`), for `lease.guard` and the mirror."""
+        """Return the lease's own folder (`Lease.url`), for `lease.guard` and the mirror."""
         return storage.join(self.lease_parent_url, LEASE)
 
     def holds_run(self) -> bool:

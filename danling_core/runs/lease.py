@@ -135,7 +135,7 @@ class Lease:
     def beating(
         self, interval: float = BEAT_SECONDS, on_fenced: Callable[[Fenced], None] | None = None
     ) -> Iterator[Lease]:
-        """Beats from a background thread while the block runs.
+        """Beat from a background thread while the block runs.
 
         A beat that the store refuses is tried again at the next interval. Once fenced, the thread calls
         `on_fenced` (from the thread, once) and ends. The lease is not released at the end: call `release`.
@@ -198,7 +198,7 @@ def check_generation(url: str, generation: int) -> None:
 
 
 def guard(url: str, generation: int) -> Callable[[], None]:
-    """`check_generation` as a callable without arguments, as `CheckpointStore(guard=...)` wants it."""
+    """Return `check_generation` as a callable without arguments, as `CheckpointStore(guard=...)` wants it."""
     return lambda: check_generation(url, generation)
 
 

@@ -60,7 +60,7 @@ class Owner:
 
 
 def this_process(description: str, now: float) -> Owner:
-    """This process as an owner that begins at `now`, seconds since the epoch."""
+    """Return this process as an owner that begins at `now`, seconds since the epoch."""
     pid = os.getpid()
     return Owner(
         token=uuid.uuid4().hex,

@@ -59,7 +59,7 @@ def attempt_entry(**facts: Any) -> dict[str, Any]:
 
 
 def with_attempt(metadata: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    """`metadata` with one more attempt: the first and the newest are kept; `attempts_total` counts all."""
+    """Return `metadata` with one more attempt: the first and the newest are kept; `attempts_total` counts all."""
     attempts = [*metadata.get("attempts", []), dict(entry)]
     total = int(metadata.get("attempts_total", len(attempts) - 1)) + 1
     if len(attempts) > ATTEMPTS_KEPT:

@@ -35,7 +35,7 @@ def segments_url(folder_url: str, name: str) -> str:
 
 
 def segment_name(name: str, number: int, generation: int = 1) -> str:
-    """`000001.jsonl` for segment 1 of `events.jsonl`; `000001-000002.jsonl` where the second owner wrote it."""
+    """Return `000001.jsonl` for segment 1 of `events.jsonl`; `000001-000002.jsonl` where the second owner wrote it."""
     writer = f"-{generation:06d}" if generation > 1 else ""
     return f"{number:06d}{writer}.{name.rpartition('.')[2]}"
 

@@ -57,11 +57,11 @@ class Delivery:
         self._replacing = threading.Lock()
 
     def soon(self) -> None:
-        """Small files changed: have them brought up without waiting for the interval."""
+        """Have small files that changed uploaded without waiting for the interval."""
         self._mirror.request_soon()
 
     def check(self) -> None:
-        """Warns of a store that does not take what it is given, and stops the run at its limits. Any thread.
+        """Warn of a store that does not take what it is given, and stop the run at its limits. Any thread.
 
         Called at every commit and epoch's end. Costs one small file and one local listing.
 

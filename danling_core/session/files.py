@@ -206,8 +206,10 @@ class RunFiles:
 
 
 def _owner_check(context: RunContext) -> Callable[[], None]:
-    """To be called before every write: raises `Fenced` where another process has taken the run over, and
-    `StorageError` where the folder is gone, which a write would bring back as a ghost.
+    """Return the check that stands before every write.
+
+    It raises `Fenced` where another process has taken the run over, and `StorageError` where the folder is gone:
+    a write would make it again, without its checkpoints.
 
     It costs a stat and one listing of a small folder. A remote run is written by its mirror, which checks for
     itself; its local folder is this machine's own.

@@ -102,7 +102,7 @@ def open_run(
 
 
 def bring_checkpoints(url: str, work_dir: str, config: Config) -> None:
-    """The newest and the best checkpoint of a complete remote run, for whoever wants its weights here: its mirror
+    """Fetch the newest and the best checkpoint of a complete remote run, for whoever wants its weights here: its mirror
     deletes them when it is done. Of a run that is resumed they are here already.
 
     Args:

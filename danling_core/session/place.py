@@ -72,7 +72,7 @@ class RunPlace:
 
     @property
     def work_dir(self) -> str:
-        """The local folder that ranks write to; only once the run is claimed."""
+        """Return the local folder that ranks write to; only once the run is claimed."""
         return self._claimed.work_dir
 
     @property

@@ -188,7 +188,7 @@ class RunSession:
 
     @property
     def work_dir(self) -> str:
-        """The local folder that ranks write to; the run's own where it is local. Once the run is claimed."""
+        """Return the local folder that ranks write to; the run's own where it is local. Once the run is claimed."""
         return self._place.work_dir
 
     @property

@@ -56,7 +56,7 @@ def from_json_safe(value: Any) -> Any:
 
 
 def dumps(value: Any, **options: Any) -> str:
-    """`json.dumps` that is always valid JSON. `options` are those of `json.dumps`."""
+    """Return valid JSON, whatever the value. `options` are those of `json.dumps`."""
     return json.dumps(to_json_safe(value), allow_nan=False, **options)
 
 

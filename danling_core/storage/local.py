@@ -85,7 +85,7 @@ def _write_file(path: str, data: bytes, is_durable: bool) -> None:
 
 
 def _link_or_write(temporary: str, path: str, data: bytes) -> None:
-    """A link, unlike O_EXCL, never shows an empty file to a reader; some mounted file systems have none."""
+    """Create by a link, which never shows an empty file to a reader; some mounted file systems have none."""
     try:
         os.link(temporary, path)
     except OSError as error:

@@ -119,7 +119,7 @@ def get_file(url: str, local: str) -> None:
 
 
 def size(url: str) -> int:
-    """Bytes of the object, asked afresh. Raises `NotFound`."""
+    """Return bytes of the object, asked afresh. Raises `NotFound`."""
     return _attempt("ask the size of", url, lambda store, path: store.size(path))
 
 
@@ -145,7 +145,7 @@ def delete(url: str, recursive: bool = False, *, guard: Guard | None = None) -> 
 
 
 def list_names(url: str) -> list[str]:
-    """Sorted names directly below a folder, folders included; `[]` where there is nothing."""
+    """Return sorted names directly below a folder, folders included; `[]` where there is nothing."""
     return _attempt("list", url, lambda store, path: _unless_missing(store.names, path))
 
 

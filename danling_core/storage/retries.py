@@ -37,7 +37,7 @@ class Retry:
         return mean * (0.5 + self.chance())
 
     def call(self, operation: str, url: str, function: Callable[[], T], identity: str = "") -> T:
-        """`function()`, repeated while it fails in a way that may pass.
+        """Call `function()`, and repeat it while it fails in a way that may pass.
 
         Raises:
             StoreUnavailable: it still failed at the deadline.

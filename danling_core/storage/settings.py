@@ -48,7 +48,7 @@ def configure(storage_options: Mapping[str, Any] | None = None, *, retry: Retry 
 
 @contextmanager
 def prompt(answer_seconds: float) -> Iterator[None]:
-    """In this block an attempt is one request, given up after `answer_seconds` without an answer."""
+    """Let an attempt be one request in this block, given up after `answer_seconds` without an answer."""
     token = _block_settings.set(replace(current(), is_single=True, answer_seconds=answer_seconds))
     try:
         yield

@@ -13,7 +13,7 @@ _LOCAL_SCHEMES = ("file", "local")
 
 
 def scheme(url: str) -> str:
-    """`"s3"`, `"gs"`, ...; a plain path has the scheme `"file"`. A chained URL (`a::b://`) is refused."""
+    """Return `"s3"`, `"gs"`, ...; a plain path has the scheme `"file"`. A chained URL (`a::b://`) is refused."""
     if "::" in url.partition("://")[0]:
         raise StorageError(
             f"{redact(url)!r} is a chained URL; state the store itself, as in 's3://bucket/folder'"
@@ -40,7 +40,7 @@ def local_path(url: str) -> str:
 
 
 def join(url: str, *parts: str) -> str:
-    """`url` with `parts` appended by `/`; empty parts are skipped, `..` and absolute parts are refused."""
+    """Return `url` with `parts` appended by `/`; empty parts are skipped, `..` and absolute parts are refused."""
     joined = url if url.endswith("://") else url.rstrip("/")
     for part in parts:
         if part.startswith("/") or ".." in part.split("/") or _SCHEME.match(part):

@@ -36,7 +36,7 @@ class PrunePlan:
 
     @property
     def size(self) -> int:
-        """Bytes that become free."""
+        """Return bytes that become free."""
         return sum(record.size for record in self.records)
 
 

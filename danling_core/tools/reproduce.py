@@ -207,7 +207,7 @@ def _replay(
 
 
 def _copy(source: CheckpointStore, record: Record, target: CheckpointStore) -> None:
-    """The same payload, committed again under the same name, for a run of another folder."""
+    """Commit the same payload again under the same name, for a run of another folder."""
     info = {key: value for key, value in record.info.items() if key not in ("run_id", "timestamp")}
 
     def write(file: BinaryIO) -> None:

@@ -59,7 +59,7 @@ def copy_run(
     *,
     dead_owner: Owner | None = None,
 ) -> Transfer:
-    """Copies a run to `{root}/{name}-{id}/{timestamp}`, from where it can be read, resumed and copied back.
+    """Copy a run to `{root}/{name}-{id}/{timestamp}`, from where it can be read, resumed and copied back.
 
     The order is that of a mirror: a reader of the target never sees a record without its payload, or a
     complete run that lacks something. Interrupted, it goes on where it stopped when called again. Payloads
@@ -193,7 +193,7 @@ class _Copy:
 
 
 def _place(folder: RunFolder) -> tuple[str, str]:
-    """`{name}-{id}` and timestamp: from the folder's own place, or, if it was put elsewhere, its status."""
+    """Return `{name}-{id}` and timestamp: from the folder's own place, or, if it was put elsewhere, its status."""
     if TIMESTAMP.fullmatch(folder.timestamp):
         return storage.base_name(storage.parent(folder.url)), folder.timestamp
     status = folder.read_status()

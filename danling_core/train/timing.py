@@ -25,7 +25,7 @@ class Timings:
         self._log = self._epoch = self._now(0)
 
     def begin(self, steps: int) -> None:
-        """A run begins, or goes on, after so many steps."""
+        """Begin to measure a run, which begins or goes on after so many steps."""
         self._log = self._epoch = self._now(steps)
 
     def of_log(self, device: torch.device, steps: int) -> Fields:

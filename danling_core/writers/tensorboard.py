@@ -45,7 +45,7 @@ class TensorBoardWriter:
 
     @property
     def summary(self) -> Any:
-        """The `SummaryWriter` itself, for a user's own images and histograms; None once closed."""
+        """Return the `SummaryWriter` itself, for a user's own images and histograms; None once closed."""
         return self._writer
 
     def on_event(self, event: Event) -> None:
@@ -94,7 +94,7 @@ class TensorBoardWriter:
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, str | float]:
-    """{"optim.lr": 0.001}: numbers as they are, text as it is, everything else as JSON, None left out."""
+    """Return {"optim.lr": 0.001}: numbers as they are, text as it is, everything else as JSON, None left out."""
     values: dict[str, str | float] = {}
     for name, value in flatten(config).items():
         value_: Any = value

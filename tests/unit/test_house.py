@@ -56,6 +56,7 @@ MAY_IMPORT = {
 NO_FIRST_WORDS = set(
     "What Those That Of Nobody Nothing Where Whether Who How It They Here".split()  # noqa: SIM905
 )
+NO_IMPERATIVES = {"A", "All", "An", "Called", "From", "In", "On", "Small", "Sorted", "Stopped", "The", "To"}
 
 
 def modules() -> dict[str, Path]:
@@ -160,6 +161,19 @@ def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
                 doc = ast.get_docstring(node) or ""
                 if doc and doc.split(None, 1)[0].rstrip(",") in NO_FIRST_WORDS:
                     odd.append((str(path.relative_to(ROOT)), doc.splitlines()[0]))
+    assert odd == []
+
+
+def test_docstrings_of_functions_begin_with_an_imperative() -> None:
+    """No name in backticks, no plural and no third person (`Returns`), no preposition or participle."""
+    odd = []
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and (doc := ast.get_docstring(node)):
+                word = doc.split(None, 1)[0].rstrip(",:")
+                is_plural = word.endswith("s") and not word.endswith("ss")
+                if not word.isalpha() or is_plural or word in NO_IMPERATIVES:
+                    odd.append(f"{path.relative_to(ROOT)}:{node.lineno}: {doc.splitlines()[0]}")
     assert odd == []
 
 
