@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from danling_core.checkpoints.backend import Backend, Signature
 from danling_core.checkpoints.record import (
     Record,
     check_name,
@@ -16,6 +15,7 @@ from danling_core.checkpoints.record import (
     pointer_to_bytes,
 )
 from danling_core.errors import CheckpointCorrupt, CheckpointError, NotFound
+from danling_core.storage.folder import Folder, Signature
 
 
 class BadCheckpoint(NamedTuple):
@@ -42,13 +42,13 @@ class Ledger:
     one rename.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
         self._parsed: dict[str, tuple[Signature | None, Record]] = {}
 
     def survey(self) -> tuple[list[Record], list[BadCheckpoint]]:
         """Every record that can be read, newest commit first, and those that cannot, with the reason."""
-        names = [name.removesuffix(".json") for name in self._backend.names("records") if _is_document(name)]
+        names = [name.removesuffix(".json") for name in self._folder.names("records") if _is_document(name)]
         records: list[Record] = []
         bad: list[BadCheckpoint] = []
         for found in self._read(names):
@@ -67,31 +67,31 @@ class Ledger:
         sequence = 1 + max((record.sequence for record in self.records()), default=0)
         data = replace(draft, sequence=sequence).to_bytes()
         record = Record.from_bytes(data, draft.name)
-        self._backend.write(_record_path(draft.name), data)
+        self._folder.write(_record_path(draft.name), data)
         return record
 
     def remove(self, record: Record, pointers: Sequence[str] = ()) -> None:
         """Forget a checkpoint, and the pointer files that would be left dangling."""
         for name in pointers:
-            self._backend.delete(f"{name}.json")
-        self._backend.delete(_record_path(record.name))
+            self._folder.delete(f"{name}.json")
+        self._folder.delete(_record_path(record.name))
         self._parsed.pop(record.name, None)
 
     def point(self, name: str, record: Record) -> None:
         newest = max((each.sequence for each in self.records()), default=record.sequence)
-        self._backend.write(f"{check_name(name)}.json", pointer_to_bytes(record, newest))
+        self._folder.write(f"{check_name(name)}.json", pointer_to_bytes(record, newest))
 
     def pointed(self, name: str) -> Record | None:
-        data = self._backend.read_many([f"{check_name(name)}.json"])[0]
+        data = self._folder.read_many([f"{check_name(name)}.json"])[0]
         return _meaning(name, data, self.records())
 
     def pointers(self, records: Sequence[Record]) -> dict[str, Record]:
         """Return the record of every pointer; damaged pointers are left out. `records` as `survey` gave them."""
-        names = {name.removesuffix(".json") for name in self._backend.names("") if _is_document(name)}
+        names = {name.removesuffix(".json") for name in self._folder.names("") if _is_document(name)}
         names |= {name for record in records for name in record.names}
         simple = sorted(name for name in names if is_simple_name(name))
         found: dict[str, Record] = {}
-        contents = self._backend.read_many([f"{name}.json" for name in simple])
+        contents = self._folder.read_many([f"{name}.json" for name in simple])
         for name, data in zip(simple, contents, strict=True):
             with contextlib.suppress(CheckpointCorrupt):
                 record = _meaning(name, data, records)
@@ -105,7 +105,7 @@ class Ledger:
         known = {name: self._parsed.get(name) for name in names}
         stale = [name for name, entry in known.items() if entry is None or entry[0] != signatures[name]]
         contents = dict(
-            zip(stale, self._backend.read_many([_record_path(name) for name in stale]), strict=True)
+            zip(stale, self._folder.read_many([_record_path(name) for name in stale]), strict=True)
         )
         found: list[Record | BadCheckpoint] = []
         for name in names:
@@ -128,7 +128,7 @@ class Ledger:
 
     def _signature(self, name: str) -> Signature | None:
         try:
-            return self._backend.signature(_record_path(name))
+            return self._folder.signature(_record_path(name))
         except NotFound:
             return None
 

@@ -7,10 +7,10 @@ import shutil
 import tempfile
 import weakref
 
-from danling_core.checkpoints import durable
-from danling_core.checkpoints.backend import Backend, Signature
 from danling_core.checkpoints.record import DataFile, Record
 from danling_core.errors import CheckpointCorrupt, NotFound
+from danling_core.storage.folder import Folder, Signature
+from danling_core.storage.hashing import Write, hash_file
 
 PAYLOAD = "state.pt"
 
@@ -18,20 +18,20 @@ PAYLOAD = "state.pt"
 class Payloads:
     """`data/<name>/state.pt`, one folder per checkpoint."""
 
-    def __init__(self, backend: Backend, scratch: str | None) -> None:
-        self._backend = backend
+    def __init__(self, folder: Folder, scratch: str | None) -> None:
+        self._folder = folder
         self._scratch = scratch
         self._verified: dict[str, list[Signature | None]] = {}
         self._opened: dict[str, str] = {}
         self._downloads: str | None = None
 
-    def put(self, name: str, write: durable.Write) -> DataFile:
+    def put(self, name: str, write: Write) -> DataFile:
         """Write the payload of the claimed folder `name`, durably."""
-        size, digest = self._backend.put(f"data/{name}/{PAYLOAD}", write)
+        size, digest = self._folder.put(f"data/{name}/{PAYLOAD}", write)
         return DataFile(PAYLOAD, size, digest)
 
     def remove(self, name: str) -> None:
-        self._backend.delete(f"data/{name}")
+        self._folder.delete(f"data/{name}", recursive=True)
         self._verified.pop(name, None)
 
     def verify(self, record: Record) -> None:
@@ -70,7 +70,7 @@ class Payloads:
         """Return the verified payload where it lies."""
         try:
             self.verify_once(record)
-            return self._backend.fetch(_path(record, record.files[0]), "")
+            return self._folder.fetch(_path(record, record.files[0]), "")
         except NotFound as error:
             raise CheckpointCorrupt(f"checkpoint {record.name}: its payload is missing") from error
 
@@ -94,11 +94,11 @@ class Payloads:
         """Return the local path of a payload file whose size and hash are as committed."""
         what = f"checkpoint {record.name}: {file.name}"
         try:
-            size = self._backend.size(_path(record, file))
+            size = self._folder.size(_path(record, file))
             if size != file.size:
                 raise CheckpointCorrupt(f"{what} has {size} bytes, committed were {file.size}")
-            local = self._backend.fetch(_path(record, file), folder)
-            found = durable.hash_file(local)
+            local = self._folder.fetch(_path(record, file), folder)
+            found = hash_file(local)
         except (NotFound, FileNotFoundError) as error:
             raise CheckpointCorrupt(f"{what} is missing") from error
         if found != file.xxh3:
@@ -108,7 +108,7 @@ class Payloads:
         return local
 
     def _signatures(self, record: Record) -> list[Signature | None]:
-        return [self._backend.signature(_path(record, file)) for file in record.files]
+        return [self._folder.signature(_path(record, file)) for file in record.files]
 
     def _download_folder(self) -> str:
         if self._downloads is None:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from danling_core.checkpoints import durable, retention
-from danling_core.checkpoints.backend import Backend, LocalBackend, RemoteBackend
+from danling_core.checkpoints import retention
 from danling_core.checkpoints.ledger import BadCheckpoint, Ledger
 from danling_core.checkpoints.payloads import Payloads
 from danling_core.checkpoints.record import Record, check_name, record_name
 from danling_core.errors import CheckpointError, NotFound
+from danling_core.storage.folder import Folder
+from danling_core.storage.hashing import Write
+from danling_core.storage.local import is_unfinished
 
 _ORPHAN_AGE_SECONDS = 3600.0
 
@@ -46,9 +48,10 @@ class CheckpointStore:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.url = path_or_url
-        self._backend, self.is_local = _backend(path_or_url, scratch)
-        self._ledger = Ledger(self._backend)
-        self._payloads = Payloads(self._backend, scratch)
+        self._folder = Folder(path_or_url, scratch)
+        self.is_local = self._folder.is_local
+        self._ledger = Ledger(self._folder)
+        self._payloads = Payloads(self._folder, scratch)
         self._guard = guard
         self._clock = clock
         self._lock = threading.RLock()
@@ -58,7 +61,7 @@ class CheckpointStore:
 
     def commit(
         self,
-        write: durable.Write,
+        write: Write,
         *,
         step: int,
         attempt: str,
@@ -87,7 +90,7 @@ class CheckpointStore:
 
     def publish(
         self,
-        write: durable.Write,
+        write: Write,
         *,
         step: int,
         attempt: str,
@@ -230,7 +233,7 @@ class CheckpointStore:
         base = name = record_name(step, attempt)
         with self._lock, self._explained(f"save checkpoint {base}"):
             count = 1
-            while name in self._writing or not self._backend.claim(f"data/{name}"):
+            while name in self._writing or not self._folder.claim(f"data/{name}"):
                 count += 1
                 name = f"{base}-{count}"
             self._writing.add(name)
@@ -239,7 +242,7 @@ class CheckpointStore:
     def _discard(self, name: str, error: BaseException) -> None:
         """Free the room of a checkpoint that was not committed, without hiding why it was not."""
         try:
-            self._backend.delete(f"records/{name}.json")
+            self._folder.delete(f"records/{name}.json")
             self._payloads.remove(name)
         except Exception as failure:
             error.add_note(f"its partial data could not be removed either: {failure!r}")
@@ -248,7 +251,7 @@ class CheckpointStore:
         text = f"cannot save checkpoint {name} in {self.url}: {error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             needed = "an unknown number of" if expected_bytes is None else f"{expected_bytes:,}"
-            free = self._backend.free_bytes()
+            free = self._folder.free_bytes()
             text += (
                 f"; it needs {needed} bytes, {'?' if free is None else f'{free:,}'} are free: make room, "
                 "or keep fewer checkpoints (keep_last, save_interval)"
@@ -257,17 +260,17 @@ class CheckpointStore:
 
     def _remove_leftovers(self, before: float, keep: set[str]) -> None:
         """Data without record, damaged records and temporary files, untouched since `before` (Unix time)."""
-        data = self._backend.names("data")
+        data = self._folder.names("data")
         damaged = {bad.name for bad in self._ledger.survey()[1]} - keep
-        entries = self._backend.names("records")
+        entries = self._folder.names("records")
         recorded = {name.removesuffix(".json") for name in entries}
         paths = [f"data/{name}" for name in data if name not in recorded | self._writing | keep]
-        paths += [f"records/{name}" for name in entries if name.endswith(".tmp") or name[:-5] in damaged]
-        paths += [name for name in self._backend.names("") if name.endswith(".tmp")]
+        paths += [f"records/{name}" for name in entries if is_unfinished(name) or name[:-5] in damaged]
+        paths += [name for name in self._folder.names() if is_unfinished(name)]
         for path in paths:
             with contextlib.suppress(NotFound):
-                if self._backend.modified(path) < before:
-                    self._backend.delete(path)
+                if self._folder.modified(path) < before:
+                    self._folder.delete(path, recursive=path.startswith("data/"))
 
     def _check_guard(self) -> None:
         if self._guard is not None:
@@ -280,13 +283,3 @@ class CheckpointStore:
             yield
         except OSError as error:
             raise CheckpointError(f"cannot {action} in {self.url}: {error}") from error
-
-
-def _backend(path_or_url: str, scratch: str | None) -> tuple[Backend, bool]:
-    if "://" not in path_or_url:
-        return LocalBackend(path_or_url), True
-    from danling_core import storage
-
-    if storage.is_local(path_or_url):
-        return LocalBackend(storage.local_path(path_or_url)), True
-    return RemoteBackend(path_or_url, scratch), False

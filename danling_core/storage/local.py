@@ -8,7 +8,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from danling_core.storage.backend import TEMPORARY_MARK, Entry, Unreadable
 
@@ -25,20 +25,20 @@ class LocalBackend:
             _write_file(temporary, data, is_durable)
             os.replace(temporary, path)
         if is_durable:
-            _sync_folder(os.path.dirname(path))
+            sync_folder(os.path.dirname(path))
 
     def create(self, path: str, data: bytes) -> None:
         with _temporary_beside(path) as temporary:
             _write_file(temporary, data, is_durable=True)
             _link_or_write(temporary, path, data)
-        _sync_folder(os.path.dirname(path))
+        sync_folder(os.path.dirname(path))
 
     def put(self, local: str, path: str) -> None:
         with _temporary_beside(path) as temporary:
             shutil.copyfile(local, temporary)
             _sync_file(temporary)
             os.replace(temporary, path)
-        _sync_folder(os.path.dirname(path))
+        sync_folder(os.path.dirname(path))
 
     def get(self, path: str, local: str) -> None:
         shutil.copyfile(path, local)
@@ -58,7 +58,7 @@ class LocalBackend:
         shutil.rmtree(path)
 
     def names(self, path: str) -> list[str]:
-        return sorted(name for name in os.listdir(path) if TEMPORARY_MARK not in name)
+        return sorted(name for name in os.listdir(path) if not is_unfinished(name))
 
     def tree(self, path: str, unreadable: Unreadable | None = None) -> list[Entry]:
         return sorted(_walk(path, "", unreadable))
@@ -67,12 +67,12 @@ class LocalBackend:
 @contextmanager
 def _temporary_beside(path: str) -> Iterator[str]:
     folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
+    make_folder(folder)
     temporary = os.path.join(folder, f".{name}{TEMPORARY_MARK}{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         yield temporary
     finally:
-        if os.path.lexists(temporary):
+        with suppress(FileNotFoundError, NotADirectoryError):
             os.remove(temporary)
 
 
@@ -99,10 +99,33 @@ def _sync_file(path: str) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(path: str) -> None:
+def is_unfinished(name: str) -> bool:
+    """Return whether a write that was cut short left the file of this name."""
+    return TEMPORARY_MARK in name
+
+
+def make_folder(path: str) -> None:
+    """Create `path` and its missing parents, and sync the folders that got a new entry."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    make_folder(parent)
+    with suppress(FileExistsError):
+        os.mkdir(path)
+    if not os.path.isdir(path):
+        raise NotADirectoryError(errno.ENOTDIR, "wanted a folder, found a file", path)
+    sync_folder(parent)
+
+
+def sync_folder(path: str) -> None:
+    """Make the entries of a folder survive a crash."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # some network file systems refuse to sync a folder, and need none
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
@@ -120,7 +143,7 @@ def _walk(folder: str, prefix: str, unreadable: Unreadable | None) -> Iterator[E
         unreadable(prefix.rstrip("/"), error)
         return
     for child in children:
-        if TEMPORARY_MARK in child.name:
+        if is_unfinished(child.name):
             continue
         if child.is_dir(follow_symlinks=False):
             yield from _walk(child.path, f"{prefix}{child.name}/", unreadable)

@@ -246,7 +246,7 @@ def test_a_failure_is_raised_by_check_and_by_the_next_save(saver: BackgroundSave
 def test_a_real_full_disk_surfaces_with_the_bytes_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from danling_core.checkpoints import durable
+    from danling_core.storage import hashing
 
     class FullFile:
         def __init__(self, file: Any) -> None:
@@ -258,12 +258,12 @@ def test_a_real_full_disk_surfaces_with_the_bytes_it_needs(
         def __getattr__(self, name: str) -> Any:
             return getattr(self._file, name)
 
-    writer = durable.HashingWriter
+    writer = hashing.HashingWriter
     store = CheckpointStore(str(tmp_path))
     with BackgroundSaver(store) as saver:
         save(saver, 1)
         saver.drain()
-        monkeypatch.setattr(durable, "HashingWriter", lambda file: writer(cast(BinaryIO, FullFile(file))))
+        monkeypatch.setattr(hashing, "HashingWriter", lambda file: writer(cast(BinaryIO, FullFile(file))))
         save(saver, 2)
         with pytest.raises(CheckpointError, match=r"needs 4,000 bytes, [\d,]+ are free"):
             saver.drain()

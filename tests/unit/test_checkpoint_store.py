@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 import pytest
 
 from danling_core import storage
-from danling_core.checkpoints import CheckpointStore, DataFile, Record, durable
+from danling_core.checkpoints import CheckpointStore, DataFile, Record
 from danling_core.errors import CheckpointCorrupt, CheckpointError, Fenced
+from danling_core.storage import hashing, local, operations
 
 PAYLOAD = b"weights" * 1000
 
@@ -115,7 +116,7 @@ def test_pruning_keeps_the_newest_the_best_and_the_pinned(any_store: CheckpointS
 
 def test_a_remote_payload_that_came_short_is_not_committed(monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore("memory://short/checkpoints")
-    monkeypatch.setattr(storage, "put_file", lambda local, url: storage.write_bytes(url, b"short"))
+    monkeypatch.setattr(operations, "put_file", lambda local, url: storage.write_bytes(url, b"short"))
     with pytest.raises(Exception, match="the store has 5"):
         put(store, 1)
     assert store.records() == [] and storage.list_tree("memory://short") == []
@@ -241,7 +242,7 @@ def test_leftovers_go_by_age_only(tmp_path: Path) -> None:
     orphan = Path(store.url, "data", "0000000009-1.0")
     orphan.mkdir()
     (orphan / "state.pt").write_bytes(b"half")
-    temporary = Path(store.url, "records", ".0000000009-1.0.json.1.tmp")
+    temporary = Path(store.url, "records", f".0000000009-1.0.json{local.TEMPORARY_MARK}1-a")
     temporary.write_bytes(b"{")
     assert store.prune() == [] and orphan.exists() and temporary.exists()
     now[0] += 4000
@@ -267,7 +268,7 @@ def test_a_checkpoint_being_written_is_no_leftover(tmp_path: Path) -> None:
 def assert_nothing_is_left(store: CheckpointStore, *records: Record) -> None:
     assert store.records() == list(records)
     assert sorted(os.listdir(Path(store.url, "data"))) == sorted(record.name for record in records)
-    assert not [name for _, _, files in os.walk(store.url) for name in files if name.endswith(".tmp")]
+    assert not [name for _, _, files in os.walk(store.url) for name in files if local.is_unfinished(name)]
     for record in records:
         store.verify(record)
 
@@ -311,7 +312,7 @@ def test_a_fault_in_any_call_leaves_the_last_good_one(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
     good = put(store, 1, "latest")
-    module = os if call != "open" else durable
+    modules = [os] if call != "open" else [hashing, local]
     real: Callable[..., Any] = getattr(os, call) if call != "open" else open
 
     for nth in range(100):
@@ -323,7 +324,8 @@ def test_a_fault_in_any_call_leaves_the_last_good_one(
             return real(*arguments, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(module, call, fail_once, raising=False)
+            for module in modules:
+                patch.setattr(module, call, fail_once, raising=False)
             try:
                 store.publish(lambda file: file.write(PAYLOAD), step=2, attempt="1.0", info={})
             except CheckpointError as error:
@@ -339,15 +341,15 @@ def test_a_pointer_that_cannot_be_written_is_an_error_but_the_record_stands(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(store, 1, "latest")
-    real = durable.replace_file
+    real = os.replace
 
-    def refuse(path: str, data: bytes) -> None:
-        if path.endswith("latest.json"):
+    def refuse(source: str, target: str) -> None:
+        if target.endswith("latest.json"):
             raise OSError(errno.EIO, "Input/output error")
-        real(path, data)
+        real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "replace_file", refuse)
+        patch.setattr(os, "replace", refuse)
         with pytest.raises(CheckpointError, match="latest"):
             put(store, 2, "latest")
     second = store.records()[0]

@@ -1,8 +1,7 @@
-"""Bytes that survive a crash on a local disk: hashed while written, synced, replaced atomically."""
+"""Files hashed (xxh3_128) while they are written, and files hashed again."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -74,46 +73,3 @@ def hash_file(path: str) -> str:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
-
-
-def replace_file(path: str, data: bytes) -> None:
-    """Make `data` the content of `path`: a reader, or a crash, sees the old content or the new."""
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(temporary)
-        raise
-    sync_folder(folder)
-
-
-def make_folder(path: str) -> None:
-    """Create `path` and its missing parents, and sync the folders that got a new entry."""
-    if os.path.isdir(path):
-        return
-    parent = os.path.dirname(path)
-    make_folder(parent)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path)
-    if not os.path.isdir(path):
-        raise NotADirectoryError(errno.ENOTDIR, "wanted a folder, found a file", path)
-    sync_folder(parent)
-
-
-def sync_folder(path: str) -> None:
-    """Make the entries of a folder survive a crash."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems refuse to sync a folder, and need none.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
