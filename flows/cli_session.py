@@ -29,7 +29,7 @@ FAREWELL_SECONDS = 30.0
 
 
 @dataclass
-class Ending:
+class SessionEnd:
     """End of a session.
 
     Args:
@@ -76,7 +76,7 @@ class Session:
         self._is_verbose = is_verbose
         self._is_fresh = is_fresh
 
-    def call(self, flow: Callable[[list[Config]], Any]) -> Ending:
+    def call(self, flow: Callable[[list[Config]], Any]) -> SessionEnd:
         """Bring everything up, call `flow` with the validated configs, and take everything down.
 
         Launchers, the import of Prefect, its server and the validation overlap. When every run is complete and
@@ -87,7 +87,7 @@ class Session:
         """
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
-        ending: Ending | None = None
+        ending: SessionEnd | None = None
         try:
             with using(self._pool):
                 if named_block(self._configs) is None:  # with a block, launchers inherit its variables
@@ -100,11 +100,11 @@ class Session:
                 raise
         return ending
 
-    def _call(self, flow: Callable[[list[Config]], Any], server: EmbeddedServer | str) -> Ending:
+    def _call(self, flow: Callable[[list[Config]], Any], server: EmbeddedServer | str) -> SessionEnd:
         plans = self._pool.prepare(self._configs)
         may_skip = not isinstance(server, str) and not self._is_fresh
         if may_skip and (outcomes := complete_already(plans)) is not None:
-            return Ending([self._pool.record(outcome) for outcome in outcomes])
+            return SessionEnd([self._pool.record(outcome) for outcome in outcomes])
         with using_api(_url_of(server)):
             return self._in_thread(lambda: flow([plan.config for plan in plans]))
 
@@ -120,7 +120,7 @@ class Session:
         finally:
             forget()  # a flow that hangs on a lost API may still hold them
 
-    def _in_thread(self, call: Callable[[], Any]) -> Ending:
+    def _in_thread(self, call: Callable[[], Any]) -> SessionEnd:
         """Call in another thread: Prefect installs no signal handlers there, and ours do not cut it short."""
         errors: list[BaseException] = []
         states: list[Any] = []
@@ -141,7 +141,7 @@ class Session:
         outcomes = list(self._pool.outcomes.values())
         error = errors[0] if errors else None
         failure = _failure(states[0]) if states and not outcomes else None
-        return Ending(outcomes, error, failure, first_signal, is_lost)
+        return SessionEnd(outcomes, error, failure, first_signal, is_lost)
 
     def _mind(self, thread: threading.Thread, noted: list[int]) -> None:
         is_told, all_ended_at = False, math.inf

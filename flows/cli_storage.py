@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from danling_core.runs.folder import RunFolder
     from danling_core.runs.lease_owner import Owner
-    from danling_core.tools.transfer import Progress
+    from danling_core.tools.transfer import OnProgress
 
 
 def pull_run(root: str, run: str, to: str) -> int:
@@ -87,7 +87,7 @@ def _copy(folder: RunFolder, root: str, dead_owner: Owner | None = None) -> None
 
 
 @contextlib.contextmanager
-def _bar(title: str) -> Iterator[Progress]:
+def _bar(title: str) -> Iterator[OnProgress]:
     """Show a progress bar on stderr, where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn

@@ -14,7 +14,7 @@ from danling_core.config import Config
 from danling_core.config.overrides import parse_sweep
 from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from danling_core.errors import ConfigError, DanLingError
-from flows.cli_session import Ending, Session
+from flows.cli_session import Session, SessionEnd
 from flows.cli_table import print_table
 from flows.console import GroupConsole, RunConsole
 from flows.exit_codes import BAD_INPUT, DONE, FAILED, INTERRUPTED, RESUMABLE
@@ -88,12 +88,12 @@ class Training:
         slots: int,
         console: RunConsole | GroupConsole,
         flow: Callable[[list[Config]], Any],
-    ) -> Ending:
+    ) -> SessionEnd:
         session = Session(configs, slots, console, self._verbose, self._fresh)
         with console.showing():
             return session.call(flow)
 
-    def _conclude(self, ending: Ending, total: int) -> int:
+    def _conclude(self, ending: SessionEnd, total: int) -> int:
         """Print what did not go well to stderr, a rank's traceback last; return the exit code."""
         code = self._report(ending, total)
         if ending.is_api_lost:
@@ -102,7 +102,7 @@ class Training:
             os._exit(code)  # Prefect would try for minutes to send what it holds
         return code
 
-    def _report(self, ending: Ending, total: int) -> int:
+    def _report(self, ending: SessionEnd, total: int) -> int:
         bad = [outcome for outcome in ending.outcomes if outcome.status in ("failed", "refused")]
         stopped = [outcome for outcome in ending.outcomes if outcome.status == "interrupted"]
         if ending.is_api_lost:

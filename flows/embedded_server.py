@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 import threading
 import time
 
-PR_SET_PDEATHSIG = 1
+from danling_core.process_tree import die_with_parent
 
 
 def main() -> None:
     """Serve the API on the listening socket that was inherited as file descriptor `SOCKET_FD`."""
     parent = os.getppid()
-    _die_with(parent)
+    die_with_parent(signal.SIGTERM)
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()  # where the kernel does not
     import uvicorn
 
     config = uvicorn.Config(
@@ -26,13 +26,6 @@ def main() -> None:
         lifespan="on",
     )
     uvicorn.Server(config).run()
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel send SIGTERM when the parent's spawning thread ends; look ourselves as well."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
 def _watch(parent: int) -> None:

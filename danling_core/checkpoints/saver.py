@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from danling_core.checkpoints import codec
 from danling_core.checkpoints.record import Record
-from danling_core.checkpoints.snapshot import Layout, Staging
+from danling_core.checkpoints.snapshot import FlatState, Staging
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import CheckpointError, DanLingError, StoreUnavailable
 
@@ -115,16 +115,16 @@ class BackgroundSaver:
         self.check()
         began = time.perf_counter()
         is_required = required or bool(set(names) - {"latest"})
-        layout = Layout.of(state)
+        flat = FlatState.of(state)
         staging = self._claim(is_required)
         if staging is not None:
             try:
-                tree = staging.copy(layout)
+                tree = staging.copy(flat)
             except BaseException:
                 self._give_back(staging)
                 raise
             labels = step, attempt, deepcopy(dict(info)), tuple(names)
-            self._submit(_Job(tree, layout.size, staging, *labels, is_required, inspect))
+            self._submit(_Job(tree, flat.size, staging, *labels, is_required, inspect))
         self.last_stall_seconds = time.perf_counter() - began
         return staging is not None
 

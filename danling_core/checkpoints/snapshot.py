@@ -14,11 +14,11 @@ from danling_core.checkpoints.plain import to_plain
 
 
 class _Place(int):
-    """Stands for a tensor of the state: its index in the layout."""
+    """Stands for a tensor of the state: its index among the tensors."""
 
 
 class _Geometry(NamedTuple):
-    """Layout of a buffer: tensors of one geometry can take each other's buffer."""
+    """Form of a buffer: tensors of one geometry can take each other's buffer."""
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -36,7 +36,7 @@ class _Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class FlatState:
     """A state taken apart: a plain tree with placeholders, its tensors, and the memory that they cover."""
 
     tree: Any
@@ -45,7 +45,7 @@ class Layout:
     size: int
 
     @classmethod
-    def of(cls, state: Any) -> Layout:
+    def of(cls, state: Any) -> FlatState:
         """Copy the containers of `state`, not its tensors. CheckpointError names what cannot be saved."""
         tensors: list[Tensor] = []
 
@@ -76,12 +76,12 @@ class Staging:
         return sum(_nbytes(geometry) * len(buffers) for geometry, buffers in self._buffers.items())
 
     @torch.no_grad()
-    def copy(self, layout: Layout) -> Any:
-        """Return the state of `layout` with its tensors in this staging; it is overwritten by the next call."""
-        buffers = self._reserve([source.geometry for source in layout.sources])
-        staged: list[Tensor] = [torch.empty(0)] * len(layout.tensors)
+    def copy(self, flat: FlatState) -> Any:
+        """Return the state of `flat` with its tensors in this staging; it is overwritten by the next call."""
+        buffers = self._reserve([source.geometry for source in flat.sources])
+        staged: list[Tensor] = [torch.empty(0)] * len(flat.tensors)
         on_cuda: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for source, buffer in zip(layout.sources, buffers, strict=True):
+        for source, buffer in zip(flat.sources, buffers, strict=True):
             if source.tensor.layout is not torch.strided:
                 buffer = source.tensor.to("cpu", copy=True)
             elif source.tensor.is_cuda:
@@ -90,10 +90,10 @@ class Staging:
                 buffer.copy_(source.tensor)
             for place in source.places:
                 staged[place] = (
-                    buffer if source.begin is None else _view(buffer, layout.tensors[place], source.begin)
+                    buffer if source.begin is None else _view(buffer, flat.tensors[place], source.begin)
                 )
         self._events = [self._copy_from(device, pairs) for device, pairs in on_cuda.items()]
-        return _fill(layout.tree, staged)
+        return _fill(flat.tree, staged)
 
     def wait(self) -> None:
         """Block until the last `copy` has landed. For the thread that writes."""
@@ -128,14 +128,14 @@ class Staging:
 
 def compact(state: Any) -> Any:
     """Return `state` in plain containers, on the CPU, without holes; copied only if some tensor needs it."""
-    layout = Layout.of(state)
+    flat = FlatState.of(state)
     storages = {
-        source.tensor.untyped_storage().data_ptr() for source in layout.sources if _is_dense_host(source)
+        source.tensor.untyped_storage().data_ptr() for source in flat.sources if _is_dense_host(source)
     }
-    if len(storages) == len(layout.sources):
-        return _fill(layout.tree, layout.tensors)
+    if len(storages) == len(flat.sources):
+        return _fill(flat.tree, flat.tensors)
     staging = Staging()
-    tree = staging.copy(layout)
+    tree = staging.copy(flat)
     staging.wait()
     return tree
 

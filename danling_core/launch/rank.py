@@ -16,9 +16,9 @@ from danling_core import storage
 from danling_core.config import Config
 from danling_core.errors import RunInterrupted
 from danling_core.identity.sources import check_sources
-from danling_core.launch.prepare import load_runner
 from danling_core.parallel import distributed
 from danling_core.parallel.control import Control
+from danling_core.runner.resolve import import_runner
 from danling_core.runner.torch_runner import TorchRunner
 from danling_core.runs.folder import Status
 from danling_core.session.context import RunContext, use
@@ -78,7 +78,7 @@ def run_stages(config: Config, context: RunContext, stages: Sequence[str], threa
     with _stopping_on_signals(context), use(context):
         status, interruption = None, None
         with _recording_failures(config, context):
-            cls = load_runner(config)[1]
+            cls = import_runner(config.runner or "")  # its config was checked when the run was prepared
             if distributed.rank() == 0:
                 check_sources(context.sources)
             runner = cls(config)

@@ -1,4 +1,4 @@
-"""`python -m danling_core.mirror --local DIR --remote URL`: see `Service` for what it reads and answers."""
+"""`python -m danling_core.mirror --local DIR --remote URL`: see `MirrorService` for what it reads and answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from danling_core import storage
 from danling_core.errors import Fenced, StorageError
 from danling_core.mirror.alone import alone
-from danling_core.mirror.service import FENCED, Service
+from danling_core.mirror.service import FENCED, MirrorService
 from danling_core.mirror.uploader import Uploader
 from danling_core.runs.folder import CHECKPOINTS
 from danling_core.runs.lease import guard
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         uploader.note_error(error)
         return FENCED
     with alone(options.local):
-        return Service(
+        return MirrorService(
             uploader,
             sys.stdin,
             sys.stdout,

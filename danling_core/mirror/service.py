@@ -20,7 +20,7 @@ _FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS = 1.0, 60.0
 _END = ""
 
 
-class Service:
+class MirrorService:
     """Answers lines: `sync` with `ok N` once everything that existed then is up, `soon` with nothing.
 
     `soon` asks for a pass without the big, slowly growing files. A pass that fails is repeated with a growing

@@ -93,10 +93,6 @@ class RunFolder:
         return storage.join(self.url, METADATA)
 
     @property
-    def log_url(self) -> str:
-        return storage.join(self.url, LOG)
-
-    @property
     def events_url(self) -> str:
         return storage.join(self.url, EVENTS)
 

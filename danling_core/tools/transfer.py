@@ -20,7 +20,7 @@ from danling_core.tools.threads import map_threads
 
 _FILES_AT_ONCE, _OWNERS_AT_ONCE = 8, 16
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called with bytes done and bytes in all, from any thread."""
 
 
@@ -55,7 +55,7 @@ def dead_owners(folders: Sequence[RunFolder]) -> list[Owner | None]:
 def copy_run(
     source: RunFolder,
     root_url: str,
-    progress: Progress = lambda done, total: None,
+    progress: OnProgress = lambda done, total: None,
     *,
     dead_owner: Owner | None = None,
 ) -> Transfer:
@@ -93,7 +93,7 @@ def copy_run(
 
 class _Copy:
     def __init__(
-        self, source: RunFolder, target: RunFolder, lease: Lease, scratch: str, progress: Progress
+        self, source: RunFolder, target: RunFolder, lease: Lease, scratch: str, progress: OnProgress
     ) -> None:
         self._source = source
         self._target = target

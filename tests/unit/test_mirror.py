@@ -18,7 +18,7 @@ from danling_core.checkpoints import CheckpointStore, Record
 from danling_core.errors import CheckpointError, Fenced, StoreUnavailable
 from danling_core.mirror.pull import pull
 from danling_core.mirror.segments import SegmentedFile
-from danling_core.mirror.service import FENCED, INCOMPLETE, Service
+from danling_core.mirror.service import FENCED, INCOMPLETE, MirrorService
 from danling_core.mirror.uploader import Uploader
 from danling_core.runs.folder import RunFolder, read_log
 from danling_core.runs.lease import Lease, check_generation
@@ -272,7 +272,7 @@ def test_the_scratch_loses_its_payloads_once_the_store_has_a_complete_run(
 ) -> None:
     record = fill(local)
     (local / "status.json").write_text(json.dumps({"status": status, "name": "n", "id": "i"}))
-    assert Service(uploader(local, remote), io.StringIO(""), io.StringIO()).run() == 0
+    assert MirrorService(uploader(local, remote), io.StringIO(""), io.StringIO()).run() == 0
     assert (local / "checkpoints/data" / record.name).exists() == (status != "complete")
     assert [each.name for each in CheckpointStore(str(local / "checkpoints")).records()] == [record.name]
     pull(RunFolder(remote), os.fspath(local))
@@ -510,7 +510,7 @@ class Scripted:
 
 def serve(script: Scripted, text: str, **options: float) -> tuple[int, str]:
     replies = io.StringIO()
-    code = Service(script, io.StringIO(text), replies, **options).run()  # type: ignore[arg-type]
+    code = MirrorService(script, io.StringIO(text), replies, **options).run()  # type: ignore[arg-type]
     return code, replies.getvalue()
 
 
@@ -535,5 +535,5 @@ def test_a_mirror_that_cannot_write_its_state_down_delivers(local: Path, remote:
     fill(local)
     (local / "mirror.json").unlink()
     (local / "mirror.json").mkdir()
-    assert Service(uploader(local, remote), io.StringIO(""), io.StringIO()).run() == 0
+    assert MirrorService(uploader(local, remote), io.StringIO(""), io.StringIO()).run() == 0
     assert storage.exists(storage.join(remote, "status.json"))

@@ -42,9 +42,9 @@ def make(root: str, name: str, id: str, timestamp: str, status: str | None = "ru
 def test_every_file_has_its_place() -> None:
     folder = RunFolder("s3://bucket/root/digits-1/20261121-103249-123456")
     assert folder.config_url == "s3://bucket/root/digits-1/20261121-103249-123456/config.yaml"
-    names = ["metadata.json", "run.log", "events.jsonl", "results.json", "latest.json", "best.json"]
+    names = ["metadata.json", "events.jsonl", "results.json", "latest.json", "best.json"]
     names += ["evaluation.json", "status.json", "checkpoints", "tensorboard"]
-    urls = [folder.metadata_url, folder.log_url, folder.events_url, folder.results_url, folder.latest_url]
+    urls = [folder.metadata_url, folder.events_url, folder.results_url, folder.latest_url]
     urls += [folder.best_url, folder.evaluation_url, folder.status_url, folder.checkpoints_url]
     urls += [folder.tensorboard_url]
     assert [storage.base_name(url) for url in urls] == names
