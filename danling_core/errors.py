@@ -59,6 +59,10 @@ class NonFiniteLossError(DanLingError, ArithmeticError):
     """The loss became NaN or infinite and the policy is to raise. Names step, rank and value."""
 
 
+class RanksDiffer(DanLingError):
+    """The ranks hold different weights: a gradient was not reduced. What they trained is no one model."""
+
+
 class LaunchError(DanLingError):
     """The launcher process could not be started, or it died."""
 

@@ -149,7 +149,7 @@ def trained(root: str, **fields: Any) -> dict[str, Any]:
         "ends": (runner.iter_end, runner.step_end, runner.epoch_end),
         "progress": runner.progress,
         "error": error,
-        "scale": (runner.state_dict()["scaler"] or {}).get("scale"),
+        "scale": runner.state_dict()["scalers"].get("optimizer", {}).get("scale"),
         "ema": None if runner.ema is None else [v.tolist() for v in runner.ema.module.state_dict().values()],
         "rates": runner.rates,
     }

@@ -16,6 +16,17 @@ logger = logging.getLogger("danling")
 _VALUES = (type(None), bool, int, float, complex, str, bytes)
 
 
+class NoMetrics:
+    """Stand-in for a metric that is to count nothing."""
+
+    def update(self, *values: Any, **named: Any) -> None: ...
+
+    def compute(self) -> dict[str, Any]:
+        return {}
+
+    def reset(self) -> None: ...
+
+
 def saved(metric: Any, name: str = "metrics") -> Any:
     """Return the state of this rank's metric, on the CPU, in tensors and plain values.
 

@@ -18,14 +18,19 @@ def optimizer_class(name: str, arguments: Mapping[str, Any]) -> type[torch.optim
     """Return the optimizer class called `name`, its arguments checked."""
     cls = find_class(torch.optim, torch.optim.Optimizer, name, "optim")
     check_arguments(cls, arguments, "optim")
+    check_closure(cls, "optim.name")
+    return cls
+
+
+def check_closure(cls: type[torch.optim.Optimizer], where: str) -> None:
+    """Refuse an optimizer whose step needs a closure, such as LBFGS. Raises ConfigError."""
     step: Any = vars(cls).get("step", torch.optim.Optimizer.step)
     closure = inspect.signature(step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ConfigError(
-            f"optim.name is {name!r}, which evaluates the loss several times a step by a closure, and the runner calls "
-            "step() without one: choose another, or use it in a train_step of your own"
+            f"{where} is {cls.__name__}, which evaluates the loss several times a step by a closure, and the runner "
+            "calls step() without one: choose another"
         )
-    return cls
 
 
 def build_optimizer(

@@ -23,7 +23,7 @@ def is_bf16_native() -> bool:
 
 
 class Precision:
-    """Autocast and gradient scaler for the config's `precision` and `non_finite` on one device.
+    """Autocast and gradient scalers for the config's `precision` and `non_finite` on one device.
 
     Args:
         name: fp32, bf16 or fp16.
@@ -36,20 +36,19 @@ class Precision:
         self.dtype = _DTYPES.get(name)
         self.skips_non_finite = skip_non_finite
         self._device_type = device_type
-        self.scaler: torch.amp.GradScaler | None = None
-        if name == "fp16":
-            self.scaler = torch.amp.GradScaler(device_type)
-        elif skip_non_finite:  # for its look at the gradients alone: the scale stays 1
-            self.scaler = torch.amp.GradScaler(device_type, init_scale=1.0, growth_interval=1_000_000_000)
 
-    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
-        """Return the loss whose gradients are computed: scaled where fp16 needs it."""
-        return loss if self.scaler is None else self.scaler.scale(loss)
+    def make_scaler(self) -> torch.amp.GradScaler | None:
+        """Return a gradient scaler for one optimizer, or None where none is needed."""
+        if self.dtype is torch.float16:
+            return torch.amp.GradScaler(self._device_type)
+        if not self.skips_non_finite:
+            return None
+        # for its look at the gradients alone: the scale stays 1
+        return torch.amp.GradScaler(self._device_type, init_scale=1.0, growth_interval=1_000_000_000)
 
-    def update_scale(self) -> None:
+    def update(self, scaler: torch.amp.GradScaler) -> None:
         """After a step: fp16 finds the largest scale that does not overflow; elsewhere it is 1."""
-        assert self.scaler is not None
-        self.scaler.update(None if self.dtype is torch.float16 else 1.0)
+        scaler.update(None if self.dtype is torch.float16 else 1.0)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Context for the forward pass and the loss; costs nothing in fp32."""

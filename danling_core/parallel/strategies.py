@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from danling_core.config import Config
 from danling_core.parallel import seeding
 from danling_core.parallel.ranks import Ranks
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def strategy_for(config: Config, ranks: Ranks, device: torch.device) -> SingleRank:
@@ -34,25 +36,36 @@ class SingleRank:
     keeps_own_buffers = False
     """Whether buffers (BatchNorm statistics) may differ between ranks, so that each rank's are saved."""
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Return what the training step calls. Collective."""
-        return model
+    def wrap(self, module: nn.Module, *, is_only: bool = True) -> nn.Module:
+        """Return what the training step calls. Collective.
 
-    def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        Args:
+            is_only: no other module is trained beside it.
+        """
+        return module
+
+    def no_sync(self, modules: Sequence[nn.Module]) -> contextlib.AbstractContextManager[Any]:
         """Return a context whose backward passes leave the gradients unreduced: inside an accumulation window."""
         return contextlib.nullcontext()
+
+    def equalize(self, modules: Sequence[nn.Module]) -> None:
+        """Give all ranks the weights and buffers of rank 0. Collective."""
+
+    def first_difference(self, parameters: Mapping[str, torch.Tensor]) -> str | None:
+        """Return the name of the first parameter that is not the same on all ranks. Collective: one reduction."""
+        return None
 
     @contextlib.contextmanager
     def same_buffers(self, modules: Sequence[nn.Module]) -> Iterator[None]:
         """Let all ranks have rank 0's buffers inside the block, so that all evaluate the same model. Collective."""
         yield
 
-    def needs_rehearsal(self, model: nn.Module) -> bool:
+    def needs_rehearsal(self, modules: Sequence[nn.Module]) -> bool:
         """Return whether `rehearsing` is needed before the first step."""
         return False
 
     @contextlib.contextmanager
-    def rehearsing(self, model: nn.Module) -> Iterator[None]:
+    def rehearsing(self, modules: Sequence[nn.Module]) -> Iterator[None]:
         """Undo what two throw-away backward passes inside the block do to buffers, gradients and generators."""
         yield
 
@@ -71,23 +84,40 @@ class DataParallel(SingleRank):
         self._world_size = ranks.world_size
         self._device = device
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            return model
+    def wrap(self, module: nn.Module, *, is_only: bool = True) -> nn.Module:
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            return module
         # naming the default warns
         buffers: Any = {"broadcast_buffers": False} if self.keeps_own_buffers else {}
         return DistributedDataParallel(
-            model,
+            module,
             device_ids=[self._device] if self._device.type == "cuda" else None,
             find_unused_parameters=self._finds_unused,
-            gradient_as_bucket_view=True,
+            gradient_as_bucket_view=is_only,  # a backward pass of another loss would write into the buckets
             **buffers,
         )
 
-    def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        if isinstance(model, DistributedDataParallel):
-            return model.no_sync()
-        return contextlib.nullcontext()
+    def no_sync(self, modules: Sequence[nn.Module]) -> contextlib.AbstractContextManager[Any]:
+        stack = contextlib.ExitStack()
+        for module in modules:
+            if isinstance(module, DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        return stack
+
+    @torch.no_grad()
+    def equalize(self, modules: Sequence[nn.Module]) -> None:
+        for module in modules:
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor, src=0)
+
+    def first_difference(self, parameters: Mapping[str, torch.Tensor]) -> str | None:
+        if not parameters:
+            return None
+        sums = torch.stack([checksum(parameter).to(self._device) for parameter in parameters.values()])
+        extremes = torch.cat([sums, -sums]).cpu()
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        largest, least = extremes.chunk(2)
+        return next((n for n, odd in zip(parameters, (largest != -least).tolist(), strict=True) if odd), None)
 
     @contextlib.contextmanager
     def same_buffers(self, modules: Sequence[nn.Module]) -> Iterator[None]:
@@ -101,22 +131,32 @@ class DataParallel(SingleRank):
             if own:
                 _copy(own, buffers)
 
-    def needs_rehearsal(self, model: nn.Module) -> bool:
+    def needs_rehearsal(self, modules: Sequence[nn.Module]) -> bool:
         """DDP rebuilds its buckets after the first iteration. With three ranks or more the order of a reduction changes
         its bits, so a resumed run, whose first iteration is another one, would differ from one that was never
         interrupted. Two backward passes before the first step bring the buckets into their final order."""
-        is_wrapped = isinstance(model, DistributedDataParallel)
+        is_wrapped = any(isinstance(module, DistributedDataParallel) for module in modules)
         return is_wrapped and self._world_size > 2 and not self._finds_unused
 
     @contextlib.contextmanager
-    def rehearsing(self, model: nn.Module) -> Iterator[None]:
-        random_state, module = seeding.capture_rng(), unwrap(model)
-        before = [buffer.clone() for buffer in module.buffers()]
+    def rehearsing(self, modules: Sequence[nn.Module]) -> Iterator[None]:
+        random_state = seeding.capture_rng()
+        buffers = [buffer for module in modules for buffer in module.buffers()]
+        before = [buffer.clone() for buffer in buffers]
         yield
-        for parameter in module.parameters():
-            parameter.grad = None
-        _copy(before, list(module.buffers()))
+        for module in modules:
+            for parameter in module.parameters():
+                parameter.grad = None
+        _copy(before, buffers)
         seeding.restore_rng(random_state)
+
+
+def checksum(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a sum over a tensor's bits, a scalar on its device: a cheap look at whether it is the same."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).reshape(-1)
+    return flat.view(_BITS.get(flat.element_size(), torch.uint8)).sum(dtype=torch.int64)
 
 
 @torch.no_grad()

@@ -71,8 +71,8 @@ class BaseRunner(RunnerBase):
         """Make the parts for `self.config`; `stated` is what the user's config states of it."""
         raise NotImplementedError(f"{type(self).__name__} is no runner of a framework: subclass TorchRunner")
 
-    def _set_up(self, train_splits: Sequence[str], evaluate_splits: Sequence[str] = ()) -> None:
-        """Place, wrap and resume what is not set up yet, for these splits. Collective."""
+    def _set_up(self, train_splits: Sequence[str] | None, evaluate_splits: Sequence[str] = ()) -> None:
+        """Place, wrap and resume what is not set up yet, for these splits; None trains nothing. Collective."""
         raise NotImplementedError
 
     def _end_epoch(self, epoch: Epoch) -> None:
@@ -186,7 +186,7 @@ class BaseRunner(RunnerBase):
         """
         splits = self._parts.splits.to_evaluate(evaluate_splits)
         with self._parts.session.opened():
-            self._set_up((), splits)
+            self._set_up(None, splits)
             result: Values = self._parts.ranks.broadcast({s: self.evaluate_epoch(s) for s in splits})
             return result
 
@@ -221,7 +221,7 @@ class BaseRunner(RunnerBase):
     def _evaluate_best(self) -> Values:
         """Evaluate the best checkpoint on the test splits, or on the score split where there are none. Collective."""
         parts, began = self._parts, time.monotonic()
-        self._set_up(())
+        self._set_up(None)
         tests = [split for split in parts.splits.names if split.startswith("test")]
         splits = self.config.evaluate_splits or tests or [s for s in [self.score_split] if s is not None]
         loaded, index = self._load_best()
@@ -284,11 +284,14 @@ class BaseRunner(RunnerBase):
             self.logger.info("%s", self.format_result())
 
     def step_log(self, split: str, iteration: int, length: int | None = None) -> Values:
-        """Log the step's result and, in training, write its curves; return it. For a loop of your own."""
+        """Log the step's result and, in training, write it as curves `{split}_steps/{metric}`; return it.
+
+        For a loop of your own. The curves `{split}/{metric}` are those of whole epochs.
+        """
         result = self.get_step_result()
         self.logger.info("%s", self.format_step_result(result, split, iteration, length))
         if self.mode is RunnerMode.train:
-            self.write_result(result, split)
+            self.write_result(result, f"{split}_steps")
         return result
 
     def format_step_result(

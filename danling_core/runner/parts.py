@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from danling_core.config import Config
     from danling_core.data.splits import DataSplits
     from danling_core.optim.precision import Precision
+    from danling_core.parallel.modules import Modules
     from danling_core.parallel.ranks import Ranks
     from danling_core.parallel.seeding import Generators
     from danling_core.parallel.stopping import NeverStopping, Stopping
     from danling_core.parallel.strategies import SingleRank
+    from danling_core.runner.attributes import Attributes, ModuleState
     from danling_core.train.evaluator import Evaluator
+    from danling_core.train.meters import LossMeter
     from danling_core.train.progress_report import ProgressReport
-    from danling_core.train.stepper import Stepper
+    from danling_core.train.stepper import Steppers
     from danling_core.train.timing import Timings
 
 
@@ -70,10 +73,14 @@ class CurrentStep:
 
 @dataclass
 class Parts:
-    """All parts of one runner. `stepper` is there once the run is trainable.
+    """All parts of one runner. `attributes` is there once they are looked at, and `steppers` has some once the run is
+    trainable.
 
     Args:
         stated: what the user's config states, without defaults.
+        other_modules: the states of modules in attributes of the user's own.
+        saves_due: saves that were asked for inside a step, to be made at its end.
+        losses: the running losses of all optimizers but the first, by the name of the optimizer.
         split_state: what a checkpoint taken inside a split had counted of it, until training takes it up.
     """
 
@@ -88,6 +95,8 @@ class Parts:
     session: RunSession
     precision: Precision
     strategy: SingleRank
+    modules: Modules
+    steppers: Steppers
     evaluator: Evaluator
     timings: Timings
     report: ProgressReport
@@ -97,7 +106,10 @@ class Parts:
     state: TrainingState = field(default_factory=TrainingState)
     setup: SetUp = field(default_factory=SetUp)
     step: CurrentStep = field(default_factory=CurrentStep)
-    stepper: Stepper | None = None
+    saves_due: list[Callable[[], None]] = field(default_factory=list)
+    attributes: Attributes | None = None
+    losses: dict[str, LossMeter] = field(default_factory=dict)
+    other_modules: dict[str, ModuleState] = field(default_factory=dict)
     split_state: dict[str, Any] | None = None
 
     def adopt(self, before: Parts) -> None:
@@ -131,12 +143,14 @@ def make_parts(config: Config, stated: dict[str, Any], runner: Methods) -> Parts
     """
     from danling_core.data.splits import DataSplits
     from danling_core.optim.precision import Precision
+    from danling_core.parallel.modules import Modules
     from danling_core.parallel.ranks import Ranks
     from danling_core.parallel.seeding import Generators
     from danling_core.parallel.stopping import NeverStopping
     from danling_core.parallel.strategies import strategy_for
     from danling_core.train.evaluator import Evaluator
     from danling_core.train.progress_report import ProgressReport
+    from danling_core.train.stepper import Steppers
     from danling_core.train.timing import Timings
 
     def emit(kind: str, **fields: Any) -> None:
@@ -144,6 +158,7 @@ def make_parts(config: Config, stated: dict[str, Any], runner: Methods) -> Parts
 
     ranks = Ranks(config.device)
     device = ranks.device
+    strategy = strategy_for(config, ranks, device)
     splits = DataSplits(
         config, ranks, device.type, collate_fn=lambda: runner.collate_fn, size_of=lambda: runner.size_of
     )
@@ -174,7 +189,9 @@ def make_parts(config: Config, stated: dict[str, Any], runner: Methods) -> Parts
         splits=splits,
         session=session,
         precision=Precision(config.precision, device.type, skip_non_finite=config.non_finite == "skip"),
-        strategy=strategy_for(config, ranks, device),
+        strategy=strategy,
+        modules=Modules(strategy),
+        steppers=Steppers(),
         evaluator=Evaluator(device, is_stop_requested=lambda: parts.stop.requested, beat=session.beat),
         timings=timings,
         report=ProgressReport(emit, progress, limits, timings, world_size=ranks.world_size, device=device),

@@ -1,4 +1,4 @@
-"""Builders and checks of what is made once before training: optimizer, schedule, metrics, stop agreement."""
+"""Checks, warnings and the agreement to stop, of what is set up once before training."""
 
 from __future__ import annotations
 
@@ -10,65 +10,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from danling_core.config import Config
 from danling_core.data.samplers import GlobalBatchSampler
 from danling_core.errors import ConfigError
 from danling_core.metrics import states as metric_states
-from danling_core.optim.optimizers import build_optimizer, parameter_groups
 from danling_core.optim.precision import is_bf16_native
-from danling_core.optim.schedulers import build_scheduler, default_interval, needs_metric
 from danling_core.parallel.ranks import Ranks
 from danling_core.parallel.stopping import Stopping, share
 from danling_core.session.context import RunContext
-from danling_core.train.limits import Limits
 
 logger = logging.getLogger("danling")
-
-
-def optimizer_of(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer that the config names. Raises ConfigError where it names none."""
-    if config.optim is None:
-        raise ConfigError(
-            "no optimizer: set self.optimizer in the runner, or `optim: {name: adamw, lr: ...}`"
-        )
-    groups = parameter_groups(model.named_parameters(), config.optim.groups)
-    return build_optimizer(config.optim.name, groups, **config.optim.arguments())
-
-
-def scheduler_of(config: Config, optimizer: torch.optim.Optimizer, limits: Limits, score_mode: str) -> Any:
-    """Build the scheduler that the config names, or return None."""
-    stated = config.scheduler
-    if stated is None:
-        return None
-    arguments = stated.arguments()
-    if stated.name.lower() == "reducelronplateau":
-        arguments.setdefault("mode", score_mode)
-    return build_scheduler(
-        stated.name,
-        optimizer,
-        # the length of the schedule, in what it counts
-        total_steps=limits.total_epochs if stated.interval == "epoch" else limits.total_steps,
-        warmup_steps=stated.warmup_steps,
-        **arguments,
-    )
-
-
-def counts_steps(scheduler: Any, interval: str | None, config: Config, *, by_epoch: bool) -> bool:
-    """Return whether the scheduler steps with the optimizer, and not with epochs or results.
-
-    Args:
-        interval: what the runner states: "step", "epoch" or None.
-    """
-    if scheduler is None:
-        return False
-    stated = interval or (config.scheduler and config.scheduler.interval)
-    if stated not in (None, "step", "epoch"):
-        raise ConfigError(f"scheduler_interval is {stated!r}, wanted 'step', 'epoch' or None")
-    if stated is None or needs_metric(scheduler):
-        stated = default_interval(scheduler, by_epoch=by_epoch)
-    return stated == "step"
 
 
 def check_metrics(metrics: Mapping[str, Any], *, is_distributed: bool, trained: str | None) -> None:
@@ -88,17 +40,6 @@ def check_metrics(metrics: Mapping[str, Any], *, is_distributed: bool, trained: 
             metric_states.check_reducible(metric, name)
         if name == trained:
             metric_states.saved(metric, name)
-
-
-def check_criterion(criterion: Any) -> None:
-    """Refuse a criterion with weights of its own on several ranks. Raises ConfigError."""
-    if not isinstance(criterion, nn.Module) or isinstance(criterion, DistributedDataParallel):
-        return
-    if any(parameter.requires_grad for parameter in criterion.parameters()):
-        raise ConfigError(
-            f"the criterion {type(criterion).__name__} has parameters to train, whose gradients are not reduced "
-            "over the ranks: make it a part of the model, and have the model's forward use it"
-        )
 
 
 def warn_of_emulated_bf16(config: Config, device: torch.device) -> None:

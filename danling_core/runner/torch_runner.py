@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,13 +11,13 @@ import torch
 
 from danling_core.data.batches import to_device
 from danling_core.errors import ConfigError, DanLingError, NonFiniteLossError
-from danling_core.optim.ema import EMA
+from danling_core.metrics.states import NoMetrics
 from danling_core.optim.schedulers import needs_metric
 from danling_core.parallel import seeding
 from danling_core.parallel.control import collective_timeout
 from danling_core.parallel.stopping import NeverStopping
 from danling_core.parallel.strategies import unwrap
-from danling_core.runner import loading, set_up
+from danling_core.runner import loading, set_up, trainable
 from danling_core.runner.base import RunnerMode
 from danling_core.runner.base_runner import BaseRunner, Values
 from danling_core.runner.loading import LoadedKeys
@@ -33,7 +32,7 @@ from danling_core.train.finite import weights_check
 from danling_core.train.loop import TrainLoop
 from danling_core.train.meters import LossMeter
 from danling_core.train.state import Order
-from danling_core.train.step import REHEARSAL, Step
+from danling_core.train.step import ALONE, REHEARSAL, Step
 from danling_core.train.stepper import Stepper
 
 
@@ -72,24 +71,48 @@ class TorchRunner(BaseRunner):
         self.advance(loss)
         return pred, loss
 
-    def advance(self, loss: torch.Tensor) -> None:
-        """Compute gradients and, at the end of an accumulation window, step the optimizer; once per `train_step`.
+    def advance(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Compute gradients and, at the end of an accumulation window, step the optimizer.
+
+        Call it once per `train_step` for each optimizer. With several of them, each has its own gradient scaler,
+        clipping and window, and a loss changes the gradients of its own optimizer's parameters only.
 
         Args:
             loss: mean over this rank's batch, a scalar. It is weighted here, so that the window's gradient is that of
                 the mean over all its samples on all ranks.
+            optimizer: one in an attribute of the runner; default: `self.optimizer`, else the first attribute that is
+                one. Its loss is the `loss` of results; that of another is called `loss_{attribute}`.
         """
         parts = self._parts
-        step = parts.step.value
-        if parts.stepper is None:
-            raise ConfigError("self.advance(loss) is for train_step, while train() is at work")
+        step, first = parts.step.value, parts.steppers.first or self._first_stepper()
+        stepper = first if optimizer is None else parts.steppers.of(optimizer)
         if not step.is_rehearsal:
-            self.meters.add(loss, step.count)
-        parts.stepper.advance(loss, step)
+            meter = self.meters if stepper is first else parts.losses[stepper.name]
+            meter.add(loss, step.count)
+        stepper.advance(loss, step)
+        if stepper is first and step.ends_window and not step.is_rehearsal:
+            parts.progress.count_step()
+            if step is ALONE:
+                parts.progress.count_iter()
+                parts.progress.end_window()
+
+    def _first_stepper(self) -> Stepper:
+        """Set up training where `advance` is called before any of it, as in a notebook."""
+        if self.distributed:
+            raise ConfigError(
+                "advance comes after the model is wrapped for several ranks: call train or train_epoch, or put your "
+                "loop into `with self.at_work():`"
+            )
+        parts = self._parts
+        self._set_up(parts.splits.to_train(), resume=False)
+        self.meters = trainable.begin_meters(parts, self._explain)
+        first = parts.steppers.first
+        assert first is not None
+        return first
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Compute the gradients of a weighted loss, scaled where fp16 needs it. `advance` calls it."""
-        self._parts.precision.scaled(loss).backward()
+        """Compute the gradients of a loss, which is weighted, and scaled where fp16 needs it. `advance` calls it."""
+        loss.backward()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context of the forward pass, after `precision`."""
@@ -114,15 +137,14 @@ class TorchRunner(BaseRunner):
         """
         parts, config = self._parts, self.config
         self.split, self.mode = split, RunnerMode.train
-        self.model.train()
+        parts.modules.train()
         metrics = self._metrics_in_use()
-        self.meters = LossMeter(config.non_finite, self._explain)
+        self.meters = trainable.begin_meters(parts, self._explain)
         if metrics is not None:
             metrics.reset()
         parts.epoch.split = split
         parts.report.begin()
-        if parts.stepper is not None:
-            parts.stepper.begin_epoch()
+        parts.steppers.begin_epoch()
         begin_split(parts, self.meters, metrics)
 
         def log() -> None:
@@ -141,15 +163,27 @@ class TorchRunner(BaseRunner):
                 check_stop=parts.stop.check,
                 beat=parts.session.heartbeat(),
                 count_epoch=self._count_epoch,
+                after_window=self._end_window,
                 log=log,
                 save=lambda: self.save_checkpoint(save_best=False),
             )
-        self.meters.flush()
+        meters = [self.meters, *parts.losses.values()]
+        for meter in meters:
+            meter.flush()
         parts.epoch.split = None
-        if self.meters.iters == 0:
+        if all(meter.iters == 0 for meter in meters):
             raise ConfigError(
                 f"{type(self).__name__}.train_step never called self.advance(loss): nothing was trained"
             )
+
+    def _end_window(self) -> None:
+        """Check that the window made its step, and save where the step asked for it."""
+        parts = self._parts
+        parts.steppers.check_window()
+        if parts.saves_due:
+            due, parts.saves_due = parts.saves_due, []
+            for save in due:
+                save()
 
     def in_step(self, step: Step) -> contextlib.AbstractContextManager[None]:
         """Return the context of one `train_step`: what `advance` counts and weighs is `step`.
@@ -166,8 +200,8 @@ class TorchRunner(BaseRunner):
         """Return the context of the rarer kinds of step."""
         metrics, train_metrics = self.metrics, self.train_metrics
         if step.count == 0:
-            self.metrics, self.train_metrics = copy.deepcopy(metrics), copy.deepcopy(train_metrics)
-        no_sync = contextlib.nullcontext() if step.ends_window else self._parts.strategy.no_sync(self.model)
+            self.metrics, self.train_metrics = NoMetrics(), NoMetrics()
+        no_sync = contextlib.nullcontext() if step.ends_window else self._parts.modules.no_sync()
         try:
             with self._parts.step, no_sync:
                 yield
@@ -194,8 +228,8 @@ class TorchRunner(BaseRunner):
     def _count_epoch(self) -> None:
         """Count a pass over the data, and step a schedule that counts them."""
         self._parts.progress.count_epoch()
-        stepper, scheduler = self._parts.stepper, self.scheduler
-        by_steps = stepper is not None and stepper.drives_schedule
+        scheduler = self.scheduler
+        by_steps = any(scheduler in stepper.schedulers for stepper in self._parts.steppers)
         if scheduler is not None and not by_steps and not needs_metric(scheduler):
             scheduler.step()
 
@@ -268,7 +302,7 @@ class TorchRunner(BaseRunner):
         parts = self._parts
         parts.splits.known(split)
         with parts.session.opened():
-            self._set_up((), (split,))
+            self._set_up(None, (split,))
             with self._evaluating(RunnerMode.infer, split):
                 return parts.evaluator.infer(parts.splits.evaluate_loader(split), self.infer_step)
 
@@ -281,22 +315,19 @@ class TorchRunner(BaseRunner):
     @contextlib.contextmanager
     def _evaluating(self, mode: RunnerMode, split: str) -> Iterator[None]:
         """Let `self.model` be the unwrapped (or averaged) module, in eval mode, without gradients; put back after."""
-        trained, before, split_before = self.model, self.mode, self.split
-        began, modules = time.perf_counter(), [unwrap(trained)]
-        if self.ema is not None:
-            modules.append(self.ema.module)
+        before, split_before, began = self.mode, self.split, time.perf_counter()
         try:
-            with self._parts.strategy.same_buffers(modules), torch.no_grad():
-                self.model, self.mode, self.split = modules[-1], mode, split
-                self.model.eval()
+            with self._parts.modules.evaluating(None if self.ema is None else self.ema.module):
+                self.mode, self.split = mode, split
                 yield
         finally:
-            self.model, self.mode, self.split = trained, before, split_before
+            self.mode, self.split = before, split_before
             self._parts.timings.evaluate_seconds += time.perf_counter() - began
 
     def get_epoch_result(self) -> Values:
         """Return loss and metrics of the split being passed over, so far, over all ranks. Collective, one reduction."""
-        return self._parts.evaluator.reduce(self.meters, self._metrics_in_use())
+        others = self._parts.losses if self.mode is RunnerMode.train else {}
+        return self._parts.evaluator.reduce(self.meters, self._metrics_in_use(), others)
 
     def get_step_result(self) -> Values:
         """Return the running loss and metrics of the split being passed over, of this rank. Waits for the device.
@@ -310,7 +341,15 @@ class TorchRunner(BaseRunner):
         """Return everything a bitwise resume needs that is equal on all ranks; per-rank state is gathered beside it.
 
         A save calls it on rank 0 only: no collective may be in it. See `training_state` for a part of your own.
+
+        Raises:
+            ConfigError: a step is under way, whose batch is taken and not counted yet.
         """
+        if self.current_step is not ALONE:
+            raise ConfigError(
+                "state_dict() inside a step would hold half of it: take it after the step, or call save_checkpoint(), "
+                "which waits for its end"
+            )
         return self._parts.state.shared_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -326,6 +365,8 @@ class TorchRunner(BaseRunner):
     ) -> None:
         """Save the run's whole state in the background; the loop pays for a copy of it. Collective.
 
+        Inside a step it is saved once the step is over, in an accumulation window once that is.
+
         Args:
             name: the pointer to move; what it names is kept until it moves again.
             epochs: number of the epoch that just ended: kept as `epoch-N` every `save_interval` epochs.
@@ -334,6 +375,9 @@ class TorchRunner(BaseRunner):
         Raises:
             CheckpointError: an earlier save failed for good.
         """
+        if self.current_step is not ALONE:  # half a step is no state: its batch is taken, and not counted
+            self._parts.saves_due.append(lambda: self.save_checkpoint(name, epochs, save_best))
+            return
         every, names = self.save_interval, [name]
         # inside an epoch the state is past the latest result
         if save_best and self.is_best and not self._parts.epoch.is_begun:
@@ -347,13 +391,14 @@ class TorchRunner(BaseRunner):
     def _save(self, names: list[str], *, required: bool) -> None:
         """Save under these names; a `required` save is never given up for a newer one. Collective."""
         parts = self._parts
-        if self.meters is not None:
-            self.meters.flush()
+        for meter in (self.meters, *parts.losses.values()):
+            if meter is not None:
+                meter.flush()
+        parts.modules.check_equal(self.steps)
         ranks, files = parts.ranks.gather(parts.state.rank_state()), parts.session.files
         if not isinstance(files, RunFiles):
             return
         files.check_saves()
-        modules = {"model": unwrap(self.model), "criterion": self.criterion}
         files.save(
             {**self.state_dict(), "ranks": ranks},
             step=self.steps,
@@ -367,7 +412,9 @@ class TorchRunner(BaseRunner):
             },
             names=names,
             required=required,
-            inspect=weights_check(modules, self.steps) if self.config.non_finite == "raise" else None,
+            inspect=weights_check(parts.modules.own, self.steps)
+            if self.config.non_finite == "raise"
+            else None,
         )
 
     def _save_interrupted(self) -> None:
@@ -471,91 +518,41 @@ class TorchRunner(BaseRunner):
         return parts
 
     def _set_up(
-        self, train_splits: Sequence[str], evaluate_splits: Sequence[str] = (), *, resume: bool = True
+        self, train_splits: Sequence[str] | None, evaluate_splits: Sequence[str] = (), *, resume: bool = True
     ) -> None:
         parts, setup = self._parts, self._parts.setup
         if self.model is None:
             raise ConfigError(f"{type(self).__name__} sets no model: assign self.model in __init__")
         if not setup.is_placed:
-            self._place()
+            trainable.place(parts, self)
         metrics = {n: getattr(self, n) for n in ("metrics", "train_metrics", "evaluate_metrics")}
         trained = "metrics" if self.train_metrics is None else "train_metrics"
         set_up.check_metrics(
-            metrics, is_distributed=self.distributed, trained=trained if train_splits else None
+            metrics, is_distributed=self.distributed, trained=None if train_splits is None else trained
         )
-        if train_splits and not setup.is_trainable:
-            self._make_trainable(train_splits)
+        if train_splits is not None and not setup.is_trainable:
+            trainable.make_trainable(parts, self, train_splits)
+            if train_splits and parts.strategy.needs_rehearsal(list(parts.modules.wrapped.values())):
+                self._rehearse(train_splits[0])
+            setup.is_trainable = parts.state.is_fixed = True
         for split in evaluate_splits:
             parts.splits.evaluate_loader(split)
-        if resume and (setup.is_resume_due if train_splits else not setup.has_weights):
+        if resume and (setup.is_resume_due if train_splits is not None else not setup.has_weights):
             record = restore.newest(parts.session.files, parts.ranks)
             if record is not None:
                 self._apply(restore.read(record, parts.session.files, parts.place.local_checkpoint_dir))
                 setup.resumed = {"step": self.steps, "epoch": self.epochs, "record": record.name}
-            setup.is_resume_due = setup.is_resume_due and not train_splits
+            setup.is_resume_due = setup.is_resume_due and train_splits is None
         setup.has_weights = True
         if parts.session.is_open and not setup.is_announced:
             self._announce()
 
-    def _place(self) -> None:
-        """Move the model, and what belongs to it, to the device."""
-        memory = {"memory_format": torch.channels_last} if self.config.channels_last else {}
-        self.model = self.model.to(self.device, **memory)
-        if self.ema is None and self.config.ema_decay is not None:
-            self.ema = EMA(self.model, self.config.ema_decay)
-        for part in (self.criterion, self.ema, self.metrics, self.train_metrics, self.evaluate_metrics):
-            if hasattr(part, "to"):
-                part.to(self.device)
-        self._parts.setup.is_placed = True
-        if self.is_main_process:
-            set_up.warn_of_emulated_bf16(self.config, self.device)
-
-    def _make_trainable(self, train_splits: Sequence[str]) -> None:
-        """Build optimizer and schedule, and wrap the model. Collective."""
-        parts, config = self._parts, self.config
-        if config.steps_per_epoch is not None and len(train_splits) > 1:
-            raise ConfigError(f"steps_per_epoch goes with one split to train on, found {list(train_splits)}")
-        parts.splits.trained = tuple(train_splits)
-        self.model.train()
-        for sampler in [parts.splits.batch_sampler(split) for split in train_splits]:
-            if self.is_main_process:
-                set_up.warn_of_single_samples(self.model, sampler, self.world_size)
-        if self.distributed:
-            set_up.check_criterion(self.criterion)
-        if self.optimizer is None:
-            self.optimizer = set_up.optimizer_of(config, self.model)
-        if self.scheduler is None:
-            self.scheduler = set_up.scheduler_of(
-                config, self.optimizer, parts.limits, parts.history.score_mode
-            )
-        by_steps = set_up.counts_steps(
-            self.scheduler, self.scheduler_interval, config, by_epoch=parts.progress.by_epoch
-        )
-        module = self.model
-        compiled: Any = torch.compile(module) if config.compile else module
-        self.model = parts.strategy.wrap(compiled)
-        if self.distributed and self.ema is not None:  # DDP has just made the weights equal on all ranks
-            self.ema.module.load_state_dict(unwrap(self.model).state_dict())
-        parts.stepper = Stepper(
-            self.optimizer,
-            module,
-            parts.precision,
-            scheduler=self.scheduler if by_steps else None,
-            ema=self.ema,
-            clip_value=config.clip_grad_value,
-            clip_norm=config.clip_grad_norm,
-            backward=self.backward,
-        )
-        if parts.strategy.needs_rehearsal(self.model):
-            self._rehearse(train_splits[0])
-        parts.setup.is_trainable = parts.state.is_fixed = True
-
     def _rehearse(self, split: str) -> None:
         """Make two training steps that leave no trace; see `DataParallel.needs_rehearsal`. Collective."""
-        self.model.train()
+        self._parts.modules.train()
         with (
             set_up.explaining_batch_norm(split, self.rank, lambda: 0),
-            self._parts.strategy.rehearsing(self.model),
+            self._parts.strategy.rehearsing(list(self._parts.modules.own.values())),
         ):
             batch = to_device(next(iter(self._parts.splits.stream(split).loader)), self.device)
             for _ in range(2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -58,26 +59,35 @@ class Evaluator:
             if loss is not None:
                 meter.add(loss.detach(), count)
 
-    def reduce(self, meter: LossMeter, metrics: Any) -> dict[str, Any]:
+    def reduce(
+        self, meter: LossMeter, metrics: Any, losses: Mapping[str, LossMeter] = MappingProxyType({})
+    ) -> dict[str, Any]:
         """Return loss and metrics over all ranks, in one reduction. Collective.
 
         What this rank counted stays as it is.
 
+        Args:
+            losses: those of other optimizers, which are called `loss_{name}`.
+
         Raises:
             RunInterrupted: some rank left the evaluation early.
         """
-        meter.flush()
+        meters = {"loss": meter, **{f"loss_{name}": each for name, each in losses.items()}}
+        for each in meters.values():
+            each.flush()
         additive = metrics if isinstance(metrics, Additive) else None
         left, self._left_early = self._left_early, False
-        sums = torch.tensor([float(left), meter.total, float(meter.count)], dtype=torch.float64)
+        counted = [number for each in meters.values() for number in (each.total, float(each.count))]
+        sums = torch.tensor([float(left), *counted], dtype=torch.float64)
         own = additive.state() if additive is not None else sums.new_zeros(0)
         joined = distributed.all_reduce_sum(torch.cat([sums, own.cpu()]))
-        stops, total, count = joined[:3].tolist()
+        stops, *counted = joined[: len(sums)].tolist()
         if stops:
             raise RunInterrupted("asked to stop: the evaluation was left, and is done again by a resume")
-        result: dict[str, Any] = {"loss": total / count} if count else {}
+        pairs = zip(meters, zip(counted[::2], counted[1::2], strict=True), strict=True)
+        result: dict[str, Any] = {name: total / count for name, (total, count) in pairs if count}
         if additive is not None:
-            additive.load_state(joined[3:])
+            additive.load_state(joined[len(sums) :])
         result.update(computed(metrics))
         if additive is not None:
             additive.load_state(own)

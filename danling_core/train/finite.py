@@ -12,22 +12,21 @@ from torch import nn
 from danling_core.errors import NonFiniteLossError
 
 
-def weights_check(modules: Mapping[str, Any], step: int) -> Callable[[Mapping[str, Any]], None]:
+def weights_check(modules: Mapping[str, nn.Module], step: int) -> Callable[[Mapping[str, Any]], None]:
     """Return a function that looks at the trained weights of a snapshot, in the background of the loop.
 
     A finite loss may have a gradient that is not, and a resume from such weights could only fail. The function
     raises NonFiniteLossError.
 
     Args:
-        modules: name in the snapshot to module; what is no module is passed over.
+        modules: by name; all but `model` and `criterion` are in the snapshot's `modules`.
         step: completed steps, for the message.
     """
-    found = {part: module for part, module in modules.items() if isinstance(module, nn.Module)}
-    trained = [(part, n) for part, m in found.items() for n, p in m.named_parameters() if p.requires_grad]
+    trained = [(part, n) for part, m in modules.items() for n, p in m.named_parameters() if p.requires_grad]
 
     def check(state: Mapping[str, Any]) -> None:
         for part, name in trained:
-            weight = (state.get(part) or {}).get(name)
+            weight = (state.get(part) or (state.get("modules") or {}).get(part) or {}).get(name)
             if weight is not None and not _is_finite(weight):
                 raise NonFiniteLossError(
                     f"weight {name!r} of the {part} is not finite after step {step}, though no loss was: a gradient "

@@ -38,6 +38,7 @@ class TrainLoop:
         check_stop: called before each step with the count of completed ones; raises RunInterrupted at the agreed one.
         beat: called at each step with the count of completed ones, to show that this rank is alive.
         count_epoch: called where a pass ends inside a segment.
+        after_window: called once a window is counted.
         log: called every `log_interval` iters.
         save: called every `save_interval_steps` steps.
     """
@@ -54,6 +55,7 @@ class TrainLoop:
         check_stop: Callable[[int], None],
         beat: Callable[[int], None],
         count_epoch: Callable[[], None],
+        after_window: Callable[[], None],
         log: Callable[[], None],
         save: Callable[[], None],
     ) -> None:
@@ -66,6 +68,7 @@ class TrainLoop:
         self._check_stop = check_stop
         self._beat = beat
         self._count_epoch = count_epoch
+        self._after_window = after_window
         self._log = log
         self._save = save
         self._step_end = math.inf if config.step_end is None else config.step_end
@@ -111,9 +114,10 @@ class TrainLoop:
         self._step_ended = clock()
         for window in stream.windows():
             beat(progress.steps)
-            yield self._batches(window)
             logged = progress.iters // log_interval
-            progress.count_window(len(window.counts))
+            yield self._batches(window)
+            progress.end_window()
+            self._after_window()
             if progress.iters // log_interval != logged:
                 self._log()
             if self._ends_segment():
@@ -131,12 +135,13 @@ class TrainLoop:
 
     def _batches(self, window: Window) -> Iterator[tuple[Any, Step]]:
         device, moves, timings = self._device, self._device.type != "cpu", self._timings
-        clock = time.perf_counter
+        clock, progress = time.perf_counter, self._progress
         for batch, step in zip(window.batches, self._steps_of(window), strict=True):
             timings.data_wait_seconds += clock() - self._step_ended
             if moves:
                 batch = to_device(batch, device, non_blocking=True)
             yield batch, step
+            progress.count_iter()
             self._step_ended = clock()
 
     def _steps_of(self, window: Window) -> list[Step]:

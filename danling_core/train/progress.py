@@ -20,6 +20,7 @@ class Progress:
     Args:
         unit: which of the three drives the loop.
         end: where that one ends.
+        is_step_counted: the step of the window under way is counted already.
     """
 
     unit: Unit
@@ -32,6 +33,7 @@ class Progress:
     epoch_begin: int = 0
     steps_in_epoch: int = 0
     seconds: float = 0.0
+    is_step_counted: bool = False
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -48,11 +50,21 @@ class Progress:
         """Return whether results are numbered by epochs; else, in step mode, by completed steps."""
         return self.unit == "epoch"
 
-    def count_window(self, iters: int) -> None:
-        """Count one optimizer step of so many iters."""
-        self.iters += iters
-        self.steps += 1
-        self.steps_in_epoch += 1
+    def count_iter(self) -> None:
+        """Count one forward and backward pass."""
+        self.iters += 1
+
+    def count_step(self) -> None:
+        """Count the optimizer step of the window under way; a second call for the same one does nothing."""
+        if not self.is_step_counted:
+            self.steps += 1
+            self.steps_in_epoch += 1
+            self.is_step_counted = True
+
+    def end_window(self) -> None:
+        """End the window: its step counts, also where `train_step` left it out."""
+        self.count_step()
+        self.is_step_counted = False
 
     def count_epoch(self) -> None:
         """Count one pass over the data."""
@@ -87,7 +99,7 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         state = asdict(self)
-        for name in ("unit", "end"):
+        for name in ("unit", "end", "is_step_counted"):
             del state[name]
         return state
 

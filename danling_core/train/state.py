@@ -55,6 +55,10 @@ class TrainingState:
     def __init__(self) -> None:
         self.shared: dict[str, Part] = {}
         self.per_rank: dict[str, Part] = {}
+        self.ignored: set[str] = set()
+        """Attributes of the runner that are not saved, though they have a state."""
+        self.objects: list[Any] = []
+        """What was registered."""
         self.is_fixed = False
         """Whether training is set up: a resume, which comes then, would miss a part that is registered later."""
 
@@ -88,6 +92,8 @@ class TrainingState:
         if name in self.shared or name in self.per_rank:
             raise CheckpointError(f"a part of the state is called {name!r} already: choose another name")
 
+        self.objects.append(part)
+
         def load(state: Any) -> None:
             if state is not None:
                 part.load_state_dict(state)
@@ -102,6 +108,13 @@ class TrainingState:
             self.add(name, part.state_dict, load, order)
         else:
             self.add_per_rank(name, save, load, order, merge or load_first)
+
+    def ignore(self, *names: str) -> None:
+        """Leave these attributes of the runner out of every checkpoint, though they have a `state_dict`.
+
+        Call it in the runner's `__init__`, for what a resume makes anew: `self.training_state.ignore("teacher")`.
+        """
+        self.ignored.update(names)
 
     def add(
         self,
@@ -128,6 +141,7 @@ class TrainingState:
         """Take over the parts that only `before` has: those that a user registered."""
         self.shared = {**before.shared, **self.shared}
         self.per_rank = {**before.per_rank, **self.per_rank}
+        self.ignored, self.objects = before.ignored, before.objects
 
     def shared_state(self) -> dict[str, Any]:
         """Return the state that is equal on all ranks; its tensors are the live ones."""

@@ -105,7 +105,7 @@ def test_a_resume_inside_an_epoch_changes_no_bit(tmp_path: Path) -> None:
     assert again.resumed is not None and again.resumed["step"] == 8
     assert weights(again) == weights(whole)
     assert again.results == whole.results
-    for part in ("ema", "optimizer", "scheduler", "scaler", "progress"):
+    for part in ("ema", "optimizer", "scheduler", "scalers", "progress"):
         ours, theirs = again.state_dict()[part], whole.state_dict()[part]
         if part == "progress":
             ours, theirs = ({**state, "seconds": 0} for state in (ours, theirs))

@@ -212,5 +212,5 @@ def test_an_argument_of_the_wrong_type_is_named() -> None:
 
 
 def test_an_optimizer_that_wants_a_closure_is_refused_before_training() -> None:
-    with pytest.raises(ConfigError, match="'lbfgs'.*closure"):
+    with pytest.raises(ConfigError, match="LBFGS.*closure"):
         build_optimizer("lbfgs", [torch.nn.Parameter(torch.zeros(2))])

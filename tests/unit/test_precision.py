@@ -39,9 +39,9 @@ def test_every_forward_pass_is_in_the_asked_precision(
 
 @pytest.mark.holds("training-3")
 def test_only_fp16_scales(tmp_path: Path) -> None:
-    assert Precision("fp32", "cpu", skip_non_finite=False).scaler is None
-    assert Precision("bf16", "cpu", skip_non_finite=False).scaler is None
-    scaler = Precision("fp16", "cpu", skip_non_finite=False).scaler
+    assert Precision("fp32", "cpu", skip_non_finite=False).make_scaler() is None
+    assert Precision("bf16", "cpu", skip_non_finite=False).make_scaler() is None
+    scaler = Precision("fp16", "cpu", skip_non_finite=False).make_scaler()
     assert scaler is not None and scaler.get_scale() > 1
 
 
@@ -63,14 +63,15 @@ def test_the_scale_stays_1_where_it_is_there_to_skip() -> None:
     precision = Precision("fp32", "cpu", skip_non_finite=True)
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=1.0)
-    assert precision.scaler is not None
+    scaler = precision.make_scaler()
+    assert scaler is not None
     for value in (float("inf"), 1.0, float("nan"), 1.0):
-        precision.scaler.scale((weight * value).sum()).backward()
-        precision.scaler.unscale_(optimizer)
-        precision.scaler.step(optimizer)
-        precision.update_scale()
+        scaler.scale((weight * value).sum()).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        precision.update(scaler)
         optimizer.zero_grad()
-        assert precision.scaler.get_scale() == 1.0
+        assert scaler.get_scale() == 1.0
     assert weight.tolist() == [-1.0, -1.0]
 
 
@@ -81,14 +82,14 @@ def test_the_scaler_survives_a_resume(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
             if self.epochs == 0:
                 scaler = torch.amp.GradScaler("cpu", init_scale=2.0**7)
-                self.training_state.shared["scaler"].load(scaler.state_dict())
+                self.training_state.shared["scalers"].load({"optimizer": scaler.state_dict()})
             return super().train_epoch(split)
 
     with pytest.raises(KeyboardInterrupt):
         Stops(config(tmp_path, precision="fp16")).train()
     again = Stops(config(tmp_path, precision="fp16"))
     again.train()
-    assert again.state_dict()["scaler"]["scale"] == 2.0**7
+    assert again.state_dict()["scalers"]["optimizer"]["scale"] == 2.0**7
 
 
 def test_fp32_costs_no_context() -> None:

@@ -140,7 +140,7 @@ class Frozen(Tempered):
 class Wild(Frozen):
     def train_step(self, data: Any) -> Any:
         found = super().train_step(data)
-        if self.steps == 7:
+        if self.steps == 8:
             self.criterion.scale.data.fill_(float("nan"))
         return found
 

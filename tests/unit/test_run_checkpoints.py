@@ -78,7 +78,7 @@ def test_a_run_that_begins_beside_another_one_saves_nothing_into_its_checkpoint_
     intruder = SmallRunner(config(tmp_path, seed=2, **shared))
 
     class Host(SmallRunner):
-        def train_step(self, data: Any) -> Any:
+        def train_epoch(self, split: str = "train") -> Any:
             if self.steps == 0:  # both have found an empty folder
                 with intruder.at_work():
                     self.save_checkpoint()
@@ -86,7 +86,7 @@ def test_a_run_that_begins_beside_another_one_saves_nothing_into_its_checkpoint_
                     intruder.save_checkpoint()
                     with pytest.raises(ConfigError, match="leave checkpoint_dir out"):
                         intruder.run_session.files.drain()
-            return super().train_step(data)
+            return super().train_epoch(split)
 
     host = Host(config(tmp_path, seed=1, **shared))
     host.train()
@@ -105,10 +105,10 @@ def test_a_run_resumes_from_a_checkpoint_dir_of_its_own(tmp_path: Path) -> None:
 
 # named by the user
 class Naming(SmallRunner):
-    """Saves by a name of its own before step 5, inside the second epoch."""
+    """Saves by a name of its own in step 5, the first of the second epoch."""
 
     def train_step(self, data: Any) -> Any:
-        if self.steps == 5:
+        if self.steps == 4:
             self.save_checkpoint("before-finetune")
         return super().train_step(data)
 
@@ -250,15 +250,13 @@ def test_old_checkpoints_that_cannot_be_removed_do_not_end_the_run(
 
 
 class Failing(SmallRunner):
-    """Its background save of step 1 fails, for good."""
+    """Its background save in step 2 fails, for good."""
 
     def train_step(self, data: Any) -> Any:
         if self.steps == 1:
             saver = self.run_session.files._saver
             saver._store.publish = _full
             self.save_checkpoint()
-            with saver._changed:
-                saver._changed.wait_for(saver._is_idle)
         return super().train_step(data)
 
 
@@ -270,4 +268,4 @@ def test_a_save_that_failed_in_the_background_surfaces_at_the_next_log_point(tmp
     runner = Failing(config(tmp_path, log_interval=1))
     with pytest.raises(CheckpointError, match="disk is full"):
         runner.train()
-    assert runner.steps == 2
+    assert 2 <= runner.steps < 8  # the save begins at the end of step 2, in another thread

@@ -214,8 +214,8 @@ def test_step_log_logs_a_line_and_draws_a_curve(tmp_path: Path, caplog: pytest.L
     finally:
         logging.getLogger("danling").removeHandler(caplog.handler)
     assert "train 3/4 | loss" in caplog.text
-    assert [tag for tag, _, _ in points] == ["train/loss", "train/accuracy"] * 4
-    assert [step for _, _, step in points] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [tag for tag, _, _ in points] == ["train_steps/loss", "train_steps/accuracy"] * 4
+    assert [step for _, _, step in points] == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
 @pytest.mark.holds("methods-9")

@@ -342,7 +342,7 @@ def test_a_runs_own_checkpoint_wins_over_one_loaded_by_hand(finished: SmallRunne
 @pytest.mark.holds("methods-10")
 def test_state_dict_is_what_a_checkpoint_holds(finished: SmallRunner) -> None:
     state = finished.state_dict()
-    wanted = {"model", "ema", "optimizer", "scheduler", "scaler", "progress", "results", "streams"}
+    wanted = {"model", "ema", "optimizer", "scheduler", "scalers", "progress", "results", "streams"}
     assert wanted <= set(state) and state["progress"]["steps"] == 12
     again = SmallRunner(finished.config)
     again.load_checkpoint({**state, "ranks": []})

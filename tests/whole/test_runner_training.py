@@ -119,9 +119,15 @@ def test_an_fp16_overflow_is_skipped_on_all_ranks_and_the_scale_recovers(
 
 def overflowing(root: str) -> dict[str, Any]:
     """Scale after each step, and whether it moved the weights; rank 1's gradients overflow in step 2."""
-    runner = SmallRunner(config(root, precision="fp16", epoch_end=2, params={"samples": 40}))
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
-    runner.training_state.shared["scaler"].load(scaler.state_dict())
+
+    class Scaled(SmallRunner):
+        def train_epoch(self, split: str = "train") -> Any:
+            if self.steps == 0:
+                scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+                self.training_state.shared["scalers"].load({"optimizer": scaler.state_dict()})
+            return super().train_epoch(split)
+
+    runner = Scaled(config(root, precision="fp16", epoch_end=2, params={"samples": 40}))
     scales, moved = [], []
     backward, before = runner.backward, weights(runner)
 
@@ -130,7 +136,7 @@ def overflowing(root: str) -> dict[str, Any]:
 
     def watched() -> None:
         nonlocal before
-        scales.append(runner.state_dict()["scaler"]["scale"])
+        scales.append(runner.training_state.shared["scalers"].save()["optimizer"]["scale"])
         moved.append(weights(runner) != before)
         before = weights(runner)
 

@@ -1,0 +1,108 @@
+"""Random generators that a user holds: of torch, NumPy and Python; found in objects, saved, restored, seeded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from danling_core.data.seeded import derive_seed
+
+_DEPTH = 4
+_MOST_ITEMS = 64
+Kinds = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+KINDS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+def find_generators(value: Any, path: str = "") -> dict[str, Kinds]:
+    """Return the generators in an object's attributes, lists and mappings, by their path; each once.
+
+    Goes into wrapped data sets and transforms, four levels deep, and not into data: long lists, tensors, arrays.
+    """
+    found: dict[str, Kinds] = {}
+    seen: set[int] = set()
+
+    def look(item: Any, at: str, depth: int) -> None:
+        if id(item) in seen or depth > _DEPTH:
+            return
+        seen.add(id(item))
+        if isinstance(item, KINDS):
+            found[at] = item
+            return
+        for name, inner in _inside(item):
+            look(inner, f"{at}.{name}" if at else name, depth + 1)
+
+    look(value, path, 0)
+    return found
+
+
+def _inside(item: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(item, (str, bytes, int, float, torch.Tensor, np.ndarray, type)) or item is None:
+        return
+    if isinstance(item, Mapping):
+        if len(item) <= _MOST_ITEMS:
+            yield from ((str(key), inner) for key, inner in item.items())
+    elif isinstance(item, (list, tuple)):
+        if len(item) <= _MOST_ITEMS:
+            yield from ((str(index), inner) for index, inner in enumerate(item))
+    elif hasattr(item, "__dict__"):
+        yield from list(vars(item).items())
+
+
+def generator_state(generator: Kinds) -> Any:
+    """Return the state of a generator, in tensors and plain values."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    bits = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
+    state = bits.state if isinstance(bits, np.random.BitGenerator) else bits.get_state(legacy=False)
+    return _plain(state)
+
+
+def restore_generator(generator: Kinds, state: Any) -> None:
+    """Put back what `generator_state` returned."""
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        version, internal, gauss = state
+        generator.setstate((version, tuple(internal), gauss))
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = _arrays(state)
+    else:
+        generator.set_state(_arrays(state))
+
+
+def seed_generator(generator: Kinds, seed: int) -> None:
+    """Begin a generator anew from a seed."""
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, random.Random):
+        generator.seed(seed)
+    elif isinstance(generator, np.random.RandomState):
+        generator.seed(seed & 0xFFFFFFFF)
+    else:
+        generator.bit_generator.state = type(generator.bit_generator)(seed).state
+
+
+def first_seed(generator: Kinds) -> int:
+    """Return a number that tells the seed a user gave, from the state that it led to."""
+    state = generator_state(generator)
+    return derive_seed(repr(state.tolist() if isinstance(state, torch.Tensor) else state))
+
+
+def _plain(state: Any) -> Any:
+    if isinstance(state, Mapping):
+        return {key: _plain(item) for key, item in state.items()}
+    if isinstance(state, np.ndarray):
+        return {"dtype": str(state.dtype), "bytes": state.tobytes()}
+    return state.item() if isinstance(state, np.generic) else state
+
+
+def _arrays(state: Any) -> Any:
+    if isinstance(state, Mapping) and set(state) == {"dtype", "bytes"}:
+        return np.frombuffer(state["bytes"], dtype=state["dtype"]).copy()
+    return {key: _arrays(item) for key, item in state.items()} if isinstance(state, Mapping) else state

@@ -1,0 +1,230 @@
+"""Steps that make a runner trainable: modules in their places, optimizers, schedules, steppers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from danling_core.config import Config
+from danling_core.errors import ConfigError, NonFiniteLossError
+from danling_core.optim.ema import EMA
+from danling_core.optim.optimizers import build_optimizer, check_closure, parameter_groups
+from danling_core.optim.schedulers import build_scheduler, default_interval, needs_metric
+from danling_core.parallel.strategies import unwrap
+from danling_core.runner import set_up
+from danling_core.runner.attributes import Attributes, ModuleState
+from danling_core.runner.parts import Parts
+from danling_core.runner.training_state import Trained
+from danling_core.train.limits import Limits
+from danling_core.train.meters import LossMeter
+from danling_core.train.stepper import Stepper, Steppers
+
+logger = logging.getLogger("danling")
+_METRICS = ("metrics", "train_metrics", "evaluate_metrics")
+
+
+def place(parts: Parts, runner: Trained) -> None:
+    """Find what the runner holds, and move the modules, and what belongs to them, to the device. Collective."""
+    _find_attributes(parts, runner)
+    config, device = parts.config, parts.ranks.device
+    parts.modules.place(device, **({"memory_format": torch.channels_last} if config.channels_last else {}))
+    if runner.ema is None and config.ema_decay is not None:
+        runner.ema = EMA(runner.model, config.ema_decay)
+    for part in (runner.ema, *(getattr(runner, name) for name in _METRICS)):
+        if hasattr(part, "to"):
+            part.to(device)
+    parts.setup.is_placed = True
+    if parts.ranks.is_main_process:
+        set_up.warn_of_emulated_bf16(config, device)
+
+
+def make_trainable(parts: Parts, runner: Trained, train_splits: Sequence[str]) -> None:
+    """Build optimizer and schedule where the runner has none, and wrap the modules. Collective.
+
+    Raises:
+        ConfigError: something of it cannot be trained.
+    """
+    config, is_main = parts.config, parts.ranks.is_main_process
+    if config.steps_per_epoch is not None and len(train_splits) > 1:
+        raise ConfigError(f"steps_per_epoch goes with one split to train on, found {list(train_splits)}")
+    parts.splits.trained = tuple(train_splits)
+    parts.modules.train()
+    for sampler in [parts.splits.batch_sampler(split) for split in train_splits]:
+        if is_main:
+            set_up.warn_of_single_samples(runner.model, sampler, parts.ranks.world_size)
+    has_own = parts.attributes is not None and bool(parts.attributes.optimizers)
+    if runner.optimizer is None and (config.optim is not None or not has_own):
+        runner.optimizer = optimizer_of(config, runner.model)
+    optimizers = _optimizers_of(parts, runner.optimizer)
+    if runner.scheduler is None:
+        first = next(iter(optimizers.values()))
+        runner.scheduler = scheduler_of(config, first, parts.limits, parts.history.score_mode)
+    interval, by_epoch = runner.scheduler_interval, parts.progress.by_epoch
+    by_steps = _counts_steps(runner.scheduler, interval, config, by_epoch=by_epoch)
+    held = [p for each in optimizers.values() for group in each.param_groups for p in group["params"]]
+    compile_model: Any = torch.compile if config.compile else lambda module: module
+    parts.modules.wrap(held, compile_model)
+    if parts.ranks.distributed and runner.ema is not None:
+        runner.ema.module.load_state_dict(parts.modules.own["model"].state_dict())
+    parts.steppers = _make_steppers(parts, runner, optimizers, runner.scheduler if by_steps else None)
+    trained = {id(parameter) for parameter in held}
+    for name, module in parts.modules.own.items():
+        if name not in ("model", "criterion"):
+            is_trained = any(id(parameter) in trained for parameter in module.parameters())
+            parts.other_modules[name] = ModuleState(name, parts.modules, is_trained)
+    if is_main:
+        _warn_of_untrained(parts, trained)
+        _say_what_is_saved(parts)
+
+
+def begin_meters(parts: Parts, explain: Callable[[str], NonFiniteLossError]) -> LossMeter:
+    """Begin the running loss of each optimizer; return that of the first."""
+    non_finite, names = parts.config.non_finite, [stepper.name for stepper in parts.steppers]
+    parts.losses = {name: LossMeter(non_finite, explain) for name in names[1:]}
+    return LossMeter(non_finite, explain)
+
+
+def optimizer_of(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimizer that the config names. Raises ConfigError where it names none."""
+    if config.optim is None:
+        raise ConfigError(
+            "no optimizer: set self.optimizer in the runner, or `optim: {name: adamw, lr: ...}`"
+        )
+    groups = parameter_groups(model.named_parameters(), config.optim.groups)
+    return build_optimizer(config.optim.name, groups, **config.optim.arguments())
+
+
+def scheduler_of(config: Config, optimizer: torch.optim.Optimizer, limits: Limits, score_mode: str) -> Any:
+    """Build the scheduler that the config names, or return None."""
+    stated = config.scheduler
+    if stated is None:
+        return None
+    arguments = stated.arguments()
+    if stated.name.lower() == "reducelronplateau":
+        arguments.setdefault("mode", score_mode)
+    return build_scheduler(
+        stated.name,
+        optimizer,
+        # the length of the schedule, in what it counts
+        total_steps=limits.total_epochs if stated.interval == "epoch" else limits.total_steps,
+        warmup_steps=stated.warmup_steps,
+        **arguments,
+    )
+
+
+def _counts_steps(scheduler: Any, interval: str | None, config: Config, *, by_epoch: bool) -> bool:
+    """Return whether the scheduler steps with the optimizer, and not with epochs or results.
+
+    Args:
+        interval: what the runner states: "step", "epoch" or None.
+    """
+    if scheduler is None:
+        return False
+    stated = interval or (config.scheduler and config.scheduler.interval)
+    if stated not in (None, "step", "epoch"):
+        raise ConfigError(f"scheduler_interval is {stated!r}, wanted 'step', 'epoch' or None")
+    if stated is None or needs_metric(scheduler):
+        stated = default_interval(scheduler, by_epoch=by_epoch)
+    return stated == "step"
+
+
+def _find_attributes(parts: Parts, runner: Trained) -> None:
+    """Find the modules, optimizers and other states in the runner's own attributes, and have them saved by name."""
+    kept = [
+        getattr(runner, name) for name in ("model", "ema", "criterion", "optimizer", "scheduler", *_METRICS)
+    ]
+    taken = [unwrap(each) for each in (*kept, getattr(runner.ema, "module", None), *parts.state.objects)]
+    found = Attributes(runner, parts.state.ignored, [*taken, *kept])
+    found.check()
+    for name, module in found.modules.items():
+        parts.modules.add(name, module.slot)
+    parts.attributes = found
+
+
+def _say_what_is_saved(parts: Parts) -> None:
+    """Log what every checkpoint holds, where that is more than the usual. Rank 0."""
+    if parts.attributes is not None and parts.attributes.names:
+        logger.info("every checkpoint also holds self.%s", ", self.".join(parts.attributes.names))
+
+
+def _optimizers_of(parts: Parts, optimizer: Any) -> dict[str, torch.optim.Optimizer]:
+    """Return all optimizers by their attributes, the runner's `optimizer` first.
+
+    Raises:
+        ConfigError: one cannot be stepped by `advance`, or holds parameters that no checkpoint would have.
+    """
+    own = {} if parts.attributes is None else parts.attributes.optimizers
+    found = {**({} if optimizer is None else {"optimizer": optimizer}), **own}
+    parameters = {id(parameter) for parameter in parts.modules.parameters().values()}
+    for name, each in found.items():
+        if not isinstance(each, torch.optim.Optimizer):
+            raise ConfigError(f"self.{name} is a {type(each).__name__}, not a torch.optim.Optimizer")
+        check_closure(type(each), f"self.{name}")
+        held = [parameter for group in each.param_groups for parameter in group["params"]]
+        strange = [parameter for parameter in held if id(parameter) not in parameters]
+        if strange and len(strange) == len(held):
+            raise ConfigError(
+                f"self.{name} holds none of the parameters of the runner's modules: make it from the parameters of "
+                "self.model, after self.model is what it stays"
+            )
+        if strange:
+            raise ConfigError(
+                f"self.{name} holds {len(strange)} parameter(s) of no module of the runner, the first of shape "
+                f"{tuple(strange[0].shape)}: no checkpoint would hold them, and no rank reduce their gradients; make "
+                "them a part of self.model, or of another module in an attribute"
+            )
+    return found
+
+
+def _warn_of_untrained(parts: Parts, trained: set[int]) -> None:
+    """Warn where parameters of the model require gradients, and no optimizer holds them. Rank 0."""
+    model = parts.modules.own["model"]
+    left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in trained]
+    if left:
+        logger.warning(
+            "%d parameter(s) of the model are in no optimizer and stay as they are, such as %r: requires_grad_(False) "
+            "says that this is meant",
+            *(len(left), left[0]),
+        )
+
+
+def _make_steppers(
+    parts: Parts, runner: Trained, optimizers: Mapping[str, torch.optim.Optimizer], scheduler: Any
+) -> Steppers:
+    """Make a stepper for each optimizer. The scheduler, where it counts steps, goes with its own."""
+    config, modules = parts.config, parts.modules.own
+    held = {name: [p for g in each.param_groups for p in g["params"]] for name, each in optimizers.items()}
+    ids = {name: {id(p) for p in parameters} for name, parameters in held.items()}
+    model_ids = {id(parameter) for parameter in modules["model"].parameters()}
+    scheduled = getattr(scheduler, "optimizer", None)
+    steppers = []
+    for number, (name, optimizer) in enumerate(optimizers.items()):
+        is_scheduled = scheduled is optimizer or (
+            number == 0 and not any(scheduled is o for o in optimizers.values())
+        )
+        others = [p for other in held if other != name for p in held[other] if id(p) not in ids[name]]
+        steppers.append(
+            Stepper(
+                optimizer,
+                [
+                    module
+                    for module in modules.values()
+                    if any(id(p) in ids[name] for p in module.parameters())
+                ],
+                parts.precision,
+                name=name,
+                schedulers=[scheduler] if scheduler is not None and is_scheduled else [],
+                ema=(runner.ema, modules["model"])
+                if runner.ema is not None and ids[name] & model_ids
+                else None,
+                clip_value=config.clip_grad_value,
+                clip_norm=config.clip_grad_norm,
+                backward=lambda loss: runner.backward(loss),
+                others=list({id(p): p for p in others}.values()),
+            )
+        )
+    return Steppers(steppers)

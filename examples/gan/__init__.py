@@ -1,0 +1,1 @@
+"""A GAN on the digits: two networks, two optimizers, one runner."""
