@@ -176,18 +176,32 @@ class Params(Model):
 class FreeParams(Mapping[str, Any]):
     """Untyped hyperparameters: any key, read as `params.width` or `params["width"]`, and nested.
 
-    A key that is also the name of a method (`items`, `get`) is the value, as an attribute too.
+    A key that is also the name of a method (`items`, `get`) is the value, as an attribute too. Remembers which keys
+    were read: see `unread`.
     """
+
+    __slots__ = ("__dict__", "_read")
+    _read: set[str]
 
     def __init__(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         merged = {**(values or {}), **more}
         nested = {
             key: FreeParams(item) if isinstance(item, Mapping) else item for key, item in merged.items()
         }
+        object.__setattr__(self, "_read", set())
         self.__dict__.update(nested)
 
+    def __getattribute__(self, name: str) -> Any:
+        values = object.__getattribute__(self, "__dict__")
+        if name not in values:
+            return object.__getattribute__(self, name)
+        _reads(self).add(name)
+        return values[name]
+
     def __getitem__(self, key: str) -> Any:
-        return self.__dict__[key]
+        value = self.__dict__[key]
+        _reads(self).add(key)
+        return value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.__dict__)
@@ -220,8 +234,35 @@ class FreeParams(Mapping[str, Any]):
         )
 
     def model_dump(self) -> dict[str, Any]:
-        """Return the values as plain nested dicts, as a typed `Params` gives them."""
+        """Return the values as plain nested dicts, as a typed `Params` gives them. Counts as reading all."""
+        _reads(self).update(self.__dict__)
         return {
             key: FreeParams.model_dump(item) if isinstance(item, FreeParams) else item
             for key, item in self.__dict__.items()
         }
+
+
+def _reads(params: FreeParams) -> set[str]:
+    """Return the set of the keys that were read, whatever the keys are called."""
+    found: set[str] = FreeParams.__dict__["_read"].__get__(params)
+    return found
+
+
+def unread(params: FreeParams, prefix: str = "") -> list[str]:
+    """Return the dotted keys that nobody has read so far."""
+    found: list[str] = []
+    for key, value in params.__dict__.items():
+        if key not in _reads(params):
+            found.append(f"{prefix}{key}")
+        elif isinstance(value, FreeParams):
+            found += unread(value, f"{prefix}{key}.")
+    return found
+
+
+def read(params: FreeParams, prefix: str = "") -> list[str]:
+    """Return the dotted keys that were read."""
+    found: list[str] = []
+    for key in _reads(params) & set(params.__dict__):
+        value = params.__dict__[key]
+        found += read(value, f"{prefix}{key}.") if isinstance(value, FreeParams) else [f"{prefix}{key}"]
+    return found

@@ -14,6 +14,7 @@ from danling_core.data.loaders import build_evaluate_loader, build_train_loader
 from danling_core.data.round_robin import RoundRobinBatches
 from danling_core.data.samplers import GlobalBatchSampler
 from danling_core.data.stream import TrainStream
+from danling_core.data.user_loader import length_of
 from danling_core.errors import ConfigError
 from danling_core.parallel import distributed
 from danling_core.parallel.ranks import Ranks
@@ -101,6 +102,65 @@ class DataSplits:
                 raise ConfigError(f"split {split!r} has no data: the runner has {self.names}")
         return splits
 
+    def check(self, to_train: Sequence[str], to_evaluate: Sequence[str]) -> None:
+        """Refuse to train nothing, and keys of the config that would have no effect on what is trained.
+
+        Raises:
+            ConfigError: says what to do.
+        """
+        config = self._config
+        self.check_names()
+        if not to_train:
+            raise ConfigError(
+                f"there is no split to train on: the runner has {self.names}; call one `train`, or name it: "
+                "train(['fit'])"
+            )
+        if len(to_train) > 1 and config.evaluate_interval_steps is not None:
+            raise ConfigError(
+                f"evaluate_interval_steps goes with one split to train on, found {list(to_train)}: leave it out, or "
+                "make one data set of them (torch.utils.data.ConcatDataset)"
+            )
+        if not to_evaluate and config.patience is not None and config.score_split is None:
+            raise ConfigError(
+                f"patience is {config.patience}, and no split is evaluated, so that it would count the training loss: "
+                "give a split to evaluate, or score_split, or leave patience out"
+            )
+        if not to_evaluate and config.evaluate_every > 1:
+            raise ConfigError(
+                "evaluate_every has no effect: no split is evaluated; leave it out, or give one"
+            )
+        self._check_loader_keys()
+
+    def check_reach(self, step_end: int | None) -> None:
+        """Refuse an end that comes before the last of the trained splits begins. Raises ConfigError."""
+        if step_end is None or self._config.epoch_end is not None:
+            return
+        accum, steps = self._config.accum_steps, 0
+        for split, after in zip(self.trained, self.trained[1:], strict=False):
+            length = self.stream(split).batches_per_pass
+            steps += 0 if length is None else -(-length // accum)
+            if steps >= step_end:
+                raise ConfigError(
+                    f"the run ends before {after!r} begins: {split!r} has {steps} steps, and step_end is "
+                    f"{step_end}; train longer, use epoch_end, or leave that split out"
+                )
+
+    def _check_loader_keys(self) -> None:
+        """Refuse loader keys for splits whose loaders the user makes: two sweeps would train the same thing."""
+        stated = self._config.canonical().get("dataloader", {})
+        own = [split for split in self.names if self._given(split)[0] is not None]
+        for key in stated:
+            where = f"dataloader.{key}"
+            if key in self.names and key in own:
+                raise ConfigError(
+                    f"{where} has no effect: the runner makes the loader of {key!r}; take it out"
+                )
+            if key not in self.names and len(own) == len(self.names):
+                raise ConfigError(
+                    f"{where} has no effect, since the runner makes the loaders of all splits: take it out, or give "
+                    "data sets in self.datasets"
+                )
+
     def check_names(self) -> None:
         """Raise ConfigError where the config names a split that has no data."""
         config, known = self._config, self.names
@@ -115,15 +175,18 @@ class DataSplits:
                     raise ConfigError(f"{place} names split {name!r}, and the runner has {known}{hint}")
 
     # sizes --------------------------------------------------------------------------------------------------
-    @property
-    def batch_size(self) -> int:
-        split = (*self.trained, *self.to_train(), "train")[0]
-        own = getattr(self._given(split)[0], "batch_size", None)
-        return own or self._config.dataloader.for_split(split, training=True).batch_size
+    def batch_size_of(self, split: str | None = None) -> int:
+        """Return the samples in a batch of one rank, of a split or, without one, in training."""
+        trained = (*self.trained, *self.to_train(), "train")
+        name = trained[0] if split is None else split
+        own = getattr(self._given(name)[0], "batch_size", None)
+        is_trained = name in trained
+        options = self._config.dataloader.for_split(name, training=is_trained, trained=is_trained)
+        return own or options.batch_size
 
     @property
     def batch_size_equivalent(self) -> int:
-        return self.batch_size * self._ranks.world_size * self._config.accum_steps
+        return self.batch_size_of() * self._ranks.world_size * self._config.accum_steps
 
     def lengths(self) -> Lengths:
         """Return the length of one pass over the training data. Makes its streams; collective for a user's loader."""
@@ -145,6 +208,13 @@ class DataSplits:
         """Return the sampler that cuts a training split into batches; None where it is not one of ours."""
         sampler = getattr(self.stream(split).loader, "global_batches", None)
         return sampler if isinstance(sampler, GlobalBatchSampler) else None
+
+    def length_of(self, split: str) -> int | None:
+        """Return the batches of a pass over a split, on this rank; None where that is not known, or no loader yet."""
+        if split in self.streams:
+            return self.streams[split].batches_per_pass
+        loader = self._evaluate_loaders.get(split)
+        return None if loader is None else length_of(loader)
 
     # loaders ------------------------------------------------------------------------------------------------
     def stream(self, split: str) -> TrainStream:

@@ -102,8 +102,9 @@ class TrainStream:
 
     @property
     def is_at_end(self) -> bool:
-        """Return whether the pass is known to have no window left; the next one is then of the next pass."""
-        return self._position > 0 and self._sampler is not None and self._position >= len(self._sampler)
+        """Return whether the pass is known to have no window left, by its length; the next one is of the next pass."""
+        length = self.batches_per_pass
+        return length is not None and self._position > 0 and self._position >= length
 
     def state_dict(self) -> dict[str, int]:
         """Return the stream's position, equal on all ranks. A window counts as consumed once it is yielded, so take

@@ -11,6 +11,7 @@ from torch import Tensor
 from danling_core.errors import ConfigError
 from danling_core.metrics import states as metric_states
 from danling_core.metrics.meters import Accuracy, MeanMeter
+from danling_core.results.values import as_floats
 
 __all__ = ["Accuracy", "Additive", "MeanMeter", "Metric", "MetricGroup"]
 
@@ -71,8 +72,11 @@ class MetricGroup(dict[str, Any]):
                 metric.update(pred, target)
 
     def compute(self) -> dict[str, Any]:
-        """Return {name: float}, nested as the group is. Collective: a metric may reduce itself over ranks here."""
-        return {name: _as_floats(metric.compute(), name) for name, metric in self.items()}
+        """Return {name: float}, nested as the group is, and where a metric computes a vector.
+
+        Collective: a metric may reduce itself over ranks here.
+        """
+        return {name: as_floats(metric.compute(), name) for name, metric in self.items()}
 
     def reset(self) -> None:
         """Begin anew."""
@@ -144,14 +148,3 @@ def _of_task(values: Any, name: str, what: str) -> Any:
     raise ConfigError(
         f"the metrics have a task {name!r}, so {what} must be a mapping that has it; got {found}"
     )
-
-
-def _as_floats(value: Any, name: str) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _as_floats(item, f"{name}/{key}") for key, item in value.items()}
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"metric {name!r} must compute one number (or a mapping of them), got {value!r}"
-        ) from error

@@ -29,7 +29,7 @@ def plain_result(result: Mapping[str, Any]) -> Result:
             raise ConfigError(
                 "a split cannot be called 'index': `latest_result` and `best_result` use that key"
             )
-        plain[split] = _floats(metrics, split)
+        plain[split] = as_floats(metrics, split)
     return plain
 
 
@@ -45,46 +45,53 @@ def merge(base: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested metrics by their path: {"task/accuracy": value}."""
+def flatten(values: Mapping[str, Any], prefix: str = "", *, splits_vectors: bool = True) -> dict[str, Any]:
+    """Return nested values by their path: {"task/accuracy": value, "recall/0": value}.
+
+    Args:
+        splits_vectors: whether lists and arrays are taken apart, too.
+    """
     flat: dict[str, Any] = {}
-    for name, value in metrics.items():
+    for name, value in values.items():
         path = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{path}/"))
-        else:
+        parts = parts_of(value) if splits_vectors or isinstance(value, Mapping) else None
+        if parts is None:
             flat[path] = value
+        else:
+            flat.update(flatten(parts, f"{path}/", splits_vectors=splits_vectors))
     return flat
 
 
-def expanded(value: Any, name: str = "") -> list[tuple[str, Any]]:
-    """Return the numbers in nested maps and lists, each with its path: `accuracy/0`. A tensor of several is a list."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+def parts_of(value: Any) -> dict[str, Any] | None:
+    """Return the items of a mapping, list, array or tensor by name or position; None for a single number.
+
+    A value for each class is reported as `recall/0`, `recall/1`, ... everywhere.
+    """
     if isinstance(value, Mapping):
-        items: Any = value.items()
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        items = enumerate(value)
-    else:
-        return [(name, value)]
-    return [pair for key, item in items for pair in expanded(item, f"{name}/{key}" if name else str(key))]
+        return {str(name): item for name, item in value.items()}
+    if getattr(value, "ndim", 0) and hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return {str(index): item for index, item in enumerate(value)}
+    return None
+
+
+def as_floats(value: Any, path: str) -> Any:
+    """Return a number as a float, and a vector or mapping of them as a mapping of floats.
+
+    Raises:
+        ConfigError: something in it is no number; the message has its path.
+    """
+    parts = parts_of(value)
+    if parts is None:
+        return _as_float(value, path)
+    return {name: as_floats(item, f"{path}/{name}") for name, item in parts.items()}
 
 
 def history_from_json(value: Mapping[str, Any] | str) -> dict[int, Result]:
     """Return a history read back from JSON (a value or its text): keys are integers again, "NaN" is NaN again."""
     data = json.loads(value) if isinstance(value, str) else value
     return {int(index): from_json_safe(result) for index, result in data.items()}
-
-
-def _floats(metrics: Mapping[str, Any], path: str) -> dict[str, Any]:
-    floats: dict[str, Any] = {}
-    for name, value in metrics.items():
-        here = f"{path}/{name}"
-        if isinstance(value, Mapping):
-            floats[str(name)] = _floats(value, here)
-        else:
-            floats[str(name)] = _as_float(value, here)
-    return floats
 
 
 def _as_float(value: Any, path: str) -> float:

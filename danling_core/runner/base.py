@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Generic, TypeVar, overload
+from uuid import UUID
 
 from danling_core.config import Config
+from danling_core.errors import ConfigError
 from danling_core.identity.ids import Identity
 from danling_core.session.session import RunSession
 from danling_core.train.state import TrainingState
@@ -79,6 +81,26 @@ class Held(From[T]):
         setattr(getattr(self.parts_of(runner), self.part), self.source, value)
 
 
+class Running(From[int]):
+    """An attribute that depends on the split that is being passed over."""
+
+    def __get__(self, runner: Any, owner: type) -> Any:
+        return self if runner is None else self.parts_of(runner).splits.batch_size_of(runner.split)
+
+
+class Mode(From[RunnerMode]):
+    """The attribute `mode`: a text is made a `RunnerMode`, and another one refused."""
+
+    def __get__(self, runner: Any, owner: type) -> Any:
+        return self if runner is None else vars(runner)[self.name]
+
+    def __set__(self, runner: object, value: RunnerMode | str) -> None:
+        known = [mode.value for mode in RunnerMode]
+        if value not in known:
+            raise ConfigError(f"self.mode is {value!r}, wanted one of {', '.join(known)}")
+        vars(runner)[self.name] = RunnerMode(value)
+
+
 class Whole(From[T]):
     """A part itself, as an attribute."""
 
@@ -102,15 +124,14 @@ class RunnerBase:
     params: Any
     """The user's hyperparameters: `config.params`, as the model that the runner's annotation `params: MyParams`
     names."""
-    mode: RunnerMode
-    """What the runner is doing now."""
+    mode: From[RunnerMode] = Mode("", "What the runner is doing now: train, evaluate or infer.")
     identity: From[Identity] = From("place", "Experiment id, run id, and the names that follow from them.")
     id: From[str] = From(
         "place",
         "First 8 characters of the experiment id and of the run id: same code and same config, same id.",
     )
     name: From[str] = From("place", "`{experiment_name}-{run_name}`, unless the config overrides it.")
-    uuid: From[str] = From("place", "`uuid5(UUID(run_id), id)`.")
+    uuid: From[UUID] = From("place", "`uuid5(UUID(run_id), id)`.")
     timestamp: From[str] = From("place", "When the run was created: UTC, sortable, to the microsecond.")
     seed: From[int] = From("config", "The user's seed, exactly; 0 is a seed.")
     deterministic: From[bool] = From("config", "Whether torch was asked for deterministic algorithms.")
@@ -182,7 +203,9 @@ class RunnerBase:
     """Makes a batch of a list of samples; None for torch's own way."""
     size_of: Callable[[Any], int] | None = None
     """Samples (or tokens) in a batch: the unit in which losses are weighted; None for the first dimension."""
-    batch_size: From[int] = From("splits", "Samples in one batch of one rank, in training.")
+    batch_size: From[int] = Running(
+        "splits", "Samples in one batch of one rank, of the running split; else in training."
+    )
     batch_size_equivalent: From[int] = From(
         "splits", "Samples in one optimizer step: batch x world x accumulation."
     )

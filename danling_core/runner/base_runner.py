@@ -16,10 +16,10 @@ from danling_core.config.overrides import apply
 from danling_core.errors import ConfigError, NotFound
 from danling_core.identity.ids import new_timestamp
 from danling_core.results import formatting
-from danling_core.results.values import expanded
+from danling_core.results.values import flatten
 from danling_core.runner.base import RunnerBase, RunnerMode
 from danling_core.runner.loading import config_of
-from danling_core.runner.objects import File, load_object, save_object
+from danling_core.runner.objects import File, load_object, location, save_object
 from danling_core.runner.parts import Parts, still_to_do
 from danling_core.runner.resolve import import_runner, resolve
 from danling_core.runs.folder import Status
@@ -153,7 +153,7 @@ class BaseRunner(RunnerBase):
         parts = self._parts
         to_train = parts.splits.to_train(train_splits)
         to_evaluate = parts.splits.to_evaluate(evaluate_splits, to_train)
-        parts.splits.check_names()
+        parts.splits.check(to_train, to_evaluate)
         with self._parts.session.opened():
             is_complete = parts.session.is_complete()
             if not is_complete:
@@ -206,6 +206,8 @@ class BaseRunner(RunnerBase):
         session = self._parts.session
         stages = self.config.stages if stages is None else stages
         self._parts.splits.check_names()
+        if "train" in stages:
+            self._parts.splits.check(self._parts.splits.to_train(), self._parts.splits.to_evaluate())
         owned, session.owns_run = session.owns_run, False
         try:
             with self._parts.session.opened():
@@ -263,10 +265,12 @@ class BaseRunner(RunnerBase):
 
     def init_tensorboard(self) -> None:
         """Open the curves (and the progress bar), from where a resume stands. Rank 0; others return."""
+        self._parts.session.check_open("init_tensorboard")
         self._parts.session.open_writers()
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Append an event of this kind to the run's event log, and pass it on to every writer. Rank 0."""
+        self._parts.session.check_open("emit")
         self._parts.session.files.emit(kind, **fields)
 
     # results ------------------------------------------------------------------------------------------------
@@ -276,12 +280,14 @@ class BaseRunner(RunnerBase):
 
     def save_result(self) -> None:
         """Replace results.json, latest.json, best.json and status.json. Rank 0; others return."""
+        self._parts.session.check_open("save_result")
         self._parts.session.save_results()
 
     def print_result(self) -> None:
         """Log the latest and the best result, readably. Rank 0."""
         if self.is_main_process:
-            self.logger.info("%s", self.format_result())
+            with self._parts.session.heard():
+                self.logger.info("%s", self.format_result())
 
     def step_log(self, split: str, iteration: int, length: int | None = None) -> Values:
         """Log the step's result and, in training, write it as curves `{split}_steps/{metric}`; return it.
@@ -289,6 +295,8 @@ class BaseRunner(RunnerBase):
         For a loop of your own. The curves `{split}/{metric}` are those of whole epochs.
         """
         result = self.get_step_result()
+        if length is None:
+            length = self._parts.splits.length_of(split)
         self.logger.info("%s", self.format_step_result(result, split, iteration, length))
         if self.mode is RunnerMode.train:
             self.write_result(result, f"{split}_steps")
@@ -307,8 +315,16 @@ class BaseRunner(RunnerBase):
     def format_epoch_result(
         self, result: Mapping[str, Any], epochs: int | None = None, total: int | None = None
     ) -> str:
-        """Format an epoch's result as one line: `epoch 3/30 | train loss 0.1230 | val loss 0.2000`."""
-        return formatting.format_epoch_result(result, epochs, total)
+        """Format an epoch's result as one line: `epoch 3/30 | train loss 0.1230 | val loss 0.2000`.
+
+        Args:
+            epochs: the epoch; default: the result's `index`, else the current one.
+            total: how many there are; default: `epoch_end`, where that is stated.
+        """
+        number = result.get("index", self.epochs) if epochs is None else epochs
+        return formatting.format_epoch_result(
+            result, number, self.config.epoch_end if total is None else total
+        )
 
     def format_result(self, result: Mapping[str, Any] | None = None) -> str:
         """Format a result as a small table, a row for each split; by default the latest and the best."""
@@ -322,7 +338,7 @@ class BaseRunner(RunnerBase):
         Args:
             steps: the position on the curve; default: the completed steps.
         """
-        for name, value in expanded(result):
+        for name, value in flatten(result).items():
             self.write_score(name, value, split, steps)
 
     def write_score(self, name: str, score: float, split: str, steps: int | None = None) -> None:
@@ -368,16 +384,18 @@ class BaseRunner(RunnerBase):
 
     # config -------------------------------------------------------------------------------------------------
     def json(self, file: File) -> None:
-        """Write the config as JSON to a file or URL."""
-        self.config.json(os.fspath(file))
+        """Write the config as JSON to a file or URL. Rank 0; others return."""
+        if self.is_main_process:
+            self.config.json(location(file))
 
     def jsons(self) -> str:
         """Return the config as JSON text."""
         return self.config.jsons()
 
     def yaml(self, file: File) -> None:
-        """Write the config as YAML to a file or URL."""
-        self.config.yaml(os.fspath(file))
+        """Write the config as YAML to a file or URL. Rank 0; others return."""
+        if self.is_main_process:
+            self.config.yaml(location(file))
 
     def yamls(self) -> str:
         """Return the config as YAML text."""
@@ -386,7 +404,7 @@ class BaseRunner(RunnerBase):
     @classmethod
     def from_json(cls, file: File) -> Self:
         """Make a runner with the config in a JSON file."""
-        return _runner_of(cls, Config.from_json(os.fspath(file)))
+        return _runner_of(cls, Config.from_json(location(file)))
 
     @classmethod
     def from_jsons(cls, text: str) -> Self:
@@ -396,7 +414,7 @@ class BaseRunner(RunnerBase):
     @classmethod
     def from_yaml(cls, file: File) -> Self:
         """Make a runner with the config in a YAML file."""
-        return _runner_of(cls, Config.from_yaml(os.fspath(file)))
+        return _runner_of(cls, Config.from_yaml(location(file)))
 
     @classmethod
     def from_yamls(cls, text: str) -> Self:
@@ -404,8 +422,9 @@ class BaseRunner(RunnerBase):
         return _runner_of(cls, Config.from_yamls(text))
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: File) -> Self:
-        """Make a runner with the config and the weights of a run: its folder or a checkpoint in it, at any URL.
+    def from_checkpoint(cls, checkpoint: File | Mapping[str, Any]) -> Self:
+        """Make a runner with the config and the weights of a run: its folder or a checkpoint in it, at any URL; or a
+        state, which says what its config was.
 
         Called on `Runner` itself, it makes the class that the config names.
         """
@@ -413,8 +432,10 @@ class BaseRunner(RunnerBase):
         runner.load_pretrained(checkpoint)
         return runner
 
-    def load_config(self, checkpoint: File, overwrite: bool = False) -> None:
+    def load_config(self, checkpoint: File | Mapping[str, Any], overwrite: bool = False) -> None:
         """Replace the runner's config by that of a run's folder, or of a checkpoint in it; before training begins.
+
+        A mapping is a state, or a config.
 
         Args:
             overwrite: also replace what this runner's own config states; else that wins.

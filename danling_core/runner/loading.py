@@ -11,13 +11,13 @@ from danling_core.checkpoints.record import is_simple_name
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.config import Config
 from danling_core.errors import CheckpointError, ConfigError
-from danling_core.runner.objects import File, load_tensors
+from danling_core.runner.objects import File, load_tensors, location
 from danling_core.runs.folder import RunFolder, checkpoints_url, find_checkpoints
 
 if TYPE_CHECKING:
     from torch import nn
 
-_WEIGHTS = ("ema", "model", "state_dict", "model_state_dict")
+_WEIGHTS = ("ema", "model", "state_dict", "model_state_dict", "module")
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -37,7 +37,7 @@ def whole_state(checkpoint: File | Mapping[str, Any]) -> Mapping[str, Any]:
         CheckpointError: there is none, or it holds weights only.
     """
     state = read(checkpoint)
-    if not {"model", "progress", "ranks"} <= set(state):
+    if not {"model", "progress"} <= set(state):
         raise CheckpointError(
             f"this is no checkpoint of a run, it has {sorted(state)[:5]}: load_pretrained takes weights"
         )
@@ -66,10 +66,15 @@ def load_weights(
 
 
 def weights_in(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the weights in a checkpoint of ours or of another's making: averaged ones first, without DDP's prefix."""
-    found = next((state[name] for name in _WEIGHTS if isinstance(state.get(name), Mapping)), state)
-    if found and all(name.startswith("module.") for name in found):
-        return {name.removeprefix("module."): weight for name, weight in found.items()}
+    """Return the weights in a checkpoint of ours or of another's making: averaged ones first, without what DDP and
+    `torch.compile` put before their names."""
+    found = state
+    for name in _WEIGHTS:
+        if isinstance(state.get(name), Mapping):
+            return weights_in(state[name])
+    for prefix in ("module.", "_orig_mod."):
+        if found and all(name.startswith(prefix) for name in found):
+            return weights_in({name.removeprefix(prefix): weight for name, weight in found.items()})
     return found
 
 
@@ -83,7 +88,7 @@ def read(checkpoint: File | Mapping[str, Any], name: str = "latest") -> Mapping[
         return checkpoint
     from danling_core.checkpoints.codec import load_state
 
-    url = os.fspath(checkpoint).rstrip("/")
+    url = location(checkpoint).rstrip("/")
     if url.lower().endswith(_SUFFIXES) or (storage.is_local(url) and os.path.isfile(storage.local_path(url))):
         state = load_tensors(url)
         if not isinstance(state, Mapping):
@@ -102,14 +107,16 @@ def read(checkpoint: File | Mapping[str, Any], name: str = "latest") -> Mapping[
     return load_state(store, record, map_location="cpu")
 
 
-def config_of(checkpoint: File) -> Config:
+def config_of(checkpoint: File | Mapping[str, Any]) -> Config:
     """Return the config of the run that a folder or checkpoint belongs to: `config.yaml` there, or up to four folders
-    above; without one, the config in the checkpoint itself.
+    above; without one, the config in the checkpoint itself. A mapping without a `model` is a config.
 
     Raises:
         CheckpointError: there is neither.
     """
-    folder = os.fspath(checkpoint)
+    if isinstance(checkpoint, Mapping):
+        return Config.from_dict(checkpoint["config"] if "model" in checkpoint else checkpoint)
+    folder = location(checkpoint)
     for _ in range(5):
         url = storage.join(folder, "config.yaml")
         if storage.exists(url):
@@ -120,7 +127,7 @@ def config_of(checkpoint: File) -> Config:
     state = read(checkpoint)
     if not isinstance(state.get("config"), Mapping):
         raise CheckpointError(
-            f"{checkpoint} says nothing of its config, and there is no config.yaml beside it"
+            f"{location(checkpoint)} says nothing of its config, and there is no config.yaml beside it"
         )
     return Config.from_dict(state["config"])
 

@@ -12,15 +12,20 @@ from danling_core.config import documents
 from danling_core.errors import ConfigError
 from danling_core.storage.json_safe import from_json_safe
 
-File = str | os.PathLike[str]
+File = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 _TENSORS = (".pt", ".pth", ".bin", ".ckpt")
 _YAML = (".yaml", ".yml")
 _KNOWN = ", ".join([*_TENSORS, ".json", *_YAML])
 
 
+def location(file: File) -> str:
+    """Return a path or URL as text, also where it is given as bytes."""
+    return os.fsdecode(os.fspath(file))
+
+
 def save_object(obj: Any, file: File) -> None:
     """Write an object in the format of the file's suffix. Raises ConfigError for an unknown suffix."""
-    url, suffix = os.fspath(file), _suffix(file)
+    url, suffix = location(file), _suffix(file)
     if storage.is_local(url):
         os.makedirs(os.path.dirname(storage.local_path(url)) or ".", exist_ok=True)
     if suffix == ".json":
@@ -33,7 +38,7 @@ def save_object(obj: Any, file: File) -> None:
 
 def load_object(file: File) -> Any:
     """Read what `save_object` wrote; code in it is never run. Raises ConfigError for an unknown suffix."""
-    url, suffix = os.fspath(file), _suffix(file)
+    url, suffix = location(file), _suffix(file)
     if suffix == ".json":
         return from_json_safe(storage.read_json(url))
     if suffix in _YAML:
@@ -65,9 +70,9 @@ def _save_tensors(obj: Any, url: str) -> None:
 
 
 def _suffix(file: File) -> str:
-    suffix = PurePosixPath(os.fspath(file)).suffix.lower()
+    suffix = PurePosixPath(location(file)).suffix.lower()
     if suffix not in (*_TENSORS, ".json", *_YAML):
         raise ConfigError(
-            f"{os.fspath(file)}: how is {suffix or 'a file without a suffix'} written? Known: {_KNOWN}"
+            f"{location(file)}: how is {suffix or 'a file without a suffix'} written? Known: {_KNOWN}"
         )
     return suffix

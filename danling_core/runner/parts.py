@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -45,6 +46,8 @@ class SetUp:
         is_resume_due: a call of `train` must still look for a checkpoint.
         resumed: step, epoch and record that this process went on from, or None.
         is_bitwise: whether the run is the same, bit for bit, as one that was never interrupted.
+        is_stepped: a first step was made.
+        is_under_way: set-up is being made now, and a resume in it.
     """
 
     is_placed: bool = False
@@ -54,6 +57,17 @@ class SetUp:
     is_resume_due: bool = True
     resumed: dict[str, Any] | None = None
     is_bitwise: bool = True
+    is_under_way: bool = False
+    is_stepped: bool = False
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Say inside the block that the set-up is being made."""
+        before, self.is_under_way = self.is_under_way, True
+        try:
+            yield
+        finally:
+            self.is_under_way = before
 
 
 class CurrentStep:
@@ -154,7 +168,8 @@ def make_parts(config: Config, stated: dict[str, Any], runner: Methods) -> Parts
     from danling_core.train.timing import Timings
 
     def emit(kind: str, **fields: Any) -> None:
-        runner.emit(kind, **fields)
+        if session.is_open:  # a loop of the user's own may have no run
+            runner.emit(kind, **fields)
 
     ranks = Ranks(config.device)
     device = ranks.device

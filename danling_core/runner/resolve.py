@@ -112,7 +112,8 @@ def resolve(cls: type, config: Any) -> tuple[Config, Any]:
     if config.runner is None:
         config = config.model_copy(update={"runner": f"{cls.__module__}:{cls.__qualname__}"})
     params = validate_params(params_model(cls), config.params)
-    return config.model_copy(update={"params": params.model_dump()}), params
+    stated = config.params if isinstance(params, FreeParams) else params.model_dump()
+    return config.model_copy(update={"params": stated}), params
 
 
 def validate_params(model: Any, params: dict[str, Any]) -> Any:

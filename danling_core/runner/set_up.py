@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from danling_core.config import Config
+from danling_core.config import Config, FreeParams
+from danling_core.config.sections import read, unread
 from danling_core.data.samplers import GlobalBatchSampler
 from danling_core.errors import ConfigError
 from danling_core.metrics import states as metric_states
@@ -19,8 +20,10 @@ from danling_core.optim.precision import is_bf16_native
 from danling_core.parallel.ranks import Ranks
 from danling_core.parallel.stopping import Stopping, share
 from danling_core.session.context import RunContext
+from danling_core.suggest import nearest
 
 logger = logging.getLogger("danling")
+_TRUE_TEXTS = {"no", "off", "n", "yes", "on", "y"}
 
 
 def check_metrics(metrics: Mapping[str, Any], *, is_distributed: bool, trained: str | None) -> None:
@@ -40,6 +43,28 @@ def check_metrics(metrics: Mapping[str, Any], *, is_distributed: bool, trained: 
             metric_states.check_reducible(metric, name)
         if name == trained:
             metric_states.saved(metric, name)
+
+
+def warn_of_unread(params: Any) -> None:
+    """Warn of untyped hyperparameters that nobody had read when the first step was made. Rank 0."""
+    if not isinstance(params, FreeParams):
+        return
+    known = read(params)
+    for key in unread(params):
+        near = nearest(key, known)
+        hint = f"; did you mean {near!r}, which was read?" if near else ""
+        logger.warning("params.%s was not read by the first step, so it has no effect%s", key, hint)
+
+
+def warn_of_texts(values: Mapping[str, Any], path: str = "params") -> None:
+    """Warn of texts that look like false and are true. Rank 0."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            warn_of_texts(value, f"{path}.{key}")
+        elif isinstance(value, str) and value.lower() in _TRUE_TEXTS:
+            logger.warning(
+                "%s.%s is the text %r, which is true in an `if`: write true or false", path, key, value
+            )
 
 
 def warn_of_emulated_bf16(config: Config, device: torch.device) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -136,6 +137,8 @@ class TorchRunner(BaseRunner):
             ConfigError: `advance` was never called.
         """
         parts, config = self._parts, self.config
+        if not parts.setup.is_trainable:
+            self._set_up((split,), resume=False)
         self.split, self.mode = split, RunnerMode.train
         parts.modules.train()
         metrics = self._metrics_in_use()
@@ -165,7 +168,7 @@ class TorchRunner(BaseRunner):
                 count_epoch=self._count_epoch,
                 after_window=self._end_window,
                 log=log,
-                save=lambda: self.save_checkpoint(save_best=False),
+                save=lambda: self.save_checkpoint(save_best=False) if parts.session.is_open else None,
             )
         meters = [self.meters, *parts.losses.values()]
         for meter in meters:
@@ -175,11 +178,17 @@ class TorchRunner(BaseRunner):
             raise ConfigError(
                 f"{type(self).__name__}.train_step never called self.advance(loss): nothing was trained"
             )
+        if parts.epoch.is_whole and not parts.session.is_open:  # in a loop of the user's own
+            self._count_epoch()
 
     def _end_window(self) -> None:
         """Check that the window made its step, and save where the step asked for it."""
         parts = self._parts
         parts.steppers.check_window()
+        if not parts.setup.is_stepped:
+            parts.setup.is_stepped = True
+            if self.is_main_process:
+                set_up.warn_of_unread(self.params)
         if parts.saves_due:
             due, parts.saves_due = parts.saves_due, []
             for save in due:
@@ -275,6 +284,8 @@ class TorchRunner(BaseRunner):
     # evaluate -----------------------------------------------------------------------------------------------
     def evaluate_epoch(self, split: str = "val") -> Values:
         """Evaluate a split: each sample counts once at any world size, EMA weights where there are any. Collective."""
+        if not self._parts.setup.is_placed:
+            self._set_up(None, (split,), resume=False)
         evaluator, loader = self._parts.evaluator, self._parts.splits.evaluate_loader(split)
         with self._evaluating(RunnerMode.evaluate, split):
             self.meters = LossMeter()
@@ -326,14 +337,25 @@ class TorchRunner(BaseRunner):
 
     def get_epoch_result(self) -> Values:
         """Return loss and metrics of the split being passed over, so far, over all ranks. Collective, one reduction."""
-        others = self._parts.losses if self.mode is RunnerMode.train else {}
-        return self._parts.evaluator.reduce(self.meters, self._metrics_in_use(), others)
+        if self.meters is None:
+            raise ConfigError("no split was passed over yet: train_epoch and evaluate_epoch count one")
+        is_trained = self.mode is RunnerMode.train
+        metrics, losses = self._metrics_in_use(), self._parts.losses if is_trained else {}
+        result = self._parts.evaluator.reduce(self.meters, metrics, losses, must_count=not is_trained)
+        if not result and not is_trained:
+            raise ConfigError(
+                f"split {self.split!r} reports nothing: let evaluate_step return (prediction, loss), set "
+                "self.criterion, or give self.metrics"
+            )
+        return result or {"loss": math.nan}
 
     def get_step_result(self) -> Values:
         """Return the running loss and metrics of the split being passed over, of this rank. Waits for the device.
 
         With metrics of torchmetrics it is collective, since they reduce themselves.
         """
+        if self.meters is None:
+            raise ConfigError("no step was made yet: get_step_result is for the running split")
         return {"loss": self.meters.mean, **computed(self._metrics_in_use())}
 
     # checkpoints --------------------------------------------------------------------------------------------
@@ -353,11 +375,16 @@ class TorchRunner(BaseRunner):
         return self._parts.state.shared_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned; every resume calls it, on every rank, once all is set up.
+        """Take over what `state_dict` returned; every resume calls it, on every rank, once all is set up. Collective.
+
+        Called before training, it sets up what the state belongs to.
 
         Raises:
             CheckpointError: a newer version of danling wrote it.
         """
+        setup = self._parts.setup
+        if not setup.is_trainable and not setup.is_under_way:
+            self._set_up(self._parts.splits.to_train() or None, resume=False)
         self._parts.state.load_shared(state)
 
     def save_checkpoint(
@@ -378,6 +405,7 @@ class TorchRunner(BaseRunner):
         if self.current_step is not ALONE:  # half a step is no state: its batch is taken, and not counted
             self._parts.saves_due.append(lambda: self.save_checkpoint(name, epochs, save_best))
             return
+        self._parts.session.check_open("save_checkpoint")
         every, names = self.save_interval, [name]
         # inside an epoch the state is past the latest result
         if save_best and self.is_best and not self._parts.epoch.is_begun:
@@ -434,11 +462,13 @@ class TorchRunner(BaseRunner):
             CheckpointError: there is none, or it is damaged.
         """
         state = loading.whole_state(checkpoint)
-        self._set_up(self._parts.splits.to_train(), resume=False)
+        self._set_up(self._parts.splits.to_train() or None, resume=False)
         self._apply(state)
 
     def load_pretrained(self, checkpoint: File | Mapping[str, Any], strict: bool = True) -> LoadedKeys:
         """Take over weights only, the averaged ones where the checkpoint has them; return the names left out.
+
+        A checkpoint of a run also gives the weights of the criterion and of modules in other attributes.
 
         Args:
             checkpoint: as for `load_checkpoint`, or a plain state dict of weights.
@@ -447,16 +477,21 @@ class TorchRunner(BaseRunner):
         Raises:
             CheckpointError: with `strict`, weights are missing or unexpected (listed); or nothing fits at all.
         """
-        weights = loading.weights_in(loading.read(checkpoint, "best"))
+        state = loading.read(checkpoint, "best")
+        weights = loading.weights_in(state)
         averaged = [] if self.ema is None else [self.ema.module]
         keys = loading.load_weights(weights, unwrap(self.model), averaged, strict)
+        trainable.load_other_weights(self._parts, self, state)
         self._parts.setup.has_weights = True
         return keys
 
     def _apply(self, state: Mapping[str, Any]) -> None:
         """Take over a whole state, once all is set up. The generators come last."""
-        parts, ranks = self._parts, state["ranks"]
+        parts, ranks = self._parts, state.get("ranks", [])
         self.load_state_dict(state)
+        if not ranks:
+            parts.setup.is_bitwise = False
+            return
         if len(ranks) != self.world_size:
             parts.setup.is_bitwise = False
             self.logger.warning(
@@ -523,6 +558,15 @@ class TorchRunner(BaseRunner):
         parts, setup = self._parts, self._parts.setup
         if self.model is None:
             raise ConfigError(f"{type(self).__name__} sets no model: assign self.model in __init__")
+        with setup.under_way():
+            self._set_up_once(train_splits, evaluate_splits, resume)
+        if parts.session.is_open and not setup.is_announced:
+            self._announce()
+
+    def _set_up_once(
+        self, train_splits: Sequence[str] | None, evaluate_splits: Sequence[str], resume: bool
+    ) -> None:
+        parts, setup = self._parts, self._parts.setup
         if not setup.is_placed:
             trainable.place(parts, self)
         metrics = {n: getattr(self, n) for n in ("metrics", "train_metrics", "evaluate_metrics")}
@@ -544,8 +588,6 @@ class TorchRunner(BaseRunner):
                 setup.resumed = {"step": self.steps, "epoch": self.epochs, "record": record.name}
             setup.is_resume_due = setup.is_resume_due and train_splits is None
         setup.has_weights = True
-        if parts.session.is_open and not setup.is_announced:
-            self._announce()
 
     def _rehearse(self, split: str) -> None:
         """Make two training steps that leave no trace; see `DataParallel.needs_rehearsal`. Collective."""

@@ -32,7 +32,9 @@ def place(parts: Parts, runner: Trained) -> None:
     _find_attributes(parts, runner)
     config, device = parts.config, parts.ranks.device
     parts.modules.place(device, **({"memory_format": torch.channels_last} if config.channels_last else {}))
-    if runner.ema is None and config.ema_decay is not None:
+    if runner.ema is not None and config.ema_decay is not None:
+        raise ConfigError("ema_decay is in the config, and the runner sets self.ema: take out one of the two")
+    if config.ema_decay is not None:
         runner.ema = EMA(runner.model, config.ema_decay)
     for part in (runner.ema, *(getattr(runner, name) for name in _METRICS)):
         if hasattr(part, "to"):
@@ -49,9 +51,18 @@ def make_trainable(parts: Parts, runner: Trained, train_splits: Sequence[str]) -
         ConfigError: something of it cannot be trained.
     """
     config, is_main = parts.config, parts.ranks.is_main_process
+    for key, attribute in (("optim", runner.optimizer), ("scheduler", runner.scheduler)):
+        if getattr(config, key) is not None and attribute is not None:
+            raise ConfigError(
+                f"the config has a section {key!r}, and the runner sets self.{'optimizer' if key == 'optim' else key}, "
+                "so that the section has no effect, and two runs that differ in it would be the same: take out one of "
+                "the two"
+            )
     if config.steps_per_epoch is not None and len(train_splits) > 1:
         raise ConfigError(f"steps_per_epoch goes with one split to train on, found {list(train_splits)}")
     parts.splits.trained = tuple(train_splits)
+    if train_splits:
+        parts.splits.check_reach(parts.limits.step_end)
     parts.modules.train()
     for sampler in [parts.splits.batch_sampler(split) for split in train_splits]:
         if is_main:
@@ -78,7 +89,20 @@ def make_trainable(parts: Parts, runner: Trained, train_splits: Sequence[str]) -
             parts.other_modules[name] = ModuleState(name, parts.modules, is_trained)
     if is_main:
         _warn_of_untrained(parts, trained)
+        set_up.warn_of_texts(config.params)
         _say_what_is_saved(parts)
+
+
+def load_other_weights(parts: Parts, runner: Trained, state: Mapping[str, Any]) -> None:
+    """Load the weights of the criterion, and of modules in the runner's attributes, from a checkpoint of a run."""
+    if "progress" not in state:
+        return
+    if not parts.setup.is_placed:
+        _find_attributes(parts, runner)
+    others = {**(state.get("modules") or {}), "criterion": state.get("criterion")}
+    for name, module in parts.modules.own.items():
+        if name != "model" and others.get(name):
+            module.load_state_dict(others[name])
 
 
 def begin_meters(parts: Parts, explain: Callable[[str], NonFiniteLossError]) -> LossMeter:

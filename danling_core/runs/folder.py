@@ -144,6 +144,10 @@ class RunFolder:
         """Return whether a config or a status lies here."""
         return not {STATUS, CONFIG}.isdisjoint(storage.list_names(self.url))
 
+    def is_begun(self) -> bool:
+        """Return whether a run was made here: by its status, or the metadata that is written first."""
+        return not {STATUS, METADATA}.isdisjoint(storage.list_names(self.url))
+
     def read_status(self) -> Status | None:
         """Return the status, or None where none is written yet. Raises `StorageError` where it cannot be read."""
         try:

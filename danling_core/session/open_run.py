@@ -56,6 +56,7 @@ def open_run(
     *,
     fresh: bool = False,
     source_file: str | None = None,
+    timestamp: str | None = None,
     stale_after_seconds: float = STALE_AFTER_SECONDS,
     wait_seconds: float = 0.0,
 ) -> OpenedRun:
@@ -70,6 +71,7 @@ def open_run(
         identity: its identity.
         fresh: begin anew, under a new timestamp, whatever is there.
         source_file: the runner's file, whose git repository goes into the metadata.
+        timestamp: of the folder to make, where there is no run yet.
         stale_after_seconds: without a beat for so long, another machine's owner is taken over.
         wait_seconds: how long to wait for a living owner to finish.
 
@@ -95,7 +97,7 @@ def open_run(
                 lease.release()
                 return done
             with lease.beating():
-                return _open_under(lease, config, identity, fresh, source_file)
+                return _open_under(lease, config, identity, fresh, source_file, timestamp)
         except BaseException:
             lease.release()
             raise
@@ -153,11 +155,16 @@ def _lease_parent_url(config: Config, identity: Identity) -> str:
     return parent_url(_absolute(config.project_root), identity.name, identity.id)
 
 
-def _newest(config: Config, identity: Identity) -> RunFolder | None:
+def newest_folder(config: Config, identity: Identity) -> RunFolder | None:
+    """Return the newest folder of the run that this config and this code mean; None where there is none.
+
+    A folder that somebody else made, by writing a file into `runner.dir`, is no run.
+    """
     if config.dir is not None:
-        folder = RunFolder(_absolute(config.dir))
-        return folder if folder.holds_run() else None
-    return next(iter(find_folders(_absolute(config.project_root), identity.name, identity.id)), None)
+        folders = [RunFolder(_absolute(config.dir))]
+    else:
+        folders = find_folders(_absolute(config.project_root), identity.name, identity.id)
+    return next((folder for folder in folders if folder.is_begun()), None)
 
 
 def newest_complete(config: Config, identity: Identity) -> OpenedRun | None:
@@ -167,7 +174,7 @@ def newest_complete(config: Config, identity: Identity) -> OpenedRun | None:
         ConfigError: `dir` holds another run.
         StorageError: the store refuses or is away.
     """
-    folder = _newest(config, identity)
+    folder = newest_folder(config, identity)
     status = folder.read_status() if folder else None
     if folder is None or status is None or not status.is_complete:
         return None
@@ -179,15 +186,20 @@ def newest_complete(config: Config, identity: Identity) -> OpenedRun | None:
 
 
 def _open_under(
-    lease: Lease, config: Config, identity: Identity, fresh: bool, source_file: str | None
+    lease: Lease,
+    config: Config,
+    identity: Identity,
+    fresh: bool,
+    source_file: str | None,
+    timestamp: str | None,
 ) -> OpenedRun:
-    newest = _newest(config, identity)
+    newest = newest_folder(config, identity)
     if fresh and newest is not None and config.dir is not None:
         raise ConfigError(
             f"dir {config.dir!r} holds a run already; to begin anew name another one, or remove it"
         )
     if newest is None or fresh:
-        folder = _new_folder(config, identity, newest)
+        folder = _new_folder(config, identity, newest, timestamp)
         _create(folder, lease, config, identity, source_file)
     else:
         folder = newest
@@ -198,15 +210,19 @@ def _open_under(
     return OpenedRun(folder, lease, None, lease.generation, local, is_new=folder is not newest)
 
 
-def _new_folder(config: Config, identity: Identity, newest: RunFolder | None) -> RunFolder:
+def _new_folder(
+    config: Config, identity: Identity, newest: RunFolder | None, timestamp: str | None
+) -> RunFolder:
     if config.dir is not None:
         return RunFolder(_absolute(config.dir))
-    now = datetime.now(UTC)
-    if newest is not None:  # never sort before a run that a faster clock has named
-        last = datetime.strptime(newest.timestamp, "%Y%m%d-%H%M%S-%f").replace(tzinfo=UTC)
+    root, now = _absolute(config.project_root), datetime.now(UTC)
+    named = next(iter(find_folders(root, identity.name, identity.id)), None)
+    if timestamp is not None and newest is None and (named is None or named.timestamp <= timestamp):
+        return RunFolder(storage.join(parent_url(root, identity.name, identity.id), timestamp))
+    if named is not None:  # never sort before a run that a faster clock has named
+        last = datetime.strptime(named.timestamp, "%Y%m%d-%H%M%S-%f").replace(tzinfo=UTC)
         now = max(now, last + timedelta(microseconds=1))
-    above = parent_url(_absolute(config.project_root), identity.name, identity.id)
-    return RunFolder(storage.join(above, new_timestamp(now)))
+    return RunFolder(storage.join(parent_url(root, identity.name, identity.id), new_timestamp(now)))
 
 
 def _create(

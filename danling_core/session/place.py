@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cached_property
+from uuid import UUID
 
 from danling_core import storage
 from danling_core.config import Config
@@ -43,22 +45,31 @@ class RunPlace:
         return self.identity.name
 
     @property
-    def uuid(self) -> str:
-        return str(self.identity.uuid)
+    def uuid(self) -> UUID:
+        return self.identity.uuid
 
     @property
     def timestamp(self) -> str:
-        if self.context is not None and self._config.dir is None:
-            return self.context.url.rstrip("/").rsplit("/", 1)[-1]
-        return self.created_at
+        if self._config.dir is not None:
+            return self.created_at
+        return storage.base_name(self.dir)
 
     @property
     def dir(self) -> str:
+        """Return the run's folder; before it is claimed, that of the run that `train` will resume, or a new one."""
         if self.context is not None:
             return self.context.url
         if self._config.dir is not None:
             return self._config.dir
-        return storage.join(self._config.project_root, f"{self.name}-{self.id}", self.timestamp)
+        return self._before_claim
+
+    @cached_property
+    def _before_claim(self) -> str:
+        from danling_core.session.open_run import newest_folder
+
+        found = newest_folder(self._config, self.identity)
+        above = storage.join(self._config.project_root, f"{self.name}-{self.id}")
+        return storage.join(above, self.created_at if found is None else found.timestamp)
 
     @property
     def checkpoint_dir(self) -> str:

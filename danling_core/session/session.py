@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from danling_core import storage
 from danling_core.config import Config
-from danling_core.errors import DanLingError, RunInterrupted
+from danling_core.errors import ConfigError, DanLingError, RunInterrupted
 from danling_core.results.history import Results
 from danling_core.runs.folder import RunFolder, Status
 from danling_core.secrets import redact
@@ -104,7 +104,9 @@ class RunSession:
         claimed, config, place = None, self._config, self._place
         if self._ranks.is_main_process:
             storage.configure(config.storage_options)  # a runner that works alone has the process
-            opened = open_run(config, place.identity, source_file=place.source_file)
+            opened = open_run(
+                config, place.identity, source_file=place.source_file, timestamp=place.created_at
+            )
             if opened.lease is not None:
                 self._closing.callback(opened.lease.release)
                 self._closing.enter_context(opened.lease.beating())
@@ -118,6 +120,12 @@ class RunSession:
         self._log.process = self._heard_rank
         if self._ranks.is_main_process and self._place.context is not None:  # before the lease is released
             self._closing.callback(writers.store_text_log, self._config, self._place)
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Let what is logged inside the block reach the console, also where no log is open."""
+        with TextLog(rank=self._ranks.rank) if self._log is None else contextlib.nullcontext():
+            yield
 
     def hear(self, rank: int) -> None:
         """Let only this rank speak through the logger."""
@@ -197,6 +205,14 @@ class RunSession:
         return self._place.context.attempt if self._place.context is not None else "1.0"
 
     # state --------------------------------------------------------------------------------------------------
+    def check_open(self, method: str) -> None:
+        """Refuse a call that writes to a run that is not open. Raises ConfigError."""
+        if not self.is_open:
+            raise ConfigError(
+                f"{method} writes to the run's folder, which is open inside train(), evaluate() and run(): call it "
+                "there, or put your loop into `with self.at_work():`"
+            )
+
     @property
     def is_writing(self) -> bool:
         """Return whether this rank writes files of a run that is not complete."""
@@ -380,8 +396,9 @@ class RunSession:
             while not files.is_over(_UPLOAD_TURN_SECONDS):
                 self.beat()
             self.writer, self.services = None, ()
-            if self._log is not None:
-                self._log.close()
+            log, self._log = self._log, None
+            if log is not None:
+                log.close()
             self._closing.close()
 
     def _end_after(self, error: BaseException) -> None:

@@ -13,9 +13,10 @@ from torch.utils.data import IterableDataset
 
 from danling_core.data.batches import batch_size_of, to_cpu, to_device
 from danling_core.data.round_robin import RoundRobinBatches
-from danling_core.errors import RunInterrupted
+from danling_core.errors import ConfigError, RunInterrupted
 from danling_core.metrics import Additive
 from danling_core.parallel import distributed
+from danling_core.results.values import as_floats, flatten
 from danling_core.train.meters import LossMeter
 
 
@@ -60,7 +61,12 @@ class Evaluator:
                 meter.add(loss.detach(), count)
 
     def reduce(
-        self, meter: LossMeter, metrics: Any, losses: Mapping[str, LossMeter] = MappingProxyType({})
+        self,
+        meter: LossMeter,
+        metrics: Any,
+        losses: Mapping[str, LossMeter] = MappingProxyType({}),
+        *,
+        must_count: bool = False,
     ) -> dict[str, Any]:
         """Return loss and metrics over all ranks, in one reduction. Collective.
 
@@ -68,9 +74,14 @@ class Evaluator:
 
         Args:
             losses: those of other optimizers, which are called `loss_{name}`.
+            must_count: refuse a metric that was given no batch.
+
+        Returns:
+            nothing where nothing was counted.
 
         Raises:
             RunInterrupted: some rank left the evaluation early.
+            ConfigError: a metric was given no batch, where it must count.
         """
         meters = {"loss": meter, **{f"loss_{name}": each for name, each in losses.items()}}
         for each in meters.values():
@@ -88,10 +99,16 @@ class Evaluator:
         result: dict[str, Any] = {name: total / count for name, (total, count) in pairs if count}
         if additive is not None:
             additive.load_state(joined[len(sums) :])
-        result.update(computed(metrics))
+        values = computed(metrics)
         if additive is not None:
             additive.load_state(own)
-        return result or {"loss": math.nan}
+        unseen = [name for name, value in flatten(values).items() if math.isnan(value)]
+        if must_count and unseen and additive is not None and not joined[len(sums) :].any():
+            raise ConfigError(
+                f"metric {unseen[0]!r} has counted nothing: call self.update_metrics(pred, target) in evaluate_step, "
+                "or set self.metrics to None"
+            )
+        return {**result, **values}
 
     def infer(self, loader: Iterable[Any], step: Callable[[Any], Any]) -> Any:
         """Return all outputs in data set order, concatenated where they are tensors. Collective."""
@@ -113,21 +130,9 @@ def computed(metrics: Any) -> dict[str, Any]:
     if metrics is None:
         return {}
     value = metrics.compute()
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metrics).__name__).lower()
-    return {name: _plain(value)}
-
-
-def _plain(value: Any) -> Any:
-    """Return a number, or a mapping of them; a vector (a value for each class) becomes one, by position."""
-    if isinstance(value, torch.Tensor):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return {str(index): _plain(item) for index, item in enumerate(value)}
-    return float(value)
+    if not isinstance(value, Mapping):
+        value = {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metrics).__name__).lower(): value}
+    return {str(name): as_floats(item, str(name)) for name, item in value.items()}
 
 
 def _concatenated(outputs: list[Any]) -> Any:

@@ -96,7 +96,7 @@ class TensorBoardWriter:
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, str | float]:
     """Return {"optim.lr": 0.001}: numbers as they are, text as it is, everything else as JSON, None left out."""
     values: dict[str, str | float] = {}
-    for name, value in flatten(config).items():
+    for name, value in flatten(config, splits_vectors=False).items():
         value_: Any = value
         if value_ is None:
             continue

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "config": {"storage"},
     "identity": {"config"},
     "results": {"storage"},
-    "metrics": set(),
+    "metrics": {"results"},
     "optim": set(),
     "parallel": {"config"},
     "data": {"config", "parallel"},

@@ -169,10 +169,27 @@ def test_several_train_splits_are_passes_of_one_epoch(tmp_path: Path) -> None:
 
 
 def test_the_end_in_steps_holds_with_several_train_splits(tmp_path: Path) -> None:
-    runner = SmallRunner(config(tmp_path, step_end=3))
+    runner = SmallRunner(config(tmp_path, step_end=6))
     runner.datasets["train_more"] = runner.datasets["train"]
     runner.train()
-    assert runner.steps == 3
+    assert runner.steps == 6 and set(runner.results[6]) == {"train", "train_more", "val"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"step_end": 3}, "ends before 'train_more' begins"),
+        ({"step_end": 9, "evaluate_interval_steps": 3}, "evaluate_interval_steps goes with one split"),
+    ],
+)
+def test_a_split_that_steps_would_never_come_to_is_refused(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    runner = SmallRunner(config(tmp_path, **fields))
+    runner.datasets["train_more"] = runner.datasets["train"]
+    with pytest.raises(ConfigError, match=message):
+        runner.train()
+    assert runner.steps == 0
 
 
 @pytest.mark.holds("methods-2")

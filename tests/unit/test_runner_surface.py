@@ -129,7 +129,7 @@ def test_names_and_ids_follow_from_code_and_config(tmp_path: Path) -> None:
     assert runner.name == "digits-small"
     assert len(runner.identity.run_id) == 32 and int(runner.identity.run_id, 16)
     assert runner.id == EXPERIMENT_ID[:8] + runner.identity.run_id[:8]
-    assert runner.uuid == str(uuid.uuid5(uuid.UUID(runner.identity.run_id), runner.id))
+    assert runner.uuid == uuid.uuid5(uuid.UUID(runner.identity.run_id), runner.id)
     assert SmallRunner(config(tmp_path / "else", log_interval=3)).id == SmallRunner(config(tmp_path)).id
     assert SmallRunner(config(tmp_path, seed=1)).id != SmallRunner(config(tmp_path)).id
     assert len(runner.timestamp) == len("20261121-103249-123456") and runner.timestamp[:4].isdigit()
