@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -13,20 +13,21 @@ from danling_core.errors import ConfigError
 
 
 def batch_size_of(batch: Any) -> int:
-    """Return samples in a batch: the first dimension of the first tensor found in it, however deep.
+    """Return samples in a batch: the first dimension that all tensors in it have in common, however deep they are.
 
     Raises:
-        ConfigError: there is no tensor with a dimension in it.
+        ConfigError: there is no tensor with a dimension in it, or they differ.
     """
     if isinstance(batch, torch.Tensor) and batch.ndim > 0:
         return batch.shape[0]
-    size = _first_dimension(batch)
-    if size is None:
+    sizes = set(_first_dimensions(batch))
+    if len(sizes) != 1:
+        found = f"its tensors have first dimensions {sorted(sizes)}" if sizes else "there is no tensor in it"
         raise ConfigError(
-            f"how many samples has a batch of type {type(batch).__name__}? There is no tensor in it; "
-            "give the stream a function `size_of(batch) -> int`"
+            f"how many samples has a batch of type {type(batch).__name__}? {found[0].upper()}{found[1:]}: set "
+            "self.size_of in the runner to a function that says so, as `self.size_of = lambda batch: len(batch[0])`"
         )
-    return size
+    return sizes.pop()
 
 
 def to_device(batch: Any, device: torch.device, non_blocking: bool = False) -> Any:
@@ -74,14 +75,13 @@ def _like(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
     return fresh
 
 
-def _first_dimension(value: Any) -> int | None:
+def _first_dimensions(value: Any) -> Iterator[int]:
     if isinstance(value, torch.Tensor):
-        return value.shape[0] if value.ndim > 0 else None
+        if value.ndim > 0:
+            yield value.shape[0]
+        return
     for item in _items(value):
-        size = _first_dimension(item)
-        if size is not None:
-            return size
-    return None
+        yield from _first_dimensions(item)
 
 
 def _items(value: Any) -> Iterable[Any]:

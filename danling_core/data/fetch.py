@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate, get_worker_info
 
+from danling_core.data.generators import Kinds, find_generators, first_seed, seed_generator
 from danling_core.data.given import set_epoch
 from danling_core.data.seeded import derive_seed, seed_generators
 from danling_core.errors import ConfigError
@@ -99,9 +100,9 @@ def as_tensor_batches(dataset: Any) -> TensorBatches | None:
 class SeededSamples(Dataset[Any]):
     """A map-style data set as a loader worker reads it: every sample is a function of (seed, pass, index).
 
-    Python's, NumPy's and torch's generators are seeded before each sample, or, where the data set has
-    `__getitems__`, before each batch by its first index. Outside a worker nothing is seeded: there the rank's
-    own generators serve.
+    Python's, NumPy's and torch's generators, and those that the data set and its transforms hold, are seeded before
+    each sample, or, where the data set has `__getitems__`, before each batch by its first index. Outside a worker
+    nothing is seeded: there the rank's own generators serve.
     """
 
     def __init__(self, dataset: Any, seed: int, clock: PassClock) -> None:
@@ -109,6 +110,7 @@ class SeededSamples(Dataset[Any]):
         self.seed = seed
         self.clock = clock
         self._told: int | None = None
+        self._generators: list[tuple[Kinds, int]] | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -136,8 +138,13 @@ class SeededSamples(Dataset[Any]):
         return number
 
     def _seed(self, number: int, index: Any) -> None:
-        if get_worker_info() is not None:
-            seed_generators(derive_seed("sample", self.seed, number, repr(index)))
+        if get_worker_info() is None:
+            return
+        seed_generators(derive_seed("sample", self.seed, number, repr(index)))
+        if self._generators is None:
+            self._generators = [(each, first_seed(each)) for each in find_generators(self.dataset).values()]
+        for generator, first in self._generators:  # else all workers, and all epochs, would draw the same
+            seed_generator(generator, derive_seed("sample", first, number, repr(index)))
 
 
 def collate_samples(fetched: Any) -> Any:

@@ -105,16 +105,16 @@ class GroupedBatchSampler(Sampler[list[Any]]):
         self.rank = rank
         self.world_size = world_size
         self._pass = 0
-        self._first = 0
+        self.first = 0
 
     def set_pass(self, number: int) -> None:
         """Choose the pass that the next iteration makes, from its beginning."""
         self._pass = number
-        self._first = 0
+        self.first = 0
 
     def skip(self, count: int) -> None:
         """Let iterations begin at global batch `count` until `set_pass`."""
-        self._first = count
+        self.first = count
 
     def __len__(self) -> int:
         return -(-len(self.given.entries(self._pass)) // self.world_size)
@@ -126,7 +126,7 @@ class GroupedBatchSampler(Sampler[list[Any]]):
         return local, sum(len(batch) for batch in group)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        for index in range(self._first, len(self)):
+        for index in range(self.first, len(self)):
             group = self._group(index)
             yield list(group[self.rank]) if self.rank < len(group) else list(group[0][:2])
 
@@ -144,6 +144,10 @@ class BatchShardSampler(Sampler[list[Any]]):
 
     def __len__(self) -> int:
         return len(self.batches)
+
+    def counts(self) -> Iterator[int]:
+        """Yield the samples in each batch of this rank."""
+        return (len(batch) for batch in self.batches)
 
     def __iter__(self) -> Iterator[list[Any]]:
         return iter(self.batches)

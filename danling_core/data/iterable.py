@@ -10,6 +10,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker
 
 from danling_core.data.fetch import PassClock
+from danling_core.data.generators import Kinds, find_generators, first_seed, seed_generator
 from danling_core.data.given import set_epoch
 from danling_core.data.seeded import RandomStream, derive_seed, seed_generators
 
@@ -25,7 +26,8 @@ class StreamShards(IterableDataset[Any]):
 
     The data set's `__iter__` runs with random generators of its own: seeded by (seed, pass), the same
     everywhere, so that a shuffle gives all ranks one order and neither disturbs nor depends on the training's
-    random state. A data set that splits itself gets other seeds on each rank and worker.
+    random state; so do generators that the data set holds. A data set that splits itself gets other seeds on each rank
+    and worker.
 
     Args:
         drop_last: leave out the last global batch when it is smaller.
@@ -53,6 +55,7 @@ class StreamShards(IterableDataset[Any]):
         self.drop_last = drop_last
         self._worker: tuple[int, int] | None = None
         self._in_worker = False
+        self._generators: list[tuple[Kinds, int]] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return self._own_stream() if self.sharded else self._common_stream()
@@ -89,6 +92,10 @@ class StreamShards(IterableDataset[Any]):
 
     def _open(self, *key: int | str) -> tuple[RandomStream, Iterator[Any]]:
         set_epoch(self.dataset, self.clock.read()[0])
+        if self._generators is None:
+            self._generators = [(each, first_seed(each)) for each in find_generators(self.dataset).values()]
+        for generator, first in self._generators:
+            seed_generator(generator, derive_seed(first, *key))
         random_stream = RandomStream(derive_seed(*key))
         with random_stream:
             return random_stream, iter(self.dataset)

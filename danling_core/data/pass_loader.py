@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from danling_core.data.fetch import PassClock
-from danling_core.data.given import GroupedBatchSampler, set_epoch
+from danling_core.data.given import BatchShardSampler, GroupedBatchSampler, set_epoch
 from danling_core.data.iterable import StreamShards
-from danling_core.data.samplers import GlobalBatchSampler
+from danling_core.data.samplers import GlobalBatchSampler, ShardBatchSampler
 from danling_core.data.seeded import derive_seed
 from danling_core.data.workers import start_worker
+from danling_core.errors import DataError
 
 
 class PassLoader(DataLoader[Any]):
@@ -33,6 +35,32 @@ class PassLoader(DataLoader[Any]):
         """Return the sampler that knows all counts; None for iterable data and for evaluation."""
         sampler = self.batch_sampler
         return sampler if isinstance(sampler, (GlobalBatchSampler, GroupedBatchSampler)) else None
+
+    def __iter__(self) -> Any:
+        return self._whole(super().__iter__())
+
+    def _whole(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        """Yield the batches that the sampler says are due.
+
+        Raises:
+            DataError: the data ended before them.
+        """
+        number, batches = 0, self.global_batches
+        for number, batch in enumerate(iterator, 1):  # noqa: B007
+            yield batch
+        if isinstance(self.dataset, StreamShards) or self.batch_sampler is None:
+            return
+        due = len(self) - (0 if batches is None else batches.first)
+        if number < due:
+            raise DataError(
+                f"the data gave {number} of {due} batches: its __getitem__ or the collate_fn raised StopIteration, "
+                "which is taken for the end; let it raise another error"
+            )
+
+    def counts(self) -> Iterator[int] | None:
+        """Yield the samples in each batch of an evaluation, as the sampler cuts them; None for iterable data."""
+        sampler = self.batch_sampler
+        return sampler.counts() if isinstance(sampler, ShardBatchSampler | BatchShardSampler) else None
 
     @property
     def global_batch_size(self) -> int:

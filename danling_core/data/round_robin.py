@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from danling_core.data.seeded import derive_seed
-from danling_core.data.user_loader import begin_pass
+from danling_core.data.user_loader import begin_pass, whole
 from danling_core.errors import ConfigError
 
 
@@ -37,4 +37,5 @@ class RoundRobinBatches:
 
     def __iter__(self) -> Iterator[Any]:
         first, step = self._share
-        return islice(begin_pass(self.loader, 0, self._seed), first, None, step)
+        batches = whole(begin_pass(self.loader, 0, self._seed), self.loader)
+        return islice(batches, first, None, step)

@@ -59,17 +59,17 @@ class GlobalBatchSampler(Sampler[Any]):
         self.as_tensors = as_tensors
         self.global_batch_size = batch_size * world_size
         self._pass = 0
-        self._first = 0
+        self.first = 0
 
     def set_pass(self, number: int) -> None:
         """Choose the pass that the next iteration makes, from its beginning."""
         self._pass = number
-        self._first = 0
+        self.first = 0
 
     def skip(self, count: int) -> None:
         """Let iterations begin at global batch `count`, without fetching those before it, until
         `set_pass`."""
-        self._first = count
+        self.first = count
 
     @property
     def full(self) -> int:
@@ -95,7 +95,7 @@ class GlobalBatchSampler(Sampler[Any]):
         return stop - start, size
 
     def __iter__(self) -> Iterator[Any]:
-        return self._batches(self.order(), self._first)
+        return self._batches(self.order(), self.first)
 
     def order(self) -> torch.Tensor:
         """Return the order of this pass: indices into the data set, shape `(length,)`; equal on all ranks."""
@@ -146,6 +146,11 @@ class ShardBatchSampler(Sampler[Any]):
     def __len__(self) -> int:
         """Return batches on this rank."""
         return -(-(self.stop - self.start) // self.batch_size)
+
+    def counts(self) -> Iterator[int]:
+        """Yield the samples in each batch of this rank."""
+        for start in range(self.start, self.stop, self.batch_size):
+            yield min(self.batch_size, self.stop - start)
 
     def order(self) -> torch.Tensor | None:
         """Return indices in the order to evaluate, or None for the data set's own."""

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from danling_core.config import Config
+from danling_core.data.facts import facts_of
+from danling_core.data.generators import Kinds, find_generators
 from danling_core.data.lengths import Lengths
 from danling_core.data.loaders import build_evaluate_loader, build_train_loader
 from danling_core.data.round_robin import RoundRobinBatches
@@ -60,6 +62,7 @@ class DataSplits:
         self._made: dict[str, tuple[Any, Any]] = {}
         """Split to the loader and sampler that were made here, to tell them from the user's."""
         self._known_lengths: Lengths | None = None
+        self._facts: dict[str, dict[str, Any]] | None = None
 
     def take_data(self, other: DataSplits) -> None:
         """Take over the user's data, samplers and loaders of `other`, and nothing that was made there."""
@@ -267,6 +270,41 @@ class DataSplits:
         for split, position in state.items():
             if split in self.streams:
                 self.streams[split].load_state_dict(position)
+
+    def generators(self) -> dict[str, Kinds]:
+        """Return the generators that map-style data sets and their transforms hold in this process, by their path.
+
+        Those of iterable data, and in loader workers, are seeded by pass and sample instead.
+        """
+        return {
+            f"{split}.{path}": generator
+            for split, dataset in self._data().items()
+            if not isinstance(dataset, IterableDataset)
+            for path, generator in find_generators(dataset).items()
+        }
+
+    def uncovered_generators(self) -> list[str]:
+        """Return generators in the workers of the user's own loaders, which nobody seeds or saves."""
+        loaders = {split: self._given(split)[0] for split in self.names}
+        return [
+            f"{split}.{path}"
+            for split, loader in loaders.items()
+            if isinstance(loader, DataLoader) and loader.num_workers > 0
+            for path in find_generators(loader.dataset)
+        ]
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Return what is known of each split's data; see `facts_of`. Found once."""
+        if self._facts is None:
+            self._facts = {split: facts_of(dataset) for split, dataset in self._data().items()}
+        return self._facts
+
+    def _data(self) -> dict[str, Any]:
+        loaders = {split: self._given(split)[0] for split in self.names}
+        return {
+            split: self.datasets[split] if loader is None else getattr(loader, "dataset", loader)
+            for split, loader in loaders.items()
+        }
 
     def close(self) -> None:
         """End the loaders' worker processes. The loaders can be used again."""

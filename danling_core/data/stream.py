@@ -11,8 +11,8 @@ from danling_core.data.batches import batch_size_of
 from danling_core.data.pass_loader import PassLoader
 from danling_core.data.samplers import GlobalBatchSampler
 from danling_core.data.seeded import derive_seed
-from danling_core.data.user_loader import begin_pass, length_of
-from danling_core.errors import ConfigError
+from danling_core.data.user_loader import begin_pass, length_of, whole
+from danling_core.errors import CheckpointError, ConfigError
 
 Reduce = Callable[[list[float]], Sequence[float]]
 logger = logging.getLogger("danling")
@@ -122,7 +122,14 @@ class TrainStream:
         """
         self._pass = state["pass"]
         self._iterator = None
-        self._position = self._rescaled(state["position"], state.get("global_batch", 0))
+        position = self._rescaled(state["position"], state.get("global_batch", 0))
+        length = self.batches_per_pass
+        if length is not None and position > length:
+            raise CheckpointError(
+                f"the checkpoint was taken after {position} batches of a pass, and the data has {length} now: give the "
+                "data that the run began with, or begin anew with --fresh"
+            )
+        self._position = position
         if self._position > 0:
             self._iterator = self._begin()
 
@@ -233,7 +240,7 @@ class TrainStream:
                 self.loader, self._pass, derive_seed("pass", self.seed, self._pass, self.rank)
             )
             self._discard(iterator, position)
-            return iterator
+            return whole(iterator, self.loader, position)
         # of a stream the last batch consumed is drawn again, since a rank may have to repeat it
         ahead = position if self._sampler is not None else max(position - 1, 0) if ours.can_skip else 0
         ours.set_pass(self._pass, ahead)

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sized
 from itertools import chain, islice
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from danling_core.data.given import set_epoch
-from danling_core.data.seeded import RandomStream
+from danling_core.data.seeded import RandomStream, derive_seed
+from danling_core.errors import DataError
+
+_FIRST_SEEDS: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 
 
 def begin_pass(loader: Iterable[Any], number: int, seed: int) -> Iterator[Any]:
     """Yield the batches of pass `number`. What is drawn from the global generators while it begins (the order of a
     `RandomSampler`, the seeds of workers, a shuffle of files before the first batch) depends on `seed` alone.
 
-    `set_epoch` is called on the loader, its data set and its samplers, where they have it.
+    `set_epoch` is called on the loader, its data set and its samplers, where they have it. A generator of theirs keeps
+    its seed in the first pass, and has one derived from it in each later pass.
     """
     batch_sampler = getattr(loader, "batch_sampler", None)
     parts = loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)
@@ -25,10 +31,47 @@ def begin_pass(loader: Iterable[Any], number: int, seed: int) -> Iterator[Any]:
         if not any(part is other for other in informed):
             set_epoch(part, number)
             informed.append(part)
+    for generator, seeded in _generators_of(loader, informed):
+        generator.manual_seed(seeded if number == 0 else derive_seed("given", seeded, number))
     with RandomStream(seed):
         iterator = iter(loader)
         first = list(islice(iterator, 1))  # here, since a generator may shuffle when it is first asked
     return chain(first, iterator)
+
+
+def _generators_of(loader: Iterable[Any], samplers: list[Any]) -> list[tuple[torch.Generator, int]]:
+    """Return the generators of a loader and its samplers, with the seeds that they had when first seen."""
+    held = [getattr(each, "generator", None) for each in (loader, *samplers)]
+    generators = list({id(each): each for each in held if isinstance(each, torch.Generator)}.values())
+    try:
+        firsts = _FIRST_SEEDS.setdefault(loader, [each.initial_seed() for each in generators])
+    except TypeError:  # no weak reference to it can be kept, as to a list
+        return []
+    return list(zip(generators, firsts, strict=False))
+
+
+def whole(iterator: Iterator[Any], loader: Iterable[Any], skipped: int = 0) -> Iterator[Any]:
+    """Yield the batches of a loader, of which so many were taken already.
+
+    Raises:
+        DataError: a torch DataLoader over sized data ended before the length that it states.
+    """
+    number = skipped
+    for number, batch in enumerate(iterator, skipped + 1):  # noqa: B007
+        yield batch
+    due = length_of(loader) if _states_its_length(loader) else None
+    if due is not None and number < due:
+        raise DataError(
+            f"the loader gave {number} of {due} batches: the __getitem__ of its data raised StopIteration, which is "
+            "taken for the end; let it raise another error"
+        )
+
+
+def _states_its_length(loader: Iterable[Any]) -> bool:
+    """Return whether the length is that of torch's own samplers, and no estimate."""
+    samplers = (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+    are_torchs = all(each is None or type(each).__module__.startswith("torch.") for each in samplers)
+    return isinstance(loader, DataLoader) and are_torchs
 
 
 def length_of(loader: Iterable[Any]) -> int | None:

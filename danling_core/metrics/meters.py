@@ -89,10 +89,14 @@ class Accuracy:
     Args:
         threshold: 0 for logits (an even chance), 0.5 for probabilities. Binary only.
         ignore_index: targets of this value do not count.
+        class_dim: the dimension of `pred` that has the classes; default: 1 or the last, whichever fits `target`.
     """
 
-    def __init__(self, threshold: float = 0.0, ignore_index: int | None = None) -> None:
+    def __init__(
+        self, threshold: float = 0.0, ignore_index: int | None = None, class_dim: int | None = None
+    ) -> None:
         self.threshold = threshold
+        self.class_dim = class_dim
         self.ignore_index = ignore_index
         self._mean = MeanMeter()
 
@@ -130,10 +134,17 @@ class Accuracy:
         if pred.shape == target.shape:
             return (pred > self.threshold).to(target.dtype) if pred.is_floating_point() else pred
         if pred.dim() == target.dim() + 1:
-            if pred.shape[:1] == target.shape[:1] and pred.shape[2:] == target.shape[1:]:
-                return pred.argmax(dim=1)
-            if pred.shape[:-1] == target.shape:
-                return pred.argmax(dim=-1)
+            if self.class_dim is not None:
+                return pred.argmax(dim=self.class_dim)
+            is_second = pred.shape[:1] == target.shape[:1] and pred.shape[2:] == target.shape[1:]
+            is_last = pred.shape[:-1] == target.shape
+            if is_second and is_last and pred.dim() > 2:
+                raise ConfigError(
+                    f"accuracy got pred {tuple(pred.shape)} and target {tuple(target.shape)}: are the classes "
+                    "dimension 1 or the last? Say so: Accuracy(class_dim=1) or Accuracy(class_dim=-1)"
+                )
+            if is_second or is_last:
+                return pred.argmax(dim=1 if is_second else -1)
         raise ConfigError(
             f"accuracy wants pred (batch, classes, ...) and target (batch, ...), or equal shapes; "
             f"got {tuple(pred.shape)} and {tuple(target.shape)}"

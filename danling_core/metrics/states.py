@@ -113,6 +113,15 @@ def check_reducible(metric: Any, name: str) -> None:
         )
 
 
+def has_list_state(metric: Any) -> bool:
+    """Return whether a metric of torchmetrics keeps lists of samples: reducing those aborts where a rank has none."""
+    if isinstance(metric, Mapping):
+        return any(has_list_state(each) for each in metric.values())
+    if hasattr(metric, "values") and hasattr(metric, "persistent"):
+        return any(has_list_state(each) for each in metric.values())
+    return any(isinstance(state, list) for state in getattr(metric, "_defaults", {}).values())
+
+
 def is_additive(metric: Any) -> bool:
     """Return whether it has the state of an `Additive`."""
     return hasattr(metric, "state") and hasattr(metric, "load_state")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from danling_core.train.stepper import Steppers
     from danling_core.train.timing import Timings
 
+logger = logging.getLogger("danling")
+
 
 @dataclass
 class SetUp:
@@ -46,6 +49,7 @@ class SetUp:
         is_resume_due: a call of `train` must still look for a checkpoint.
         resumed: step, epoch and record that this process went on from, or None.
         is_bitwise: whether the run is the same, bit for bit, as one that was never interrupted.
+        reasons: why it is not.
         is_stepped: a first step was made.
         is_under_way: set-up is being made now, and a resume in it.
     """
@@ -57,8 +61,16 @@ class SetUp:
     is_resume_due: bool = True
     resumed: dict[str, Any] | None = None
     is_bitwise: bool = True
+    reasons: list[str] = field(default_factory=list)
     is_under_way: bool = False
     is_stepped: bool = False
+
+    def not_bitwise(self, reason: str) -> None:
+        """Say why the run is not the same as one that was never interrupted, and warn of it."""
+        self.is_bitwise = False
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+            logger.warning("%s: the run will not be bitwise equal to one that was not interrupted", reason)
 
     @contextlib.contextmanager
     def under_way(self) -> Iterator[None]:

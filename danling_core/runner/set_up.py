@@ -39,6 +39,10 @@ def check_metrics(metrics: Mapping[str, Any], *, is_distributed: bool, trained: 
     for name, metric in metrics.items():
         if metric is None:
             continue
+        if isinstance(metric, Mapping) and "loss" in metric:
+            raise ConfigError(
+                f"self.{name} has a metric called 'loss', which is the name of the criterion's own: give it another"
+            )
         if is_distributed:
             metric_states.check_reducible(metric, name)
         if name == trained:

@@ -16,6 +16,7 @@ from danling_core.metrics.states import NoMetrics
 from danling_core.optim.schedulers import needs_metric
 from danling_core.parallel import seeding
 from danling_core.parallel.control import collective_timeout
+from danling_core.parallel.environment import environment
 from danling_core.parallel.stopping import NeverStopping
 from danling_core.parallel.strategies import unwrap
 from danling_core.runner import loading, set_up, trainable
@@ -493,12 +494,7 @@ class TorchRunner(BaseRunner):
             parts.setup.is_bitwise = False
             return
         if len(ranks) != self.world_size:
-            parts.setup.is_bitwise = False
-            self.logger.warning(
-                "the run was on %d rank(s) and goes on with %d: it will not be bitwise equal",
-                len(ranks),
-                self.world_size,
-            )
+            parts.setup.not_bitwise(f"the run was on {len(ranks)} rank(s) and goes on with {self.world_size}")
         parts.state.load_rank(ranks, self.rank, self.world_size)
 
     def _load_best(self) -> tuple[str | None, int | None]:
@@ -606,7 +602,7 @@ class TorchRunner(BaseRunner):
         parts, setup = self._parts, self._parts.setup
         parts.stop = set_up.begin_stopping(parts.place.context, parts.ranks, self.config.max_seconds)
         if not setup.is_bitwise:  # stays so: a status is built on the last
-            parts.session.files.write_status(bitwise=False)
+            parts.session.files.write_status(bitwise=False, not_bitwise="; ".join(setup.reasons) or None)
         parts.timings.begin(self.steps)
         parts.session.steps_at_start = self.steps
         self.init_tensorboard()
@@ -617,6 +613,7 @@ class TorchRunner(BaseRunner):
                 world_size=self.world_size,
                 device=str(self.device),
                 resumed=setup.resumed,
+                environment=environment(self.device),
                 epochs=self.epochs,
                 steps=self.steps,
                 iters=self.iters,
@@ -629,11 +626,14 @@ def _input_and_target(data: Any) -> tuple[Any, Any]:
         return data[0], data[1]
     if isinstance(data, Mapping) and "input" in data:
         return data["input"], data.get("target")
-    if isinstance(data, Sequence) and not isinstance(data, str) and len(data) >= 2:
+    is_sequence = isinstance(data, Sequence) and not isinstance(data, str)
+    if is_sequence and len(data) == 2:
         return data[0], data[1]
-    if isinstance(data, Sequence) and len(data) == 1:
+    if is_sequence and len(data) == 1:
         return data[0], None
     what = f"mapping of {sorted(map(str, data))}" if isinstance(data, Mapping) else type(data).__name__
+    if is_sequence:
+        what += f" of {len(data)}"
     raise ConfigError(
         f"a batch is a {what}: return (input, target) or a mapping with 'input' and 'target' from the "
         "data set, or override train_step and evaluate_step"

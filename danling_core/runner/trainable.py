@@ -71,11 +71,18 @@ def make_trainable(parts: Parts, runner: Trained, train_splits: Sequence[str]) -
     if runner.optimizer is None and (config.optim is not None or not has_own):
         runner.optimizer = optimizer_of(config, runner.model)
     optimizers = _optimizers_of(parts, runner.optimizer)
-    if runner.scheduler is None:
+    has_scheduler = runner.scheduler is not None
+    if not has_scheduler:
         first = next(iter(optimizers.values()))
         runner.scheduler = scheduler_of(config, first, parts.limits, parts.history.score_mode)
     interval, by_epoch = runner.scheduler_interval, parts.progress.by_epoch
     by_steps = _counts_steps(runner.scheduler, interval, config, by_epoch=by_epoch)
+    _check_plateau(runner.scheduler, parts.history.score_mode)
+    if is_main and has_scheduler and interval is None and not needs_metric(runner.scheduler):
+        logger.info(
+            "self.scheduler, a %s, steps once per %s; self.scheduler_interval = 'step' or 'epoch' says so or otherwise",
+            *(type(runner.scheduler).__name__, "step" if by_steps else "epoch"),
+        )
     held = [p for each in optimizers.values() for group in each.param_groups for p in group["params"]]
     compile_model: Any = torch.compile if config.compile else lambda module: module
     parts.modules.wrap(held, compile_model)
@@ -154,6 +161,15 @@ def _counts_steps(scheduler: Any, interval: str | None, config: Config, *, by_ep
     if stated is None or needs_metric(scheduler):
         stated = default_interval(scheduler, by_epoch=by_epoch)
     return stated == "step"
+
+
+def _check_plateau(scheduler: Any, score_mode: str) -> None:
+    """Refuse a ReduceLROnPlateau that takes a better score for a worse one. Raises ConfigError."""
+    if needs_metric(scheduler) and scheduler.mode != score_mode:
+        raise ConfigError(
+            f"the scheduler is a {type(scheduler).__name__} with mode={scheduler.mode!r}, and the score's better is "
+            f"{score_mode!r}: give it mode={score_mode!r}, or another score_name or score_mode"
+        )
 
 
 def _find_attributes(parts: Parts, runner: Trained) -> None:

@@ -9,9 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from danling_core.data import facts
+from danling_core.data.generators import generator_state, restore_generator
 from danling_core.errors import CheckpointError, ConfigError
 from danling_core.metrics import states as metric_states
 from danling_core.parallel import seeding
+from danling_core.parallel.environment import environment, what_differs
 from danling_core.parallel.modules import Slot
 from danling_core.runner.parts import Parts
 from danling_core.train.meters import LossMeter
@@ -98,6 +101,10 @@ def register_parts(parts: Parts, trained: Trained, metrics_in_use: Callable[[], 
     state.register("streams", parts.splits, shared=True, order=Order.positions)
     state.add("config", parts.config.canonical)
     state.add("device", lambda: parts.ranks.device.type, lambda s: _compare_device(parts, s))
+    state.add(
+        "environment", lambda: environment(parts.ranks.device), lambda s: _compare_environment(parts, s)
+    )
+    state.add("data", parts.splits.facts, lambda s: _compare_data(parts, s))
     state.add("world_size", lambda: parts.ranks.world_size)
     _register_per_rank(parts, trained, metrics_in_use)
 
@@ -213,6 +220,18 @@ def _register_per_rank(parts: Parts, trained: Trained, metrics_in_use: Callable[
     )
     state.add_per_rank("split", split_so_far, keep_split, Order.positions, merge_splits)
     state.add_per_rank("rng", parts.generators.state, seeding.restore_rng, Order.generators, reseed)
+    state.add_per_rank(
+        "data_generators",
+        lambda: {path: generator_state(each) for path, each in parts.splits.generators().items()} or None,
+        lambda s: _restore_generators(parts, s),
+        Order.generators,
+    )
+
+
+def _restore_generators(parts: Parts, states: Mapping[str, Any] | None) -> None:
+    for path, generator in parts.splits.generators().items() if states else ():
+        if states and path in states:
+            restore_generator(generator, states[path])
 
 
 def begin_split(parts: Parts, meter: LossMeter, metrics: Any) -> None:
@@ -267,8 +286,23 @@ def _load_buffers(module: Any, saved: Mapping[str, Any] | None) -> None:
 def _compare_device(parts: Parts, device: str | None) -> None:
     here = parts.ranks.device.type
     if device not in (None, here):
-        parts.setup.is_bitwise = False
-        logger.warning("the run was on %s and goes on with %s: it will not be bitwise equal", device, here)
+        parts.setup.not_bitwise(f"the run was on {device} and goes on with {here}")
+
+
+def _compare_environment(parts: Parts, before: Mapping[str, str] | None) -> None:
+    found = what_differs(before or {}, environment(parts.ranks.device))
+    if found:
+        parts.setup.not_bitwise(", ".join(found))
+
+
+def _compare_data(parts: Parts, before: Mapping[str, Any] | None) -> None:
+    found = facts.what_differs(before or {}, parts.splits.facts())
+    if found:
+        parts.setup.not_bitwise(f"the data has changed: {'; '.join(found)}")
+    if uncovered := parts.splits.uncovered_generators():
+        parts.setup.not_bitwise(
+            f"{', '.join(uncovered)} draws in loader workers of your own, and nobody saves what it drew"
+        )
 
 
 def _merged_split(states: list[dict[str, Any]], metrics: Any, *, is_first: bool) -> dict[str, Any] | None:

@@ -49,6 +49,7 @@ class Status(BaseModel):
     attempt: str = ""
     world_size: int = 1
     bitwise: bool = True
+    not_bitwise: str | None = None
     epochs: int = 0
     steps: int = 0
     iters: int = 0

@@ -99,9 +99,8 @@ def reproduce(
     report.replayed = epoch + 1 - (0 if start is None else start.progress["epochs"])
     world_size = start.world_size if start is not None and start.world_size is not None else status.world_size
     if not status.bitwise:
-        report.notes.append(
-            "the run went on with another number of ranks once: its epochs before that cannot agree"
-        )
+        why = status.not_bitwise or "it went on with another number of ranks once"
+        report.notes.append(f"the run is not bitwise ({why}): its epochs before that cannot agree")
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="danling-reproduce-"))
         launcher = stack.enter_context(Launcher()) if launcher is None else launcher

@@ -12,9 +12,11 @@ import torch
 from torch.utils.data import IterableDataset
 
 from danling_core.data.batches import batch_size_of, to_cpu, to_device
+from danling_core.data.pass_loader import PassLoader
 from danling_core.data.round_robin import RoundRobinBatches
 from danling_core.errors import ConfigError, RunInterrupted
 from danling_core.metrics import Additive
+from danling_core.metrics.states import has_list_state
 from danling_core.parallel import distributed
 from danling_core.results.values import as_floats, flatten
 from danling_core.train.meters import LossMeter
@@ -44,18 +46,19 @@ class Evaluator:
         meter: LossMeter,
         size_of: Callable[[Any], int] | None = None,
     ) -> None:
-        """Call `step` with each batch, and count its loss in `meter`.
+        """Call `step` with each batch, and count its loss in `meter`, weighted by what the sampler says of its size.
 
         Leaves early where a stop was requested: the next `reduce` raises then, on every rank.
         """
         self._left_early = False
+        counts = loader.counts() if size_of is None and isinstance(loader, PassLoader) else None
         size_of = size_of or batch_size_of
         for batch in loader:
             self._beat()
             if self._is_stop_requested():
                 self._left_early = True
                 return
-            count = size_of(batch)
+            count = size_of(batch) if counts is None else next(counts)
             _, loss = step(to_device(batch, self._device, non_blocking=True))
             if loss is not None:
                 meter.add(loss.detach(), count)
@@ -89,12 +92,18 @@ class Evaluator:
         additive = metrics if isinstance(metrics, Additive) else None
         left, self._left_early = self._left_early, False
         counted = [number for each in meters.values() for number in (each.total, float(each.count))]
-        sums = torch.tensor([float(left), *counted], dtype=torch.float64)
+        lacks_samples = float(meter.count == 0 and has_list_state(metrics))
+        sums = torch.tensor([float(left), lacks_samples, *counted], dtype=torch.float64)
         own = additive.state() if additive is not None else sums.new_zeros(0)
         joined = distributed.all_reduce_sum(torch.cat([sums, own.cpu()]))
-        stops, *counted = joined[: len(sums)].tolist()
+        stops, lacking, *counted = joined[: len(sums)].tolist()
         if stops:
             raise RunInterrupted("asked to stop: the evaluation was left, and is done again by a resume")
+        if lacking:
+            raise ConfigError(
+                f"{int(lacking)} rank(s) had no sample of this split, and a metric of torchmetrics that keeps lists "
+                "cannot be reduced then: use fewer ranks or more samples, or give the metric thresholds"
+            )
         pairs = zip(meters, zip(counted[::2], counted[1::2], strict=True), strict=True)
         result: dict[str, Any] = {name: total / count for name, (total, count) in pairs if count}
         if additive is not None:
@@ -107,6 +116,10 @@ class Evaluator:
             raise ConfigError(
                 f"metric {unseen[0]!r} has counted nothing: call self.update_metrics(pred, target) in evaluate_step, "
                 "or set self.metrics to None"
+            )
+        if "loss" in values and "loss" in result:
+            raise ConfigError(
+                "a metric is called 'loss', which is the name of the criterion's own: give it another"
             )
         return {**result, **values}
 

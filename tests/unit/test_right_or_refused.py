@@ -175,7 +175,7 @@ def test_a_loop_of_ones_own_needs_no_run(tmp_path: Path) -> None:
     whole = SmallRunner(config(tmp_path / "whole"))
     results = whole.train()
     runner = SmallRunner(config(tmp_path / "own"))
-    assert runner.evaluate_epoch("val") == SmallRunner(config(tmp_path / "own")).evaluate("val")["val"]
+    assert runner.evaluate_epoch("val") == SmallRunner(config(tmp_path / "third")).evaluate("val")["val"]
     for epoch in range(2):
         result = {"train": runner.train_epoch(), "val": runner.evaluate_epoch()}
         assert result == results[epoch]

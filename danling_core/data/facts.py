@@ -1,0 +1,99 @@
+"""Facts about a split's data, to tell at a resume whether it is still the same: type, length, a few samples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+
+from danling_core.data.fetch import as_tensor_batches
+from danling_core.data.generators import (
+    find_generators,
+    generator_state,
+    restore_generator,
+    seed_generator,
+)
+from danling_core.data.seeded import RandomStream, derive_seed
+
+_SAMPLES = 3
+_SEED = derive_seed("facts")
+
+
+def facts_of(dataset: Any) -> dict[str, Any]:
+    """Return type, length and a hash of the first, middle and last sample of a data set; None for what is not known.
+
+    Samples are read with random generators of their own, which are put back after.
+    """
+    found: dict[str, Any] = {"type": type(dataset).__qualname__, "length": None, "samples": None}
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        return found
+    tensors = as_tensor_batches(dataset)
+    data = dataset if tensors is None else tensors
+    try:
+        length = len(data)
+    except TypeError:
+        return found
+    generators = list(find_generators(dataset).values())
+    before = [generator_state(generator) for generator in generators]
+    try:
+        with RandomStream(_SEED):
+            for generator in generators:
+                seed_generator(generator, _SEED)
+            indices = (
+                sorted({index * (length - 1) // (_SAMPLES - 1) for index in range(_SAMPLES)})
+                if length
+                else []
+            )
+            samples = hashlib.sha256()
+            for index in indices:
+                _add(samples, data[index])
+    except Exception:  # a sample that cannot be read says so when it is trained on
+        return {**found, "length": length}
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            restore_generator(generator, state)
+    return {**found, "length": length, "samples": samples.hexdigest()[:16]}
+
+
+def what_differs(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what changed of each split, a line each; facts that one of the two does not know are passed over."""
+    found = []
+    for split in before:
+        if split not in now:
+            found.append(f"split {split!r} is gone")
+            continue
+        for name, was in before[split].items():
+            value = now[split].get(name)
+            if was is not None and value is not None and was != value:
+                changed = (
+                    "samples are not the same" if name == "samples" else f"{name} was {was} and is {value}"
+                )
+                found.append(f"split {split!r}: the {changed}")
+                break
+    return found
+
+
+def _add(digest: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        digest.update(repr((value.dtype, tuple(value.shape))).encode())
+        digest.update(
+            value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+        )
+    elif isinstance(value, np.ndarray):
+        digest.update(repr((value.dtype, value.shape)).encode() + np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            digest.update(repr(key).encode())
+            _add(digest, item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _add(digest, item)
+    elif isinstance(value, bool | int | float | str | bytes | None):
+        digest.update(repr(value).encode())
+    else:
+        digest.update(type(value).__qualname__.encode())

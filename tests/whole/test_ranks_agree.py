@@ -1,0 +1,153 @@
+"""Two ranks hold one model: weights are made equal where they are placed, and compared before every commit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from tests.ranks import RankFailed, Ranks
+from tests.small_runner import SmallRunner, config, points, weights
+
+
+class PerRank(SmallRunner):
+    """Its weights differ between ranks until somebody makes them equal."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(10.0 * self.rank)
+
+
+def evaluated(root: str) -> Any:
+    runner = PerRank(config(root))
+    loss = runner.evaluate("val")["val"]["loss"]
+    outputs = runner.infer("val")
+    inputs, targets = points(27)
+    with torch.no_grad():
+        plain = nn.functional.cross_entropy(outputs, targets[20:]).item()
+    return loss, plain, weights(runner)
+
+
+def test_an_evaluation_without_training_is_of_one_model(two_ranks: Ranks, tmp_path: Path) -> None:
+    first, second = two_ranks.run(evaluated, str(tmp_path))
+    alone = SmallRunner(config(tmp_path / "alone")).evaluate("val")["val"]["loss"]
+    assert first == second
+    assert first[0] == pytest.approx(alone, rel=1e-6) == pytest.approx(first[1], rel=1e-6)
+
+
+class Bypasses(SmallRunner):
+    def train_step(self, data: Any) -> Any:
+        pred = self.unwrap(self.model)(data[0])
+        loss = self.criterion(pred, data[1])
+        self.advance(loss)
+        return pred, loss
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+
+class HasOutsider(SmallRunner):
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        self.temperature = nn.Parameter(torch.ones(()))
+        self.optimizer.add_param_group({"params": [self.temperature]})
+
+
+class HasContainer(SmallRunner):
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        self.heads = nn.ModuleDict({"a": nn.Linear(2, 2)})
+        self.optimizer.add_param_group({"params": list(self.heads.parameters())})
+
+
+def train(root: str, kind: type[SmallRunner]) -> Any:
+    runner = kind(config(root))
+    runner.train()
+    return weights(runner)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Bypasses, "RanksDiffer: parameter 'model.weight' differs between the ranks after step"),
+        (HasOutsider, r"1 parameter\(s\) of no module of the runner"),
+        (HasContainer, "self.heads is a ModuleDict, which has no forward of its own"),
+    ],
+)
+def test_gradients_that_are_not_reduced_are_refused(
+    two_ranks: Ranks, tmp_path: Path, kind: type[SmallRunner], message: str
+) -> None:
+    with pytest.raises(RankFailed, match=message):
+        two_ranks.run(train, str(tmp_path), kind)
+
+
+def two_optimizers(root: str, **fields: Any) -> Any:
+    from examples.gan.runner import GANRunner
+
+    class Fixed(GANRunner):
+        """The same noise for the same sample, on any number of ranks."""
+
+        def __init__(self, given: Any) -> None:
+            super().__init__(given)
+            images = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+            self.datasets = {name: TensorDataset(images, torch.arange(24)) for name in ("train", "val")}
+            torch.manual_seed(3)
+            self.model[0].reset_parameters()
+            self.critic[0].reset_parameters()
+            self.table = torch.randn(24, self.params.noise, generator=torch.Generator().manual_seed(2))
+
+        def train_step(self, data: Any) -> Any:
+            self.indices = data[1]
+            return super().train_step(data)
+
+        def noise(self, count: int) -> torch.Tensor:
+            return self.table[self.indices]
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    runner = Fixed(config(root, runner="examples.gan.runner:GANRunner", **fields))
+    results = runner.train()
+    critic = [v.flatten() for v in runner.unwrap(runner.critic).state_dict().values()]
+    return weights(runner), torch.cat(critic).tolist(), results[1]["train"]
+
+
+def test_two_optimizers_come_to_the_same_weights_on_one_and_two_ranks(
+    two_ranks: Ranks, tmp_path: Path
+) -> None:
+    alone = two_optimizers(str(tmp_path / "alone"), dataloader={"batch_size": 8})
+    first, second = two_ranks.run(two_optimizers, str(tmp_path / "two"), dataloader={"batch_size": 4})
+    assert first == second
+    for one, two in zip(alone[:2], first[:2], strict=True):
+        torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=1e-4, atol=1e-5)
+    assert first[2] == pytest.approx(alone[2], rel=1e-4)
+
+
+def aurocs(root: str) -> Any:
+    from torchmetrics.classification import BinaryAUROC
+
+    runner = SmallRunner(config(root, params={"val_samples": 1}))
+    auroc = BinaryAUROC()
+
+    class Binary:
+        def __init__(self) -> None:
+            self.inner, self.persistent, self._defaults = auroc, auroc.persistent, auroc._defaults
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(auroc, name)
+
+        def update(self, pred: torch.Tensor, target: torch.Tensor) -> None:
+            auroc.update(pred.softmax(1)[:, 1], target)
+
+    runner.evaluate_metrics, runner.metrics = Binary(), None
+    return runner.evaluate("val")
+
+
+def test_lists_of_torchmetrics_need_a_sample_on_every_rank(two_ranks: Ranks, tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match=r"1 rank\(s\) had no sample of this split"):
+        two_ranks.run(aurocs, str(tmp_path))
