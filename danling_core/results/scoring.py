@@ -77,7 +77,7 @@ def best_index_of(scores: Mapping[int, float], score_mode: ScoreMode) -> int | N
 
 
 def _known_metric(score_name: str) -> str | None:
-    """Return the known metric in a name, as `acc` in "val_acc@5", if its other words are neutral or alike; else None."""
+    """Return the known metric in a name, as `acc` in "val_acc@5", if its other words are neutral; else None."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", score_name.rsplit("/", 1)[-1]).lower()
     words = [re.sub(r"@?\d+$", "", word) or word for word in re.split(r"[-_ ]+", name)]
     exact = re.split(r"[-_ ]+", name)
