@@ -21,6 +21,7 @@ from danling_core.parallel import distributed
 from danling_core.parallel.stopping import share
 from danling_core.session.context import RunContext
 from danling_core.session.rank_failures import RankFailures
+from danling_core.writers.console import survive_a_closed_console
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 75
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 2 bad input, 75 interrupted and resumable; a failure raises, and torchrun ends the other ranks.
     """
     arguments = _parser().parse_intermixed_args(argv)
+    survive_a_closed_console()
     faulthandler.enable()
     sys.path.insert(0, os.getcwd())
     try:

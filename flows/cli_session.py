@@ -18,6 +18,7 @@ from typing import Any
 
 from danling_core.config import Config
 from flows.credentials import forget, named_block, store_credentials
+from flows.home import a_home, never_through_a_proxy
 from flows.outcome import RunOutcome
 from flows.pool import LauncherPool, Listener, using
 from flows.server import QUIET, EmbeddedServer, api_server, send_waiting, using_api
@@ -89,7 +90,8 @@ class Session:
             os.environ.setdefault(name, value)
         ending: SessionEnd | None = None
         try:
-            with using(self._pool):
+            never_through_a_proxy()
+            with a_home(), using(self._pool):
                 if named_block(self._configs) is None:  # with a block, launchers inherit its variables
                     self._pool.start()
                 quiet = contextlib.nullcontext() if self._is_verbose else _quiet_prefect()

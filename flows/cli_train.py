@@ -14,6 +14,7 @@ from danling_core.config import Config
 from danling_core.config.overrides import parse_sweep
 from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from danling_core.errors import ConfigError, DanLingError
+from danling_core.writers.console import survive_a_closed_console
 from flows.cli_session import Session, SessionEnd
 from flows.cli_table import print_table
 from flows.console import GroupConsole, RunConsole
@@ -89,6 +90,7 @@ class Training:
         console: RunConsole | GroupConsole,
         flow: Callable[[list[Config]], Any],
     ) -> SessionEnd:
+        survive_a_closed_console()
         session = Session(configs, slots, console, self._verbose, self._fresh)
         with console.showing():
             return session.call(flow)

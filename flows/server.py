@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import contextvars
 import http.client
@@ -17,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from danling_core.errors import DanLingError
 from danling_core.python_path import python_path
@@ -158,16 +159,45 @@ def send_waiting(timeout_seconds: float = 10.0) -> bool:
 
 
 def _why_unreachable(api_url: str) -> str | None:
-    """None where something answers, be it with an error: that is for Prefect to tell."""
+    """Return why an API is taken for away: anything but a healthy answer; None where it is healthy."""
     try:
-        with urllib.request.urlopen(f"{api_url}/health", timeout=_PROBE_SECONDS):
-            return None
-    except (urllib.error.HTTPError, ssl.SSLError, http.client.HTTPException):
-        return None
+        request = urllib.request.Request(f"{api_url}/health", headers=_headers())
+        with urllib.request.urlopen(request, timeout=_PROBE_SECONDS, context=_tls()) as answer:
+            return None if answer.status == 200 else f"it answers {answer.status}"
+    except urllib.error.HTTPError as error:
+        return f"it answers {error.code} {error.reason}"
     except urllib.error.URLError as error:
-        return None if isinstance(error.reason, ssl.SSLError) else str(error.reason)
-    except (OSError, ValueError) as error:
+        return str(error.reason)
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return str(error) or type(error).__name__
+
+
+def _headers() -> dict[str, str]:
+    """Return what logs in, as Prefect's own client does."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
+
+    key, auth = PREFECT_API_KEY.value(), PREFECT_API_AUTH_STRING.value()
+    if key is not None:
+        return {"Authorization": f"Bearer {_revealed(key)}"}
+    if auth is None:
+        return {}
+    return {"Authorization": f"Basic {base64.b64encode(_revealed(auth).encode()).decode()}"}
+
+
+def _revealed(value: Any) -> str:
+    return str(value.get_secret_value() if hasattr(value, "get_secret_value") else value)
+
+
+def _tls() -> ssl.SSLContext:
+    from prefect.settings import PREFECT_API_SSL_CERT_FILE, PREFECT_API_TLS_INSECURE_SKIP_VERIFY
+
+    context = ssl.create_default_context()
+    file = PREFECT_API_SSL_CERT_FILE.value()
+    if file and os.path.isfile(file):
+        context.load_verify_locations(file)
+    if PREFECT_API_TLS_INSECURE_SKIP_VERIFY.value():
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def _is_healthy(api_url: str) -> bool:

@@ -244,6 +244,8 @@ class _Connection:
 
     def close(self) -> None:
         """End the process: by closing its pipe, then less kindly."""
+        with contextlib.suppress(LaunchError):
+            self.write({"op": "end"})  # a fork of this process may hold the pipe open
         with contextlib.suppress(OSError):  # a dead process leaves a broken pipe
             cast(BinaryIO, self.process.stdin).close()
         try:

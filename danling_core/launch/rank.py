@@ -24,6 +24,7 @@ from danling_core.runs.folder import Status
 from danling_core.session.context import RunContext, use
 from danling_core.session.writers import text_log_path
 from danling_core.writers import TextLog
+from danling_core.writers.console import survive_a_closed_console
 
 
 def run_launched(request: Mapping[str, Any], control_path: str, restart: int) -> None:
@@ -64,6 +65,7 @@ def _take_output(work_dir: str, config: Mapping[str, Any]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True)
+    survive_a_closed_console()
 
 
 def run_stages(config: Config, context: RunContext, stages: Sequence[str], threads: int) -> Status | None:

@@ -154,6 +154,8 @@ class Server:
                     self._take(json.loads(line))
 
     def _take(self, message: dict[str, Any]) -> None:
+        if message["op"] == "end":
+            return self._end("the driver is gone")
         if message["op"] != "interrupt":
             return self._queue.put(message)
         with self._lock:

@@ -119,6 +119,7 @@ class MirrorProcess:
             Fenced: another process owns the run.
             StoreUnavailable: not everything is up: the store stayed away, or the time was too short.
         """
+        self._send("end")  # a fork, such as a loader's worker, may hold the pipe open: its end is no message
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):  # it ended before; its exit code tells
                 self._process.stdin.close()

@@ -21,11 +21,11 @@ _END = ""
 
 
 class MirrorService:
-    """Answers lines: `sync` with `ok N` once everything that existed then is up, `soon` with nothing.
+    """Answers lines: `sync` with `ok N` once everything that existed then is up, `soon` and `end` with nothing.
 
     `soon` asks for a pass without the big, slowly growing files. A pass that fails is repeated with a growing
-    wait for as long as the input is open: training goes on meanwhile. At the end of the input there is a last
-    pass.
+    wait for as long as the input is open: training goes on meanwhile. At `end`, or the end of the input, there
+    is a last pass.
 
     Args:
         uploader: does the passes.
@@ -111,7 +111,7 @@ class MirrorService:
                 line = self._inbox.get(timeout=max(0.0, deadline - self._clock()))
             except queue.Empty:
                 return
-            if line == _END:
+            if line == _END or line.strip() == "end":
                 self._is_ended = True
             elif line.strip() == "sync":
                 self._asked += 1

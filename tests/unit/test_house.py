@@ -50,7 +50,7 @@ MAY_IMPORT = {
         "writers",
     },
     "tools": {"checkpoints", "config", "launch", "mirror", "results", "runs", "storage", "writers"},
-    "worker": {"config", "identity", "launch", "parallel", "session", "storage"},
+    "worker": {"config", "identity", "launch", "parallel", "session", "storage", "writers"},
 }
 # As first words of a docstring these announce a riddle: a function begins with a verb, a class with a noun.
 NO_FIRST_WORDS = set(
