@@ -23,10 +23,14 @@ _SAMPLES = 3
 _SEED = derive_seed("facts")
 
 
-def facts_of(dataset: Any) -> dict[str, Any]:
+def facts_of(dataset: Any, with_samples: bool = True) -> dict[str, Any]:
     """Return type, length and a hash of the first, middle and last sample of a data set; None for what is not known.
 
     Samples are read with random generators of their own, which are put back after.
+
+    Args:
+        dataset: of any kind.
+        with_samples: whether samples may be read in this process.
     """
     found: dict[str, Any] = {"type": type(dataset).__qualname__, "length": None, "samples": None}
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
@@ -37,6 +41,8 @@ def facts_of(dataset: Any) -> dict[str, Any]:
         length = len(data)
     except TypeError:
         return found
+    if not with_samples:
+        return {**found, "length": length}
     generators = list(find_generators(dataset).values())
     before = [generator_state(generator) for generator in generators]
     try:

@@ -13,7 +13,7 @@ from danling_core.data.given import BatchShardSampler, GroupedBatchSampler, set_
 from danling_core.data.iterable import StreamShards
 from danling_core.data.samplers import GlobalBatchSampler, ShardBatchSampler
 from danling_core.data.seeded import derive_seed
-from danling_core.data.workers import start_worker
+from danling_core.data.workers import start_worker, starting_workers
 from danling_core.errors import DataError
 
 
@@ -37,7 +37,9 @@ class PassLoader(DataLoader[Any]):
         return sampler if isinstance(sampler, (GlobalBatchSampler, GroupedBatchSampler)) else None
 
     def __iter__(self) -> Any:
-        return self._whole(super().__iter__())
+        with starting_workers():
+            iterator = super().__iter__()
+        return self._whole(iterator)
 
     def _whole(self, iterator: Iterator[Any]) -> Iterator[Any]:
         """Yield the batches that the sampler says are due.

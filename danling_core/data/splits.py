@@ -296,8 +296,17 @@ class DataSplits:
     def facts(self) -> dict[str, dict[str, Any]]:
         """Return what is known of each split's data; see `facts_of`. Found once."""
         if self._facts is None:
-            self._facts = {split: facts_of(dataset) for split, dataset in self._data().items()}
+            self._facts = {
+                split: facts_of(dataset, with_samples=not self._has_workers(split))
+                for split, dataset in self._data().items()
+            }
         return self._facts
+
+    def _has_workers(self, split: str) -> bool:
+        """Return whether other processes read a split: its files must not be opened here before they are forked."""
+        given = self._given(split)[0]
+        workers = self._config.dataloader.for_split(split, training=True).num_workers
+        return (workers if given is None else getattr(given, "num_workers", 0)) > 0
 
     def _data(self) -> dict[str, Any]:
         loaders = {split: self._given(split)[0] for split in self.names}

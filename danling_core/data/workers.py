@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 _POLL_SECONDS = 0.5
+
+
+@contextlib.contextmanager
+def starting_workers() -> Iterator[None]:
+    """Fork workers in this context: SIGTERM is blocked in every thread of theirs, also in those that torch starts."""
+    if not hasattr(signal, "sigtimedwait"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_worker(worker_id: int) -> None:

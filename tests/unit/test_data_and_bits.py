@@ -196,7 +196,6 @@ class Noisy(Dataset[Any]):
 
 
 class Augmented(Stopped):
-    workers = 0
     own_loader = False
 
     def __init__(self, given: Any) -> None:
@@ -210,10 +209,6 @@ class Augmented(Stopped):
     def train_step(self, data: Any) -> Any:
         self.noises += data[2].tolist()
         return super().train_step(data[:2])
-
-
-class WithWorkers(Augmented):
-    workers = 2
 
 
 class OwnLoader(Augmented):

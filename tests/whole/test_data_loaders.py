@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -145,9 +146,9 @@ def test_workers_ignore_the_signals_of_their_group_and_obey_their_rank():
     os.waitpid(stranger, 0)
     for _ in range(5):
         assert next(iterator).item() == pid
-    (worker,) = iterator._workers  # type: ignore[attr-defined]
+    (worker,) = [child for child in multiprocessing.active_children() if child.pid == pid]
     loader._iterator = None
-    iterator._shutdown_workers()  # type: ignore[attr-defined]
+    iterator.close()
     assert not worker.is_alive()
 
 
