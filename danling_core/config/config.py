@@ -131,6 +131,10 @@ class Config(Model):
         None, description="better is less or more; null: as is known"
     )
 
+    sanity_batches: NonNegativeWhole = _aside(
+        2,
+        "batches of each evaluation split, and one of training, that are tried before the first step; 0: none",
+    )
     log: bool = _aside(True, "keep a text log; false: what launched ranks print is dropped")
     log_interval: Count = _aside(50, "iters between progress reports")
     tensorboard: bool = _aside(False, "write TensorBoard files")

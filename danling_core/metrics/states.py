@@ -40,7 +40,7 @@ def saved(metric: Any, name: str = "metrics") -> Any:
         return {key: saved(each, f"{name}.{key}") for key, each in metric.items()}
     if is_additive(metric):
         return metric.state().cpu()
-    if _is_of_torchmetrics(metric):
+    if is_of_torchmetrics(metric):
         metric.persistent(True)
         if hasattr(metric, "values"):  # a collection: what its members share comes to each
             list(metric.values())
@@ -105,7 +105,7 @@ def check_reducible(metric: Any, name: str) -> None:
     if isinstance(metric, dict):
         for key, each in metric.items():
             check_reducible(each, f"{name}.{key}")
-    elif not (is_additive(metric) or _is_of_torchmetrics(metric) or getattr(metric, "reduces_itself", False)):
+    elif not (is_additive(metric) or is_of_torchmetrics(metric) or getattr(metric, "reduces_itself", False)):
         raise ConfigError(
             f"{name}: how does a {type(metric).__name__} reduce over ranks? Known are metrics with `state` and "
             "`load_state` (danling_core.metrics.Additive) and those of torchmetrics; one whose compute() reduces "
@@ -127,7 +127,8 @@ def is_additive(metric: Any) -> bool:
     return hasattr(metric, "state") and hasattr(metric, "load_state")
 
 
-def _is_of_torchmetrics(metric: Any) -> bool:
+def is_of_torchmetrics(metric: Any) -> bool:
+    """Return whether it is a metric of torchmetrics, or a collection of them."""
     return hasattr(metric, "persistent")
 
 

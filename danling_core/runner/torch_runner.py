@@ -23,6 +23,7 @@ from danling_core.runner import loading, set_up, trainable
 from danling_core.runner.base import RunnerMode
 from danling_core.runner.base_runner import BaseRunner, Values
 from danling_core.runner.loading import LoadedKeys
+from danling_core.runner.look import look
 from danling_core.runner.objects import File
 from danling_core.runner.parts import Parts, make_parts
 from danling_core.runner.training_state import begin_split, register_parts
@@ -66,6 +67,8 @@ class TorchRunner(BaseRunner):
             the prediction, and the mean loss over the batch (a scalar).
         """
         inputs, target = _input_and_target(data)
+        if self.criterion is None:
+            raise ConfigError("self.criterion is not set: set it in __init__, or override train_step")
         with self.autocast():
             pred = self.model(inputs)
             loss = self.criterion(pred, target)
@@ -88,6 +91,10 @@ class TorchRunner(BaseRunner):
         parts = self._parts
         step, first = parts.step.value, parts.steppers.first or self._first_stepper()
         stepper = first if optimizer is None else parts.steppers.of(optimizer)
+        if not isinstance(loss, torch.Tensor):
+            raise ConfigError(
+                f"advance was given a {type(loss).__name__}, wanted the loss: a tensor of one number"
+            )
         if not step.is_rehearsal:
             meter = self.meters if stepper is first else parts.losses[stepper.name]
             meter.add(loss, step.count)
@@ -300,7 +307,7 @@ class TorchRunner(BaseRunner):
         """Evaluate one batch, without gradients: forward, loss, metrics.
 
         Returns:
-            the prediction, and the mean loss or None.
+            the prediction, and the mean loss or None; or a mapping with a `loss`.
         """
         inputs, target = _input_and_target(data)
         with self.autocast():
@@ -582,6 +589,8 @@ class TorchRunner(BaseRunner):
             if record is not None:
                 self._apply(restore.read(record, parts.session.files, parts.place.local_checkpoint_dir))
                 setup.resumed = {"step": self.steps, "epoch": self.epochs, "record": record.name}
+            elif train_splits and parts.session.is_open and self.config.sanity_batches:
+                look(parts, self, train_splits, evaluate_splits)
             setup.is_resume_due = setup.is_resume_due and train_splits is None
         setup.has_weights = True
 

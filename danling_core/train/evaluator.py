@@ -42,7 +42,7 @@ class Evaluator:
     def evaluate(
         self,
         loader: Iterable[Any],
-        step: Callable[[Any], tuple[Any, torch.Tensor | None]],
+        step: Callable[[Any], Any],
         meter: LossMeter,
         size_of: Callable[[Any], int] | None = None,
     ) -> None:
@@ -59,7 +59,7 @@ class Evaluator:
                 self._left_early = True
                 return
             count = size_of(batch) if counts is None else next(counts)
-            _, loss = step(to_device(batch, self._device, non_blocking=True))
+            loss = loss_of(step(to_device(batch, self._device, non_blocking=True)))
             if loss is not None:
                 meter.add(loss.detach(), count)
 
@@ -136,6 +136,27 @@ class Evaluator:
         else:
             ordered = [output for part in parts for output in part]
         return _concatenated(ordered)
+
+
+def loss_of(returned: Any) -> torch.Tensor | None:
+    """Return the loss in what an `evaluate_step` returned: `(prediction, loss)`, or a mapping with a `loss`.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if isinstance(returned, Mapping):
+        loss = returned.get("loss")
+    elif isinstance(returned, tuple) and len(returned) == 2:
+        loss = returned[1]
+    else:
+        raise ConfigError(
+            f"evaluate_step returned a {type(returned).__name__}, wanted (prediction, loss), or a mapping with a 'loss'"
+        )
+    if loss is not None and not isinstance(loss, torch.Tensor):
+        raise ConfigError(
+            f"evaluate_step returned a {type(loss).__name__} as the loss, wanted a tensor or None"
+        )
+    return loss
 
 
 def computed(metrics: Any) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class Stepper:
         self.schedulers = schedulers
         self.is_pending = False
         """Whether there are gradients of a window that has not stepped."""
+        self.rehearsed = 0
+        """How often it was called only to try it."""
         self._modules = modules
         self._precision = precision
         self._ema = ema
@@ -76,6 +78,7 @@ class Stepper:
             step: its weight, and whether it ends the window.
         """
         if step.is_rehearsal:
+            self.rehearsed += 1
             (loss * 0.0).backward()
             return
         if self._others:

@@ -1,0 +1,191 @@
+"""A look before the leap: a few batches through a copy of the runner, before the first step; nothing is left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from danling_core.data.batches import to_device
+from danling_core.data.generators import KINDS, generator_state, restore_generator
+from danling_core.data.round_robin import RoundRobinBatches
+from danling_core.errors import ConfigError, DanLingError, RunInterrupted
+from danling_core.metrics.states import is_of_torchmetrics
+from danling_core.parallel import seeding
+from danling_core.parallel.modules import Modules, Slot
+from danling_core.parallel.strategies import SingleRank
+from danling_core.results.values import flatten
+from danling_core.runner.base import RunnerMode
+from danling_core.runner.parts import CurrentStep, Parts, SetUp
+from danling_core.session.files import NoFiles
+from danling_core.train.epoch import EpochState
+from danling_core.train.evaluator import computed, loss_of
+from danling_core.train.meters import LossMeter
+from danling_core.train.step import REHEARSAL
+from danling_core.train.stepper import Stepper, Steppers
+
+logger = logging.getLogger("danling")
+
+_LARGEST_COPY_BYTES = 2 << 30
+
+
+def look(parts: Parts, runner: Any, train_splits: Sequence[str], evaluate_splits: Sequence[str]) -> None:
+    """Pass a batch of each trained split, and `sanity_batches` of each evaluation split, through the runner's steps.
+
+    On each rank by itself: no collective, no file, nothing counted. Modules and attributes are copies, and random
+    generators are put back.
+
+    Raises:
+        ConfigError: what would have failed later, after minutes of training.
+    """
+    size = sum(
+        t.numel() * t.element_size() for m in parts.modules.own.values() for t in m.state_dict().values()
+    )
+    if size > _LARGEST_COPY_BYTES:
+        logger.info(
+            "no look before the first step: a copy of the modules would take %.1f GiB", size / (1 << 30)
+        )
+        return
+    with _generators_put_back(parts):
+        probe = _copy_of(parts, runner)
+        for split in train_splits:
+            with _explained("train_step", split):
+                _train(probe, split)
+        for split in evaluate_splits:
+            with _explained("evaluate_step", split):
+                _evaluate(probe, split, parts.config.sanity_batches)
+
+
+def _evaluate(probe: Any, split: str, count: int) -> None:
+    parts: Parts = probe._parts
+    loader = parts.splits.evaluate_loader(split)
+    if isinstance(loader, RoundRobinBatches) and iter(loader.loader) is loader.loader:
+        return  # an iterator of the user's own, which can be read once
+    probe.split, probe.mode, probe.meters = split, RunnerMode.evaluate, LossMeter()
+    metrics = probe.evaluate_metrics if probe.evaluate_metrics is not None else probe.metrics
+    seen = 0
+    with parts.modules.evaluating(None):
+        for batch in islice(loader, count):
+            seen += 1
+            loss = loss_of(probe.evaluate_step(to_device(batch, parts.ranks.device)))
+            if loss is not None:
+                probe.meters.add(loss.detach(), 1)
+    if not seen:
+        return  # fewer samples than ranks
+    values = {**({"loss": probe.meters.mean} if probe.meters.count else {}), **computed(metrics)}
+    if not values:
+        raise ConfigError(
+            "it reports nothing: let it return (prediction, loss), set self.criterion, or give self.metrics"
+        )
+    history = parts.history
+    names = flatten(values)
+    if history.score_split == split and history.score_name not in names:
+        raise ConfigError(
+            f"score_name is {history.score_name!r}, but split {split!r} reports {sorted(names)}: choose one of these"
+        )
+
+
+def _train(probe: Any, split: str) -> None:
+    parts: Parts = probe._parts
+    loader = parts.splits.stream(split).loader
+    if iter(loader) is loader:
+        return
+    probe.split, probe.mode, probe.meters = split, RunnerMode.train, LossMeter()
+    parts.losses = {stepper.name: LossMeter() for stepper in parts.steppers}
+    parts.modules.train()
+    batch = next(iter(loader), None)
+    if batch is None:
+        raise ConfigError("its data is empty")
+    with probe.in_step(REHEARSAL):
+        probe.train_step(to_device(batch, parts.ranks.device))
+    if not any(stepper.rehearsed for stepper in parts.steppers):
+        raise ConfigError("it never called self.advance(loss): nothing would be trained")
+
+
+def _copy_of(parts: Parts, runner: Any) -> Any:
+    """Return a runner with copies of the user's attributes, which has no run, no wrappers and no schedule."""
+    probe = copy.copy(runner)
+    wrapped, own = parts.modules.wrapped, parts.modules.own
+    memo: dict[int, Any] = {id(runner): probe, id(parts): None}
+    for name, module in own.items():
+        memo[id(wrapped[name])] = copy.deepcopy(module, memo)
+    for name, value in vars(runner).items():
+        if name != "_parts":
+            with contextlib.suppress(Exception):  # what cannot be copied is used as it is
+                vars(probe)[name] = copy.deepcopy(value, memo)
+    modules = Modules(SingleRank())
+    for name in own:
+        module = memo[id(wrapped[name])]
+        modules.add(name, Slot(lambda m=module: m, lambda new: None))  # type: ignore[misc]
+    session = copy.copy(parts.session)
+    session.files, session.is_open, session.services = NoFiles(), True, ()
+    session.writer = _Silent() if parts.config.tensorboard else None
+    steppers = [
+        Stepper(memo.get(id(each.optimizer), each.optimizer), [], parts.precision, name=each.name)
+        for each in parts.steppers
+    ]
+    probe._parts = dataclasses.replace(
+        parts,
+        modules=modules,
+        session=session,
+        steppers=Steppers(steppers),
+        progress=copy.copy(parts.progress),
+        epoch=EpochState(),
+        setup=SetUp(is_placed=True, is_trainable=True, is_announced=True, is_resume_due=False),
+        step=CurrentStep(),
+        saves_due=[],
+    )
+    for metrics in (probe.metrics, probe.train_metrics, probe.evaluate_metrics):
+        _keep_to_this_rank(metrics)
+    return probe
+
+
+def _keep_to_this_rank(metrics: Any) -> None:
+    """Have metrics of torchmetrics compute without the other ranks."""
+    if isinstance(metrics, Mapping):
+        for metric in metrics.values():
+            _keep_to_this_rank(metric)
+    elif is_of_torchmetrics(metrics):
+        metrics.sync_on_compute = False
+        metrics._to_sync = False
+
+
+@contextlib.contextmanager
+def _generators_put_back(parts: Parts) -> Iterator[None]:
+    others = {} if parts.attributes is None else parts.attributes.others
+    own = {**parts.splits.generators(), **{f"self.{n}": g for n, g in others.items() if isinstance(g, KINDS)}}
+    before = seeding.capture_rng()
+    states = {path: generator_state(generator) for path, generator in own.items()}
+    try:
+        yield
+    finally:
+        for path, generator in own.items():
+            restore_generator(generator, states[path])
+        seeding.restore_rng(before)
+
+
+@contextlib.contextmanager
+def _explained(step: str, split: str) -> Iterator[None]:
+    """Raise what goes wrong as a ConfigError that says where, and that nothing was trained."""
+    try:
+        yield
+    except RunInterrupted:
+        raise
+    except DanLingError as error:
+        raise type(error)(f"{step} of split {split!r}, tried before the first step: {error}") from error
+    except Exception as error:
+        raise ConfigError(
+            f"{step} of split {split!r} failed when it was tried before the first step: {type(error).__name__}: "
+            f"{error} (sanity_batches=0 leaves this look out)"
+        ) from error
+
+
+class _Silent:
+    """Stand-in for a writer: takes everything, and writes nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *values, **named: None

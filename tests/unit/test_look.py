@@ -1,0 +1,159 @@
+"""The look before the first step: what would fail later is met at once, and nothing is left of it."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from danling_core.errors import ConfigError, ScoreError
+from danling_core.metrics import MetricGroup
+from tests.small_runner import SmallRunner, config, weights
+from tests.unit.test_attributes import Rich
+from tests.unit.test_data_and_bits import Noisy
+
+
+def looking(root: Path, **fields: Any) -> Any:
+    return config(root, **{"sanity_batches": 2, **fields})
+
+
+def broken(root: Path, change: Any, **fields: Any) -> str:
+    """Train a runner that `change` has broken; return the message, once nothing was trained."""
+    runner = SmallRunner(looking(root, **fields))
+    change(runner)
+    with pytest.raises(ConfigError) as refused:
+        runner.train()
+    assert runner.steps == 0 and runner.results == {}
+    return str(refused.value)
+
+
+PER_SAMPLE = nn.CrossEntropyLoss(reduction="none")
+
+
+class Odd:
+    def update(self, pred: Any, target: Any) -> None: ...
+
+    def compute(self) -> Any:
+        return object()
+
+    def reset(self) -> None: ...
+
+
+def fails(data: Any) -> Any:
+    raise KeyError("inputs")
+
+
+@pytest.mark.parametrize(
+    ("change", "fields", "message"),
+    [
+        (
+            lambda r: setattr(r, "evaluate_step", fails),
+            {},
+            "evaluate_step of split 'val' failed.*KeyError: 'inputs'",
+        ),
+        (
+            lambda r: setattr(r, "evaluate_step", lambda d: r.model(d[0])),
+            {},
+            "returned a Tensor, wanted \\(prediction",
+        ),
+        (lambda r: setattr(r, "evaluate_step", lambda d: (1, 0.5)), {}, "returned a float as the loss"),
+        (lambda r: setattr(r, "train_step", lambda d: r.model(d[0])), {}, "never called self.advance"),
+        (lambda r: setattr(r, "train_step", lambda d: r.advance(0.5)), {}, "advance was given a float"),
+        (
+            lambda r: setattr(r, "criterion", None),
+            {},
+            "train_step of split 'train'.*self.criterion is not set",
+        ),
+        (lambda r: setattr(r, "metrics", MetricGroup(odd=Odd())), {}, "metric 'odd' must be one number"),
+        (lambda r: None, {"score_name": "acuracy", "score_mode": "max"}, "reports \\['accuracy', 'loss'\\]"),
+        (lambda r: r.datasets.update(val=[]), {}, "the data set is empty"),
+        (
+            lambda r: setattr(r, "criterion", nn.CrossEntropyLoss(reduction="none")),
+            {},
+            "RuntimeError: grad can be implicitly created only",
+        ),
+    ],
+    ids=[
+        "raises",
+        "returns",
+        "loss",
+        "advance",
+        "float",
+        "criterion",
+        "metric",
+        "score",
+        "empty",
+        "reduction",
+    ],
+)
+def test_what_would_fail_later_is_met_before_the_first_step(
+    tmp_path: Path, change: Any, fields: dict[str, Any], message: str
+) -> None:
+    import re
+
+    assert re.search(message, broken(tmp_path, change, **fields))
+
+
+def test_an_evaluation_may_return_a_mapping(tmp_path: Path) -> None:
+    plain, other = SmallRunner(looking(tmp_path / "a")), SmallRunner(looking(tmp_path / "b"))
+    step = other.evaluate_step
+    other.evaluate_step = lambda data: {"loss": step(data)[1], "more": 1}  # type: ignore[assignment, method-assign]
+    assert other.train() == plain.train()
+
+
+class Counts(Rich):
+    """Counts how its steps were called, and keeps lists."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        self.calls = {"train": 0, "evaluate": 0}
+        self.seen: list[float] = []
+        self.datasets["noisy"] = Noisy()
+
+    def train_step(self, data: Any) -> Any:
+        self.calls["train"] += 1
+        self.seen.append(float(data[0].sum()))
+        self.logger.debug("step %s", self.steps)
+        return super().train_step(data)
+
+    def evaluate_step(self, data: Any) -> Any:
+        self.calls["evaluate"] += 1
+        return super().evaluate_step(data[:2])
+
+
+@pytest.mark.parametrize("fields", [{}, {"precision": "bf16", "ema_decay": 0.9, "accum_steps": 2}])
+def test_nothing_is_left_of_the_look(tmp_path: Path, fields: dict[str, Any]) -> None:
+    given = {"params": {"width": 4, "dropout": 0.5, "batch_norm": True}, **fields}
+    looked = Counts(looking(tmp_path / "a", **given))
+    looked.train()
+    plain = Counts(config(tmp_path / "b", **given))
+    assert looked.results == plain.train()
+    assert looked.all() == plain.all() and weights(looked) == weights(plain)
+    assert looked.calls == plain.calls and looked.seen == plain.seen
+    assert (looked.iters, looked.steps) == (plain.iters, plain.steps)
+    assert Path(looked.dir, "results.json").exists()
+
+
+def test_a_resume_does_not_look_again(tmp_path: Path) -> None:
+    calls: collections.Counter[str] = collections.Counter()
+
+    class Looks(SmallRunner):
+        def evaluate_step(self, data: Any) -> Any:
+            calls["evaluate"] += 1
+            return super().evaluate_step(data)
+
+        def after_step(self) -> None:
+            if self.steps == 6 and not self.resumed:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Looks(looking(tmp_path)).train()
+    assert calls["evaluate"] == 2 + 2  # the look, and the first epoch
+    Looks(looking(tmp_path)).train()
+    assert calls["evaluate"] == 2 + 2 + 2
+    assert np.isfinite(torch.tensor(float(calls["evaluate"]))) and issubclass(ScoreError, ConfigError)
