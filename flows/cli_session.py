@@ -107,7 +107,7 @@ class Session:
         may_skip = not isinstance(server, str) and not self._is_fresh
         if may_skip and (outcomes := complete_already(plans)) is not None:
             return SessionEnd([self._pool.record(outcome) for outcome in outcomes])
-        with using_api(_url_of(server)):
+        with using_api(server):
             return self._in_thread(lambda: flow([plan.config for plan in plans]))
 
     @contextlib.contextmanager
@@ -117,7 +117,7 @@ class Session:
             yield
             return
         try:
-            with using_api(_url_of(server)), store_credentials(self._configs):
+            with using_api(server), store_credentials(self._configs):
                 yield
         finally:
             forget()  # a flow that hangs on a lost API may still hold them
@@ -176,11 +176,6 @@ def _signals_noted() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _url_of(server: EmbeddedServer | str) -> str:
-    """Return the API's URL, once it answers."""
-    return server if isinstance(server, str) else server.wait()
 
 
 def _failure(state: Any) -> BaseException | None:

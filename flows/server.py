@@ -8,6 +8,7 @@ import contextvars
 import http.client
 import logging
 import os
+import secrets
 import socket
 import ssl
 import subprocess
@@ -48,9 +49,13 @@ class EmbeddedServer:
     `start` returns at once, so that the server (5 to 9 s) comes up while other things are prepared; `wait`
     blocks. The server ends with this process, however that ends, but not with a Ctrl-C: runs are to report
     their end to it.
+
+    Args:
+        auth: `name:password` that its clients must give; None lets every user of this machine in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, auth: str | None = None) -> None:
+        self.auth = auth
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._process: subprocess.Popen[bytes] | None = None
         self.api_url = ""
@@ -61,7 +66,13 @@ class EmbeddedServer:
             self.api_url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "flows.embedded_server", str(listener.fileno())],
-                env={**os.environ, **QUIET, **_SERVER, "PYTHONPATH": python_path(os.environ)},
+                env={
+                    **os.environ,
+                    **QUIET,
+                    **_SERVER,
+                    **({} if self.auth is None else {"PREFECT_SERVER_API_AUTH_STRING": self.auth}),
+                    "PYTHONPATH": python_path(os.environ),
+                },
                 pass_fds=(listener.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
@@ -123,7 +134,7 @@ def api_server() -> Iterator[EmbeddedServer | str]:
     if url is not None:
         yield url
         return
-    server = EmbeddedServer()
+    server = EmbeddedServer(auth=f"danling:{secrets.token_urlsafe(32)}")
     server.start()
     try:
         yield server
@@ -132,11 +143,21 @@ def api_server() -> Iterator[EmbeddedServer | str]:
 
 
 @contextlib.contextmanager
-def using_api(api_url: str) -> Iterator[None]:
-    """Have flows called inside talk to `api_url`, without heartbeats."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+def using_api(server: EmbeddedServer | str) -> Iterator[None]:
+    """Have flows called inside talk to a server, once it answers, or to the API at a URL; without heartbeats."""
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        temporary_settings,
+    )
 
-    with temporary_settings({PREFECT_API_URL: api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    settings: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    if isinstance(server, str):
+        settings[PREFECT_API_URL] = server
+    else:
+        settings |= {PREFECT_API_URL: server.wait(), PREFECT_API_AUTH_STRING: server.auth}
+    with temporary_settings(settings):
         yield
 
 

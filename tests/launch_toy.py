@@ -162,6 +162,19 @@ def with_loader(rank: Rank) -> None:
     child.kill()
 
 
+def meet(rank: Rank) -> None:
+    """A rank in the process group that runs make; it goes on until asked to stop."""
+    import torch
+
+    from danling_core.parallel import distributed
+
+    distributed.init_process_group(torch.device("cpu"), 60.0)
+    distributed.all_gather_objects(rank.rank)
+    rank.emit("run_started")
+    stop_when_asked(rank)
+    distributed.destroy_process_group()
+
+
 ROLES = {
     role.__name__: role
     for role in (
@@ -172,6 +185,7 @@ ROLES = {
         abort_after_completed,
         echo,
         with_loader,
+        meet,
     )
 }
 

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from danling_core.process_tree import children_of
 
 KINDS = ("driver", "launcher", "fork server", "rank", "loader worker")
+
+
+def listening(pid: int) -> set[str]:
+    """Where a process accepts TCP connections, as the kernel writes it: `0100007F:1F90` is 127.0.0.1, port 8080."""
+    sockets = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            sockets.add(os.readlink(descriptor))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+                found.add(words[1])
+    return found
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:

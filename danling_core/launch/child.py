@@ -16,6 +16,7 @@ from typing import Any
 
 from danling_core.errors import ConfigError
 from danling_core.parallel.control import Control
+from danling_core.parallel.distributed import MEETING_FILE
 from danling_core.process_tree import children_die_with_us, die_with_parent, lead_group, watch_parent
 from danling_core.session.rank_failures import describe
 
@@ -35,6 +36,7 @@ def enter_rank(order: Mapping[str, Any]) -> None:
     cells = Control.open(order["control_path"]).ranks[local_rank]
     try:
         enter(order)
+        os.environ[MEETING_FILE] = order["meeting_path"]
         cells.enter()
         load(order["entrypoint"])(order["request"], order["control_path"], order["restart"])
     except BaseException as error:

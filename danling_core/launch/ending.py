@@ -35,7 +35,7 @@ def record(request: RunRequest, attempt: str, outcome: Outcome, env: Mapping[str
     try:
         if request.remote_url is None:
             check_generation(folder.lease_url, request.generation)
-        known = folder.read_status()
+        known = folder.find_status()
         if known is not None and known.is_complete:
             outcome = Outcome("complete", restarts=outcome.restarts)
         else:

@@ -7,17 +7,17 @@ import logging
 import multiprocessing
 import os
 import time
-import uuid
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import HashStore
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.elastic.rendezvous import registry as rendezvous_registry
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
+from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
 from danling_core.launch import child
 from danling_core.launch.verdict import GroupEnd, RankEnd
@@ -61,6 +61,38 @@ class _Agent(LocalElasticAgent):
         return result
 
 
+class _OneNode(RendezvousHandler):
+    """Rendezvous of an agent that has nobody to meet: no port, where elastic's own listen on every address."""
+
+    def __init__(self) -> None:
+        self._store = HashStore()
+        self._is_closed = False
+
+    def get_backend(self) -> str:
+        return "none"
+
+    def get_run_id(self) -> str:
+        return "danling"
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        # The port is free, and not used: it is for user code that makes a process group of its own.
+        info = RendezvousStoreInfo.build(0, self._store, local_addr="127.0.0.1")
+        return RendezvousInfo(self._store, rank=0, world_size=1, bootstrap_store_info=info)
+
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    def set_closed(self) -> None:
+        self._is_closed = True
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def shutdown(self) -> bool:
+        self._is_closed = True
+        return True
+
+
 def run_group(order: dict[str, Any], world_size: int, folder: str, watch: Watch) -> GroupEnd:
     """Start the ranks, wait for their end, and say how each ended. Called in the launcher's main thread.
 
@@ -69,7 +101,11 @@ def run_group(order: dict[str, Any], world_size: int, folder: str, watch: Watch)
         folder: private, for this launch.
         watch: of this group; its thread runs already.
     """
-    order = {**order, "failure_path": os.path.join(folder, "failure-{rank}.json")}
+    order = {
+        **order,
+        "failure_path": os.path.join(folder, "failure-{rank}.json"),
+        "meeting_path": os.path.join(folder, "meeting"),
+    }
     agent = _make_agent(child.enter_rank, order, world_size, folder, watch)
     launch_error: str | None = None
     try:
@@ -86,21 +122,12 @@ def run_group(order: dict[str, Any], world_size: int, folder: str, watch: Watch)
 def _make_agent(
     entrypoint: Callable[..., None], order: dict[str, Any], world_size: int, folder: str, watch: Watch
 ) -> _Agent:
-    rendezvous = RendezvousParameters(
-        backend="c10d",
-        endpoint="localhost:0",
-        run_id=uuid.uuid4().hex,
-        min_nodes=1,
-        max_nodes=1,
-        local_addr="localhost",
-        timeout=60,
-    )
     spec = WorkerSpec(
         role="rank",
         local_world_size=world_size,
         entrypoint=entrypoint,
         args=(order,),
-        rdzv_handler=rendezvous_registry.get_rendezvous_handler(rendezvous),
+        rdzv_handler=_OneNode(),
         max_restarts=0,
         monitor_interval=_MONITOR_SECONDS,
         local_addr="localhost",

@@ -6,6 +6,7 @@ import atexit
 import functools
 import logging
 import os
+import socket
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,9 @@ import torch.distributed as dist
 from danling_core.errors import ConfigError
 
 logger = logging.getLogger("danling")
+
+MEETING_FILE = "DANLING_MEETING_FILE"
+"""Variable that our launcher sets for the ranks of one node: a file in a private folder, where they find each other."""
 
 
 def world_size() -> int:
@@ -70,14 +74,34 @@ def _warn_once(message: str) -> None:
 
 def init_process_group(device: torch.device, timeout_seconds: float) -> bool:
     """Join the process group of this job. Collective. Returns whether this call made it (and must destroy
-    it)."""
+    it).
+
+    The ranks of our launcher meet in a file, and talk over the loopback interface: torch's TCP store listens on every
+    address, asks nobody who they are, and unpickles.
+    """
     if world_size() == 1 or dist.is_initialized():
         return False
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_seconds)}
+    path = os.environ.get(MEETING_FILE)
+    if path is not None:
+        _keep_to_loopback()
+        options |= {
+            "store": dist.FileStore(path, world_size()),
+            "rank": rank(),
+            "world_size": world_size(),
+        }
+    dist.init_process_group(backend, **options)
     return True
+
+
+def _keep_to_loopback() -> None:
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    if loopback is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
 
 
 def destroy_process_group() -> None:

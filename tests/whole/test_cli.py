@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import re
@@ -9,6 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,7 @@ from danling_core.runs.folder import RunFolder, Status, list_runs
 from flows.cli import main
 from tests.marks import rarely
 from tests.prefect_fixtures import PrefectServer
-from tests.processes import wait_until
+from tests.processes import listening, tree, wait_until
 
 Make = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -386,6 +390,7 @@ def test_the_embedded_server_serves_without_configuration_and_ends_with_the_comm
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home")}
     server, mark = _marked(PrefectServer("", environment), tmp_path)
     process = _danling(server, "run", write(toy_config()))
+    assert _stranger_gets(process.pid) == 401
     out, error = process.communicate(timeout=110)
     assert process.returncode == 0, error
     assert "complete" in out and error == ""
@@ -402,6 +407,28 @@ def test_the_embedded_server_serves_without_configuration_and_ends_with_the_comm
     assert "complete already" in out
     with sqlite3.connect(tmp_path / "home" / "prefect.db") as database:
         assert database.execute("select count(*) from flow_run").fetchone() == (1,)
+
+
+def _stranger_gets(pid: int) -> int:
+    """Ask the embedded server of a command for its flow runs, as any process of this machine can."""
+
+    def ports() -> list[int]:
+        found = (listening(child) for _, child in tree(pid))
+        return [int(each.partition(":")[2], 16) for each in set().union(*found)]
+
+    def ask() -> int:
+        for port in ports():
+            with contextlib.suppress(urllib.error.URLError, http.client.HTTPException, OSError):
+                request = urllib.request.Request(f"http://127.0.0.1:{port}/api/flow_runs/count", data=b"{}")
+                try:
+                    with urllib.request.urlopen(request, timeout=5) as answer:
+                        return int(answer.status)
+                except urllib.error.HTTPError as error:
+                    return error.code
+        return 0
+
+    wait_until(lambda: ask() != 0, "an answer of the embedded server")
+    return ask()
 
 
 @pytest.mark.long

@@ -384,7 +384,7 @@ def test_a_cancellation_is_heeded_after_an_absence_of_the_api(
     )
     try:
         with (
-            using_api(servers[0].wait()),
+            using_api(servers[0]),
             using(LauncherPool(listener=AtFirstEpoch(restart_and_cancel))),
         ):
             state = _call("run", config)

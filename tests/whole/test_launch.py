@@ -20,7 +20,7 @@ from danling_core.launch.client import Launcher, Outcome, RunHandle, RunRequest
 from danling_core.process_tree import children_of, is_alive, start_time
 from danling_core.runs.folder import RunFolder
 from tests.marks import rarely
-from tests.processes import wait_until
+from tests.processes import listening, tree, wait_until
 
 END = signal.SIGUSR2  # as the fork server has it, which is no module to import here
 ENTRYPOINTS: dict[str, Any] = {
@@ -537,3 +537,12 @@ def test_ranks_of_a_driver_that_died_are_waited_for(tmp_path: Path, launcher: La
     assert [event["attempt"] for event in events] == sorted(event["attempt"] for event in events)
     assert driver.stdout is not None
     driver.stdout.close()
+
+
+def test_ranks_of_one_node_listen_on_loopback_only(launcher: Launcher, tmp_path: Path) -> None:
+    handle = begin(launcher, tmp_path, "meet")
+    pids = [pid for child in children_of(os.getpid()) for _, pid in tree(child)]
+    found = set().union(*(listening(pid) for pid in pids))
+    handle.interrupt("done")
+    assert handle.outcome(60).status == "interrupted"
+    assert found and all(each.startswith(("0100007F:", f"{1 << 24:032X}:")) for each in found), found
