@@ -19,6 +19,7 @@ _SETTINGS = [
     "safe.directory=*",
     "core.fsmonitor=false",
     "core.quotePath=true",
+    "diff.autoRefreshIndex=false",
     "diff.suppressBlankEmpty=false",
     "diff.interHunkContext=0",
     f"diff.orderFile={os.devnull}",
