@@ -13,6 +13,11 @@ def verify_run(root: str, run: str) -> int:
         print(finding)
     read = f"{report.checkpoints} checkpoint(s) of {report.checkpoint_bytes:,} bytes, {report.events} events"
     print(f"{'good' if report.is_good else 'DAMAGED'}: {report.url}: {read}")
+    if report.not_bitwise is not None:
+        print(f"not bitwise: {report.not_bitwise}")
+    if report.unchecked:
+        names = ", ".join(report.unchecked[:8]) + (", ..." if len(report.unchecked) > 8 else "")
+        print(f"not checked, for nothing vouches for them: {names}")
     return 0 if report.is_good else 1
 
 

@@ -147,11 +147,7 @@ def _release(opened: OpenedRun) -> None:
 
 def _ended(plan: RunPlan, opened: OpenedRun, **known: Any) -> RunOutcome:
     """Make the outcome from the local folder (the store may be away), with `known` on top."""
-    try:
-        status = RunFolder(opened.work_dir).read_status()
-    except StorageError as error:
-        logger.warning("%s", error)
-        status = None
+    status = RunFolder(opened.work_dir).find_status()
     if status is None:
         return RunOutcome(**{**_names(plan), "folder": opened.folder.url, **known})
     # The stages asked for are done, others are not.

@@ -6,11 +6,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any
 
 import xxhash
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
-from danling_core.errors import CheckpointCorrupt, CheckpointError
+from danling_core.errors import CheckpointCorrupt, CheckpointError, StorageError
+from danling_core.storage.documents import parse_json_object
 from danling_core.storage.json_safe import NON_FINITE, to_json_safe
 
 VERSION = 1
@@ -93,10 +97,10 @@ class Record:
             CheckpointError: a newer version of danling wrote it.
         """
         try:
-            body = json.loads(data)
+            body = parse_json_object(data, f"{name}.json")
             claimed = body.pop("checksum")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointCorrupt(f"record {name!r} is not a whole commit record: {error!r}") from error
+        except (StorageError, KeyError) as error:
+            raise CheckpointCorrupt(f"record {name!r} is not a whole commit record: {error}") from error
         if claimed != _checksum(body):
             raise CheckpointCorrupt(
                 f"record {name!r} does not match its own checksum: it was altered or damaged"
@@ -106,14 +110,13 @@ class Record:
                 f"record {name!r} has version {body.get('version')!r}, this danling reads {VERSION}: update"
             )
         try:
-            body["files"] = tuple(DataFile(**file) for file in body["files"])
-            body["names"] = tuple(body["names"])
-            record = cls(**body)
-        except (KeyError, TypeError) as error:
+            return _RECORD.validate_python(body)._checked(name)
+        except ValidationError as error:
+            found = error.errors()[0]
+            where = ".".join(map(str, found["loc"]))
             raise CheckpointCorrupt(
-                f"record {name!r} has not the fields of a commit record: {error}"
+                f"record {name!r} has not the fields of a commit record: {where}: {found['msg']}"
             ) from error
-        return record._checked(name)
 
     def _checked(self, name: str) -> Record:
         if self.name != name:
@@ -121,9 +124,22 @@ class Record:
         try:
             for text in (self.name, *self.names, *(file.name for file in self.files)):
                 check_name(text)
-        except CheckpointError as error:
+            datetime.fromisoformat(self.created_at)
+            _INFO.validate_python(self.info)
+        except (CheckpointError, ValueError) as error:
             raise CheckpointCorrupt(f"record {name!r}: {error}") from error
         return self
+
+
+class _Info(TypedDict, total=False):
+    """Parts of `Record.info` that this package reads itself."""
+
+    progress: dict[str, int | float] | None
+    score: float | str | None
+    world_size: int | None
+
+
+_RECORD, _INFO = TypeAdapter(Record), TypeAdapter(_Info)
 
 
 def check_name(name: object) -> str:
@@ -154,15 +170,19 @@ def record_name(step: int, attempt: str) -> str:
 
 def pointer_to_bytes(record: Record, as_of: int) -> bytes:
     """Return a pointer file: the record it names, and the newest sequence that existed when it was set."""
-    return (json.dumps({"record": record.name, "as_of": as_of}) + "\n").encode()
+    body = {"record": record.name, "as_of": as_of}
+    return (json.dumps(body | {"checksum": _checksum(body)}) + "\n").encode()
 
 
 def pointer_from_bytes(data: bytes, name: str) -> tuple[str, int]:
     """Return the record that the pointer file `name`.json names, and its `as_of`; CheckpointCorrupt if damaged."""
     try:
-        body = json.loads(data)
+        body = parse_json_object(data, f"{name}.json")
+        claimed = body.pop("checksum", None)  # older versions wrote none
+        if claimed not in (None, _checksum(body)):
+            raise CheckpointError("it does not match its own checksum")
         return check_name(body["record"]), int(body["as_of"])
-    except (ValueError, KeyError, TypeError, CheckpointError) as error:
+    except (ValueError, KeyError, TypeError, CheckpointError, StorageError) as error:
         raise CheckpointCorrupt(f"pointer {name!r} is damaged: {error}") from error
 
 

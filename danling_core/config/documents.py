@@ -15,6 +15,9 @@ from yaml.nodes import MappingNode, ScalarNode
 from danling_core.errors import ConfigError
 
 _MAX_DEPTH = 50
+_MAX_VALUES = 1_000_000
+_MAX_BYTES = 16 << 20
+_MAX_MERGED = 10_000
 _TOO_DEEP = f"wanted at most {_MAX_DEPTH} levels of nesting"
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = re.compile(
@@ -42,6 +45,12 @@ class YamlLoader(yaml.SafeLoader):
             lines[key.tag, key.value] = key.start_mark.line + 1
         assert isinstance(node, MappingNode)
         return node
+
+    def flatten_mapping(self, node: MappingNode) -> None:
+        """Write out merges (`<<`), which may multiply at each level. Raises ConstructorError for too many keys."""
+        super().flatten_mapping(node)
+        if len(node.value) > _MAX_MERGED:
+            raise yaml.constructor.ConstructorError(None, None, "too many merged keys", node.start_mark)
 
 
 class YamlDumper(yaml.SafeDumper):
@@ -140,14 +149,19 @@ def read_mapping(location: str | Path) -> dict[str, Any]:
 def read_text(location: str) -> str:
     """Return UTF-8 text of a local file, or of anything storage can read."""
     try:
-        data = _read_bytes(location)
+        return decode(_read_bytes(location), location)
+    except OSError as error:
+        raise ConfigError(f"{location}: cannot be read: {error.strerror or error}") from error
+
+
+def decode(data: bytes, location: str) -> str:
+    """Return UTF-8 text that was read at a location, which the ConfigError for other bytes names."""
+    try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{location}: wanted UTF-8 text, found other bytes at offset {error.start}"
         ) from None
-    except OSError as error:
-        raise ConfigError(f"{location}: cannot be read: {error.strerror or error}") from error
 
 
 def write_text(location: str | Path, text: str) -> None:
@@ -208,12 +222,31 @@ def _plain_key(key: object) -> str:
     return key
 
 
-def _refuse_deep(value: Any, label: str, depth: int = 0) -> Any:
-    """Return the value itself; ConfigError when it is nested too deeply, or by a YAML alias without end."""
-    if depth > _MAX_DEPTH:
-        raise ConfigError(f"{label}: {_TOO_DEEP}")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _refuse_deep(item, label, depth + 1)
+def _refuse_deep(value: Any, label: str) -> Any:
+    """Return the value itself.
+
+    Raises:
+        ConfigError: it is nested too deeply, or by a YAML alias without end, or has too many values once all
+            its aliases are written out.
+    """
+    measured: dict[int, tuple[int, int]] = {}
+
+    def measure(value: Any, depth: int) -> tuple[int, int]:
+        """Return how many values it is, and how many levels."""
+        if not isinstance(value, dict | list):
+            return 1, 0
+        size, height = measured.get(id(value), (1, 1))
+        if id(value) not in measured and depth <= _MAX_DEPTH:
+            for item in value.values() if isinstance(value, dict) else value:
+                more, below = measure(item, depth + 1)
+                size, height = size + more, max(height, below + 1)
+            measured[id(value)] = size, height
+        if depth + height > _MAX_DEPTH + 1:
+            raise ConfigError(f"{label}: {_TOO_DEEP}")
+        return size, height
+
+    if measure(value, 0)[0] > _MAX_VALUES:
+        raise ConfigError(f"{label}: wanted at most {_MAX_VALUES} values, with all aliases written out")
     return value
 
 
@@ -226,8 +259,13 @@ def _no_duplicates(pairs: list[tuple[str, Any]], label: str) -> dict[str, Any]:
 
 
 def _read_bytes(location: str) -> bytes:
-    if "://" not in location:
-        return Path(location).expanduser().read_bytes()
-    from danling_core import storage
+    if "://" in location:
+        from danling_core import storage
 
-    return storage.read_bytes(location)
+        return storage.read_bytes(location, _MAX_BYTES)
+    path = Path(location).expanduser()
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ConfigError(f"{location}: wanted at most {_MAX_BYTES} bytes")
+    return data

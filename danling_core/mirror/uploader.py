@@ -155,7 +155,7 @@ class Uploader:
 
     def make_room(self) -> None:
         """Delete the local payloads of a run that is complete, once the last pass is done: the store has them."""
-        status = RunFolder(self._local).read_status()
+        status = RunFolder(self._local).find_status()
         if status is not None and status.is_complete:
             shutil.rmtree(os.path.join(self._local, self._checkpoints, "data"), ignore_errors=True)
 

@@ -42,7 +42,7 @@ def load_object(file: File) -> Any:
     if suffix == ".json":
         return from_json_safe(storage.read_json(url))
     if suffix in _YAML:
-        return documents.parse_yaml(storage.read_bytes(url).decode(), url)
+        return documents.parse_yaml(documents.read_text(url), url)
     return load_tensors(url)
 
 

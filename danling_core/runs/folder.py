@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from danling_core import storage
-from danling_core.errors import AccessDenied, ConfigError, NotFound, StorageError
+from danling_core.errors import AccessDenied, ConfigError, NotFound, StorageError, StoreUnavailable
 from danling_core.runs import cache as run_cache
 from danling_core.runs.segments import segments_by_file, segments_url
 
@@ -70,13 +70,13 @@ class Status(BaseModel):
         return self.status == "complete"
 
     @classmethod
-    def parse(cls, data: bytes | str) -> Status:
-        """Raise `StorageError` where the bytes are no status."""
+    def parse(cls, data: bytes, url: str = STATUS) -> Status:
+        """Return the status in bytes that were read at `url`. Raises `StorageError` where they are none."""
         try:
-            return cls.model_validate_json(data)
+            return cls.model_validate(storage.parse_json_object(data, url))
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-            raise StorageError(f"not a status record: {problems}") from error
+            raise StorageError(f"{url} is no status record: {problems}") from error
 
 
 @dataclass(frozen=True, order=True)
@@ -152,9 +152,30 @@ class RunFolder:
     def read_status(self) -> Status | None:
         """Return the status, or None where none is written yet. Raises `StorageError` where it cannot be read."""
         try:
-            return Status.parse(storage.read_bytes(self.status_url))
+            return Status.parse(storage.read_bytes(self.status_url, storage.DOCUMENT_BYTES), self.status_url)
         except NotFound:
             return None
+
+    def find_status(self) -> Status | None:
+        """Return the status; None, with a warning, where the file is damaged: the newest checkpoint says the rest."""
+        try:
+            return self.read_status()
+        except StoreUnavailable:
+            raise
+        except StorageError as error:
+            logger.warning("%s: it is passed over, and the checkpoints count", error)
+            return None
+
+    def read_config(self) -> Config:
+        """Return the run's config. Raises `NotFound`, or `ConfigError` where the file holds none."""
+        from danling_core.config import Config, documents
+
+        url = self.config_url
+        text = documents.decode(storage.read_bytes(url, storage.DOCUMENT_BYTES), url)
+        try:
+            return Config.from_yamls(text)
+        except ConfigError as error:
+            raise ConfigError(f"{url}: {error}") from error
 
     def write_status(self, status: Status, *, is_durable: bool = True) -> None:
         """Replace the status whole. Only the run's owner calls this (rank 0, or the launcher after it)."""
@@ -170,10 +191,8 @@ def checkpoints_url(folder: RunFolder, config: Config | None) -> str:
 
 def find_checkpoints(folder: RunFolder) -> str:
     """Return the URL of the checkpoints of the run in a folder, by its config.yaml."""
-    from danling_core.config import Config
-
     try:
-        config = Config.from_yamls(storage.read_bytes(folder.config_url).decode())
+        config = folder.read_config()
     except NotFound:
         config = None
     return checkpoints_url(folder, config)
@@ -186,11 +205,8 @@ def list_runs(root_url: str) -> list[tuple[RunFolder, Status | None]]:
     listed with None; other files are ignored.
     """
     if storage.is_local(root_url):
-        folders = sorted(_local_run_folders(root_url))
-        data = storage.read_many([folder.status_url for folder in folders])
-        contents = dict(zip(folders, data, strict=True))
-    else:
-        contents = _remote_statuses(root_url)
+        return [(folder, folder.find_status()) for folder in sorted(_local_run_folders(root_url))]
+    contents = _remote_statuses(root_url)
     return [(folder, _parse_leniently(folder, contents[folder])) for folder in sorted(contents)]
 
 
@@ -223,9 +239,9 @@ def _parse_leniently(folder: RunFolder, data: bytes | None) -> Status | None:
     if data is None:
         return None
     try:
-        return Status.parse(data)
+        return Status.parse(data, folder.status_url)
     except StorageError as error:
-        logger.warning("%s: %s", folder.status_url, error)
+        logger.warning("%s", error)
         return None
 
 

@@ -74,6 +74,10 @@ class Lease:
                 continue
             if (generation, holder) != watched:
                 is_alive = watched is not None or beats_on_this_machine(holder, now(), stale_after_seconds)
+                if watched is None and not is_alive:
+                    logger.warning(
+                        "waiting up to %.0f s for a sign of life of %s", stale_after_seconds, holder
+                    )
                 watched, watched_since = (generation, holder), monotonic()
                 if is_alive and monotonic() - started >= wait_seconds:
                     raise RunBusy(f"{parent_url} is owned by {holder}. Wait for it, or stop it")
@@ -170,13 +174,13 @@ class Lease:
         """Check as `check`, and that no other process has this generation: not every store creates exclusively."""
         self.check()
         holder = _read(self.url, self.generation)
-        if holder is not None and holder.token != self._owner.token:
+        if holder is not None and holder.token != self._owner.token and not holder.is_unknown:
             self.is_fenced = True
             raise Fenced(_fenced_message(self.url, self.generation, holder))
 
     def _write(self, owner: Owner) -> None:
         with _prompt():
-            storage.write_bytes(_generation_url(self.url, self.generation), owner.dumps(), is_durable=False)
+            storage.write_bytes(_generation_url(self.url, self.generation), owner.dumps())
         self._owner = owner
 
 
@@ -268,6 +272,7 @@ def _highest(url: str) -> tuple[int, Owner | None]:
 def _read(url: str, generation: int) -> Owner | None:
     try:
         with _prompt():
-            return Owner.parse(storage.read_bytes(_generation_url(url, generation)))
+            path = _generation_url(url, generation)
+            return Owner.parse(storage.read_bytes(path, storage.DOCUMENT_BYTES), path)
     except NotFound:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -9,8 +10,14 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, fields
 
+from pydantic import TypeAdapter, ValidationError
+
 from danling_core.errors import StorageError
 from danling_core.process_tree import start_time
+from danling_core.secrets import redact
+from danling_core.storage import parse_json_object
+
+_UNKNOWN = "unknown "
 
 
 @dataclass(frozen=True)
@@ -42,21 +49,45 @@ class Owner:
     is_released: bool = False
 
     @classmethod
-    def parse(cls, data: bytes) -> Owner:
+    def parse(cls, data: bytes, url: str) -> Owner:
+        """Return the owner in bytes that were read at `url`; an unknown one where they are damaged.
+
+        The unknown one is of no machine, so that it is watched like any that is far away: as long as the bytes change
+        it lives.
+        """
         try:
-            mapping = json.loads(data)
-            return cls(**{field.name: mapping[field.name] for field in fields(cls) if field.name in mapping})
-        except (ValueError, TypeError) as error:
-            raise StorageError(f"not a lease: {data[:80]!r}: {error}") from error
+            mapping = parse_json_object(data, url)
+            known = {field.name: mapping[field.name] for field in fields(cls) if field.name in mapping}
+            return _OWNER.validate_python(known)
+        except (StorageError, ValidationError):
+            token = _UNKNOWN + hashlib.sha256(data).hexdigest()
+            return cls(
+                token, f"an unknown owner ({redact(url)} is damaged)", "an unknown machine", "", 0, 0, 0.0
+            )
+
+    @property
+    def is_unknown(self) -> bool:
+        """Return whether its file is damaged."""
+        return self.token.startswith(_UNKNOWN)
 
     def dumps(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
 
     def __str__(self) -> str:
-        since, beat = (
-            time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(t)) for t in (self.since, self.beat_at)
-        )
+        if self.is_unknown:
+            return self.description
+        since, beat = _moment(self.since), _moment(self.beat_at)
         return f"{self.description}, pid {self.pid} on {self.host}, since {since}, last beat {beat}"
+
+
+_OWNER = TypeAdapter(Owner)
+
+
+def _moment(seconds: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    except (ValueError, OverflowError, OSError):  # no time that any clock has said
+        return "an unknown time"
 
 
 def this_process(description: str, now: float) -> Owner:

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from danling_core.errors import ConfigError
+from danling_core import storage
+from danling_core.errors import ConfigError, StorageError
 from danling_core.identity.code_state import git_output
 from danling_core.secrets import redact, redact_command
 
@@ -56,6 +57,15 @@ def attempt_entry(**facts: Any) -> dict[str, Any]:
     """
     here = {"time": datetime.now(UTC).isoformat(), "host": socket.gethostname(), "pid": os.getpid()}
     return {**here, "command": redact_command(command_line()), **facts}
+
+
+def read(url: str) -> dict[str, Any]:
+    """Return the metadata at a URL. Raises `NotFound`, or `StorageError` where it holds something else."""
+    known = storage.read_json_object(url)
+    attempts, total = known.get("attempts", []), known.get("attempts_total", 0)
+    if not isinstance(attempts, list) or not isinstance(total, int):
+        raise StorageError(f"{redact(url)!r} holds no list of attempts")
+    return known
 
 
 def with_attempt(metadata: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:

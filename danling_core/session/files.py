@@ -16,6 +16,7 @@ from danling_core.errors import CheckpointError, ConfigError, StorageError
 from danling_core.runs.folder import RunFolder, Status
 from danling_core.runs.lease import guard
 from danling_core.session.context import RunContext
+from danling_core.storage.local import sync_file
 from danling_core.writers import EventLog, Writer, Writers
 
 if TYPE_CHECKING:
@@ -184,7 +185,11 @@ class RunFiles:
                 )
 
     def flush(self) -> None:
+        """Have everything that was written so far survive a loss of power, but a status that says running."""
         self._writers.flush()
+        for url in (self.folder.results_url, self.folder.latest_url, self.folder.best_url):
+            with contextlib.suppress(FileNotFoundError):  # a run without results
+                sync_file(storage.local_path(url))
 
     def close(self) -> None:
         """Wait for the last save and close every writer, also where one of these fails. A second call does

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from danling_core import storage
 from danling_core.config import storage_block
-from danling_core.errors import ConfigError, NotFound, StorageError
+from danling_core.errors import ConfigError, NotFound, StorageError, StoreUnavailable
 from danling_core.identity.ids import new_timestamp
 from danling_core.mirror.layout import STAGING
 from danling_core.mirror.pull import pull, pull_checkpoints, pull_small_files
 from danling_core.runs import metadata
 from danling_core.runs.folder import RunFolder, Status, find_folders, parent_url
 from danling_core.runs.lease import STALE_AFTER_SECONDS, Lease
+
+logger = logging.getLogger("danling")
 
 if TYPE_CHECKING:
     from danling_core.config import Config
@@ -175,7 +178,7 @@ def newest_complete(config: Config, identity: Identity) -> OpenedRun | None:
         StorageError: the store refuses or is away.
     """
     folder = newest_folder(config, identity)
-    status = folder.read_status() if folder else None
+    status = folder.find_status() if folder else None
     if folder is None or status is None or not status.is_complete:
         return None
     _check_same_run(folder, identity)
@@ -248,15 +251,36 @@ def _resume(
     folder: RunFolder, lease: Lease, config: Config, identity: Identity, source_file: str | None
 ) -> None:
     _check_same_run(folder, identity)
-    if not storage.exists(folder.config_url):  # whoever created it died half-way
+    known = _known_metadata(folder)
+    if known is None or not _has_config(folder):  # damaged, or whoever created it died half-way
         _create(folder, lease, config, identity, source_file)
         return
-    try:
-        known = storage.read_json(folder.metadata_url)
-    except NotFound:
-        known = {}
     entry = _attempt(lease, config)
     storage.write_json(folder.metadata_url, metadata.with_attempt(known, entry), guard=lease.check)
+
+
+def _has_config(folder: RunFolder) -> bool:
+    try:
+        folder.read_config()
+    except NotFound:
+        return False
+    except ConfigError as error:
+        logger.warning("%s: it is written anew", error)
+        return False
+    return True
+
+
+def _known_metadata(folder: RunFolder) -> dict[str, Any] | None:
+    """Return the metadata; None, with a warning, where the file is damaged."""
+    try:
+        return metadata.read(folder.metadata_url)
+    except NotFound:
+        return {}
+    except StoreUnavailable:
+        raise
+    except StorageError as error:
+        logger.warning("%s: it is written anew", error)
+        return None
 
 
 def _attempt(lease: Lease, config: Config) -> dict[str, Any]:
@@ -267,10 +291,7 @@ def _attempt(lease: Lease, config: Config) -> dict[str, Any]:
 
 def _check_same_run(folder: RunFolder, identity: Identity) -> None:
     """Only a folder that was named by hand (`dir`) can hold another run."""
-    try:
-        found = storage.read_json(folder.metadata_url).get("run_id")
-    except NotFound:
-        return
+    found = (_known_metadata(folder) or {}).get("run_id")
     if found not in (None, identity.run_id):
         raise ConfigError(
             f"{folder.url} holds run {found}; this code and config are {identity.run_id}: name another dir"

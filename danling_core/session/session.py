@@ -136,7 +136,7 @@ class RunSession:
     def open(self) -> None:
         """Open the files on rank 0, and say in the status that the run is running. Collective."""
         place, is_main = self._place, self._ranks.is_main_process
-        previous = RunFolder(place.work_dir).read_status() if is_main else None
+        previous = RunFolder(place.work_dir).find_status() if is_main else None
         place.created_at = self._ranks.broadcast(place.created_at if previous is None else previous.timestamp)
         if not is_main:
             return

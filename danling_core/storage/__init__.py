@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from danling_core.storage.backend import Entry
-from danling_core.storage.documents import read_json, to_json, write_json
+from danling_core.storage.documents import (
+    DOCUMENT_BYTES,
+    parse_json,
+    parse_json_object,
+    read_json,
+    read_json_object,
+    to_json,
+    write_json,
+)
 from danling_core.storage.operations import (
     create_exclusive,
     delete,
@@ -23,6 +31,7 @@ from danling_core.storage.settings import configure, prompt, using
 from danling_core.storage.urls import base_name, is_local, join, local_path, parent, scheme
 
 __all__ = [
+    "DOCUMENT_BYTES",
     "Entry",
     "Retry",
     "base_name",
@@ -40,7 +49,10 @@ __all__ = [
     "prompt",
     "put_file",
     "read_bytes",
+    "parse_json",
+    "parse_json_object",
     "read_json",
+    "read_json_object",
     "read_many",
     "reconnect",
     "scheme",

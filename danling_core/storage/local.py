@@ -17,7 +17,9 @@ class LocalBackend:
     """Implements `Backend` by the operating system alone: paths are absolute."""
 
     def read(self, path: str) -> bytes:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "wanted a file, found a pipe or a device", path)
             return file.read()
 
     def write(self, path: str, data: bytes, is_durable: bool) -> None:
@@ -36,7 +38,7 @@ class LocalBackend:
     def put(self, local: str, path: str) -> None:
         with _temporary_beside(path) as temporary:
             shutil.copyfile(local, temporary)
-            _sync_file(temporary)
+            sync_file(temporary)
             os.replace(temporary, path)
         sync_folder(os.path.dirname(path))
 
@@ -62,6 +64,10 @@ class LocalBackend:
 
     def tree(self, path: str, unreadable: Unreadable | None = None) -> list[Entry]:
         return sorted(_walk(path, "", unreadable))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
 
 
 @contextmanager
@@ -94,7 +100,8 @@ def _link_or_write(temporary: str, path: str, data: bytes) -> None:
         _write_file(path, data, is_durable=True)
 
 
-def _sync_file(path: str) -> None:
+def sync_file(path: str) -> None:
+    """Make the content of a file survive a crash."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from danling_core.errors import NotFound, StorageError
+from danling_core.secrets import redact
 from danling_core.storage import failures
 from danling_core.storage.backend import TEMPORARY_MARK, Backend, Entry, Unreadable
 from danling_core.storage.local import LocalBackend
@@ -23,9 +24,28 @@ _READS_AT_ONCE = 32
 _WHOLE_BYTES = 4 << 20  # so much goes up in one request, to every store
 
 
-def read_bytes(url: str) -> bytes:
-    """Return the whole object. Raises `NotFound` where there is none."""
-    return _attempt("read", url, lambda store, path: store.read(path))
+def read_bytes(url: str, limit: int | None = None) -> bytes:
+    """Return the whole object.
+
+    Args:
+        url: where it is.
+        limit: bytes that it may have; a larger one of the local disk is not even read.
+
+    Raises:
+        NotFound: there is none.
+        StorageError: it is larger, or no file but a pipe or a device.
+    """
+    if limit is not None and is_local(url):
+        _check_size(url, size(url), limit)
+    data = _attempt("read", url, lambda store, path: store.read(path))
+    if limit is not None:
+        _check_size(url, len(data), limit)
+    return data
+
+
+def _check_size(url: str, found: int, limit: int) -> None:
+    if found > limit:
+        raise StorageError(f"{redact(url)!r} has {found} bytes, and at most {limit} are wanted there")
 
 
 def read_many(urls: Sequence[str]) -> list[bytes | None]:

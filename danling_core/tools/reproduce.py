@@ -14,7 +14,7 @@ from danling_core import storage
 from danling_core.checkpoints.record import Record
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.config import Config
-from danling_core.errors import CheckpointError, ConfigError, NotFound
+from danling_core.errors import CheckpointError, ConfigError, NotFound, StorageError
 from danling_core.launch.client import Launcher, RunHandle
 from danling_core.launch.plan import request_of
 from danling_core.results.history import Results
@@ -114,18 +114,24 @@ def _read(folder: RunFolder, epoch: int) -> tuple[Config, Status, dict[int, Any]
     status = folder.read_status()
     if status is None:
         raise NotFound(f"there is no run at {folder.url}: it has no status.json")
-    config = Config.from_yamls(storage.read_bytes(folder.config_url).decode())
+    config = folder.read_config()
     if config.epoch_end is None:
         raise ConfigError("this run is driven by steps or iters, not epochs: only epochs can be replayed")
-    results = Results.from_json(
-        storage.read_json(folder.results_url)["results"],
-        status.score_split,
-        config.score_name,
-        config.score_mode,
-    ).history
+    results = _results(folder, status, config)
     if epoch not in results:
         raise NotFound(f"the run has no result of epoch {epoch}; it has {_ranges(results)}")
     return config, status, dict(results)
+
+
+def _results(folder: RunFolder, status: Status, config: Config) -> Mapping[int, Any]:
+    document = storage.read_json_object(folder.results_url)
+    try:
+        kept = Results.from_json(
+            document["results"], status.score_split, config.score_name, config.score_mode
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StorageError(f"{folder.results_url} holds no results: {error!r}") from error
+    return kept.history
 
 
 def _ranges(indices: Mapping[int, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -11,9 +10,24 @@ from danling_core import storage
 from danling_core.checkpoints.record import Record
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.config import Config
-from danling_core.errors import CheckpointError, DanLingError, NotFound
+from danling_core.errors import CheckpointError, DanLingError, NotFound, StorageError, StoreUnavailable
 from danling_core.results.history import Results
-from danling_core.runs.folder import EVENTS, RunFolder, Status, checkpoints_url, read_log
+from danling_core.runs import metadata
+from danling_core.runs.folder import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    EVALUATION,
+    EVENTS,
+    LATEST,
+    METADATA,
+    RESULTS,
+    STATUS,
+    RunFolder,
+    Status,
+    checkpoints_url,
+    read_log,
+)
 from danling_core.storage.json_safe import from_json_safe
 from danling_core.writers.protocol import told_end
 
@@ -48,6 +62,10 @@ class VerifyReport:
     checkpoints: int = 0
     checkpoint_bytes: int = 0
     events: int = 0
+    unchecked: list[str] = field(default_factory=list)
+    """Files that nothing else says anything about, such as logs: they may be changed without a finding."""
+    not_bitwise: str | None = None
+    """Why the run's bits are not those of one that was never interrupted; None where they are."""
 
     @property
     def is_good(self) -> bool:
@@ -74,28 +92,52 @@ def verify(run_url: str) -> VerifyReport:
     if not folder.holds_run():
         raise NotFound(f"there is no run at {run_url}: neither config.yaml nor status.json lies there")
     report = VerifyReport(folder.url)
-    config = _read(report, folder.config_url, lambda data: Config.from_yamls(data.decode()))
-    _read(report, folder.metadata_url, json.loads)
-    status = _read(report, folder.status_url, Status.parse)
-    newest = _verify_checkpoints(report, CheckpointStore(checkpoints_url(folder, config)))
+    config = _read(report, folder.config_url, lambda url: folder.read_config())
+    _read(report, folder.metadata_url, metadata.read)
+    status = _read(report, folder.status_url, lambda url: folder.read_status())
+    store = CheckpointStore(checkpoints_url(folder, config))
+    newest = _verify_checkpoints(report, store)
     results = _verify_results(report, folder, status)
     if status is not None:
         _verify_events(report, folder, status, results)
+        if not status.bitwise:
+            report.not_bitwise = status.not_bitwise or "it went on with another number of ranks once"
+    report.unchecked = _unchecked(folder, store, config)
     if status is not None and status.is_complete:
         _verify_completion(report, folder, status, newest, results, config)
     return report
 
 
-def _read(report: VerifyReport, url: str, parse: Callable[[bytes], Value]) -> Value | None:
-    """Return a parsed file; None, and a finding, where it is absent or cannot be read."""
+def _unchecked(folder: RunFolder, store: CheckpointStore, config: Config | None) -> list[str]:
+    checked = {CONFIG, METADATA, STATUS, RESULTS, LATEST, BEST, EVALUATION, EVENTS}
+    inside = CHECKPOINTS if config is None else config.checkpoint_dir_name
+    payloads = {
+        f"{inside}/data/{record.name}/{file.name}" for record in store.records() for file in record.files
+    }
+    return [
+        path
+        for path in (entry.path for entry in storage.list_tree(folder.url))
+        if path not in checked | payloads
+        and not (path.startswith(f"{inside}/") and path.endswith(".json"))
+        and not path.startswith(f"{EVENTS.partition('.')[0]}/")
+    ]
+
+
+def _read(report: VerifyReport, url: str, read: Callable[[str], Value | None]) -> Value | None:
+    """Return what `read` finds at a URL; None, and a finding, where it is absent or damaged."""
     where = storage.base_name(url)
     try:
-        return parse(storage.read_bytes(url))
+        found = read(url)
     except NotFound:
-        report.odd(where, "is not there")
-    except (DanLingError, ValueError) as error:
+        found = None
+    except StoreUnavailable:
+        raise
+    except DanLingError as error:
         report.bad(where, f"cannot be read: {error}")
-    return None
+        return None
+    if found is None:
+        report.odd(where, "is not there")
+    return found
 
 
 # checkpoints
@@ -132,7 +174,7 @@ def _pointer_names(store: CheckpointStore, records: list[Record]) -> list[str]:
 
 
 def _verify_results(report: VerifyReport, folder: RunFolder, status: Status | None) -> Results | None:
-    document = _read(report, folder.results_url, json.loads)
+    document = _read(report, folder.results_url, storage.read_json_object)
     if document is None:
         return None
     try:
@@ -143,7 +185,7 @@ def _verify_results(report: VerifyReport, folder: RunFolder, status: Status | No
     if status is not None and (document.get("name"), document.get("id")) != (status.name, status.id):
         report.bad("results.json", f"is of {document.get('name')}-{document.get('id')}")
     for url, found in ((folder.latest_url, results.latest_result), (folder.best_url, results.best_result)):
-        said = _read(report, url, json.loads) if found is not None else None
+        said = _read(report, url, storage.read_json_object) if found is not None else None
         if said is not None and found is not None:
             named = {key: said[key] for key in found if key in said}
             if not same(from_json_safe(named), found):
@@ -190,10 +232,11 @@ def _events(report: VerifyReport, folder: RunFolder) -> Iterator[tuple[int, dict
         report.odd(EVENTS, "its last line is torn: the next resume cuts it off")
     for number, line in enumerate(lines, 1):
         try:
-            event = json.loads(line)
-            kind = event["event"]
-            assert isinstance(kind, str) and isinstance(event["attempt"], str)
-        except (ValueError, KeyError, TypeError, AssertionError):
+            event = storage.parse_json_object(line, EVENTS)
+            assert isinstance(event["event"], str) and isinstance(event["attempt"], str)
+            if event["event"] == "epoch_finished":
+                assert isinstance(event["index"], int) and isinstance(event["result"], dict)
+        except (StorageError, KeyError, AssertionError):
             report.bad(f"{EVENTS}:{number}", f"is no event: {line[:80]!r}")
         else:
             yield number, event
@@ -222,7 +265,7 @@ def _verify_completion(
         if not same(said, found):
             report.bad("status.json", f"best index, best and latest score {said}; of results.json {found}")
     if status.evaluation is not None:
-        document = _read(report, folder.evaluation_url, json.loads)
+        document = _read(report, folder.evaluation_url, storage.read_json_object)
         if document is not None and not same(from_json_safe(document.get("result")), status.evaluation):
             report.bad("evaluation.json", f"says {document.get('result')}, status.json {status.evaluation}")
 

@@ -101,7 +101,7 @@ def _whole_lines(path: str | os.PathLike[str], offset: int) -> Iterator[bytes]:
 def _parse(line: bytes, path: str | os.PathLike[str], offset: int) -> dict[str, Any]:
     try:
         event = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(
             f"{os.fspath(path)}, byte {offset}: expected one JSON object per line, found {line[:80]!r}"
         ) from error

@@ -74,12 +74,12 @@ def test_a_status_survives_the_file_with_nan_in_it(root: str) -> None:
 
 def test_a_status_of_a_newer_version_is_read_and_a_torn_one_refused() -> None:
     assert (
-        Status.parse('{"status": "failed", "name": "n", "id": "i", "invented_later": 1}').status == "failed"
+        Status.parse(b'{"status": "failed", "name": "n", "id": "i", "invented_later": 1}').status == "failed"
     )
-    with pytest.raises(StorageError, match="not a status record"):
-        Status.parse('{"status": "fai')
+    with pytest.raises(StorageError, match="not JSON"):
+        Status.parse(b'{"status": "fai')
     with pytest.raises(StorageError, match="status"):
-        Status.parse('{"status": "daydreaming", "name": "n", "id": "i"}')
+        Status.parse(b'{"status": "daydreaming", "name": "n", "id": "i"}')
 
 
 def test_runs_are_listed_and_foreign_files_are_not(root: str) -> None:
