@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 # names ----------------------------------------------------------------------------------------------------
 _ENDING = re.compile(
-    r"(passw(or)?d|passphrase|secrets?"
-    r"|(^|[-_.])(pass|pwd|token|credentials?|auth([-_](string|config|header|key))?|authorization|cookie|signature"
-    r"|(api|access|secret|private|account|master|encryption)[-_]?key([-_]id)?|apikey|connection[-_]string|sas))$",
+    r"(passw(or)?d|passphrase|secrets?|webhook([-_]url)?"
+    r"|(^|[-_.])(pass|pwd|pat|jwt|dsn|bearer|token|credentials?|auth([-_](string|config|header|key))?|authorization|cookie|signature"
+    r"|((api|access|secret|private|account|master|encryption)[-_]?)?key([-_]id)?|apikey|connection[-_]string|sas))$",
     re.IGNORECASE,
 )
 _HYPERPARAMETERS = {
@@ -124,7 +126,8 @@ _QUERY_SECRET = re.compile(
     re.IGNORECASE,
 )
 _MASK = "***"
-_SHORTEST_SECRET = 8
+_SHORTEST_SECRET = 5
+_UNMISTAKABLE_LENGTH = 8
 
 
 def environment_secrets() -> list[str]:
@@ -135,8 +138,22 @@ def environment_secrets() -> list[str]:
 
 
 def _worth_hiding(value: str) -> bool:
-    is_number = value.replace(".", "", 1).isdigit()
-    return len(value) >= _SHORTEST_SECRET and not is_number and not os.path.exists(value)
+    return len(value) >= _SHORTEST_SECRET and not os.path.exists(value)
+
+
+def _forms(secret: str) -> set[str]:
+    """Return a secret as it is, and as `repr`, JSON and a URL would have it."""
+    return {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quote(secret, safe=""), quote_plus(secret)}
+
+
+def _without(text: str, secret: str) -> str:
+    """Return text without a secret. One that is short, or a number, is only hidden where it stands by itself."""
+    for form in sorted(_forms(secret), key=len, reverse=True):
+        if len(form) >= _UNMISTAKABLE_LENGTH and not form.isdigit():
+            text = text.replace(form, _MASK)
+        elif form in text:
+            text = re.sub(rf"(?<![\w.]){re.escape(form)}(?![\w]|\.\d)", _MASK, text)
+    return text
 
 
 def redact(text: str, secrets: Iterable[str] | None = None) -> str:
@@ -147,7 +164,7 @@ def redact(text: str, secrets: Iterable[str] | None = None) -> str:
         secrets: exact strings to hide; by default the secret-looking values of the environment.
     """
     for secret in environment_secrets() if secrets is None else secrets:
-        text = text.replace(secret, _MASK)
+        text = _without(text, secret)
     text = _USER_INFO.sub(rf"\g<scheme>{_MASK}@", text)
     return _QUERY_SECRET.sub(rf"\g<name>{_MASK}", text)
 

@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from danling_core.errors import ConfigError, DanLingError, NotFound
 from flows import exit_codes
+from flows.cli_text import say
 
 _OVERRIDES = """\
 Overrides are dotted: params.lr=0.01, dataloader.batch_size=64, scheduler=null.
@@ -329,7 +330,7 @@ def _endpoint(url: str | None) -> Iterator[None]:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"danling: {message}", file=sys.stderr)
+    say(f"danling: {message}", file=sys.stderr)
     return code
 
 

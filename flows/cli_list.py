@@ -15,6 +15,7 @@ from danling_core.results.formatting import format_duration, format_result
 from danling_core.runs.folder import TIMESTAMP, RunFolder, Status, find_checkpoints, list_runs, resolve
 from danling_core.runs.lease import seems_held
 from flows.cli_table import print_table
+from flows.cli_text import say
 
 
 def print_runs(root: str, group: str | None, status: str | None, as_json: bool) -> int:
@@ -24,11 +25,11 @@ def print_runs(root: str, group: str | None, status: str | None, as_json: bool) 
     rows = [row for row in rows if status is None or row["status"] == status]
     rows.sort(key=lambda row: row["timestamp"], reverse=True)
     if as_json:
-        print(storage.to_json(rows))
+        say(storage.to_json(rows))
     elif rows:
         print_table(rows, hide=("seconds", "timestamp"))
     else:
-        print(f"no runs under {root}")
+        say(f"no runs under {root}")
     return 0
 
 
@@ -41,18 +42,18 @@ def print_run(root: str, run: str, as_json: bool) -> int:
     if as_json:
         committed = None if newest is None else {"step": newest.step, "at": newest.created_at}
         row = {**_row(folder, status), "checkpoint": committed, "best": best, "evaluation": evaluation}
-        print(storage.to_json(row))
+        say(storage.to_json(row))
         return 0
     evaluated = evaluation.get("result") if isinstance(evaluation, dict) else None
     for line in (*_head(folder, status, newest), *_results("best", best), *_results("evaluation", evaluated)):
-        print(line)
+        say(line)
     names = sorted(storage.list_names(folder.url))
-    print(f"\nfiles\n  {'  '.join(names)}")
+    say(f"\nfiles\n  {'  '.join(names)}")
     if storage.base_name(folder.config_url) not in names:
         return 0
     ranks = 1 if status is None else status.world_size
     words = [folder.config_url, *_moved(folder)]
-    print(f"\nby hand\n  torchrun --nproc-per-node {ranks} -m danling_core.worker {shlex.join(words)}")
+    say(f"\nby hand\n  torchrun --nproc-per-node {ranks} -m danling_core.worker {shlex.join(words)}")
     return 0
 
 

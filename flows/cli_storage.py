@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from flows.cli_text import say
+
 if TYPE_CHECKING:
     from danling_core.runs.folder import RunFolder
     from danling_core.runs.lease_owner import Owner
@@ -38,7 +40,7 @@ def push_runs(url: str, to: str) -> int:
             if len(folders) == 1:
                 raise
             failures += 1
-            print(f"{folder.url}: left alone: {error}")
+            say(f"{folder.url}: left alone: {error}")
     return 1 if failures else 0
 
 
@@ -57,13 +59,13 @@ def prune_runs(root: str, keep_best: bool, keep_last: int | None, is_confirmed: 
     count = size = 0
     for each in done:
         if each.reason is not None:
-            print(f"{each.folder.url}: left alone: {each.reason}")
+            say(f"{each.folder.url}: left alone: {each.reason}")
             continue
         names = ", ".join(record.name for record in each.records)
-        print(f"{each.folder.url}: {names} ({_bytes(each.size)}); {each.kept} stay")
+        say(f"{each.folder.url}: {names} ({_bytes(each.size)}); {each.kept} stay")
         count, size = count + len(each.records), size + each.size
     what = "deleted" if is_confirmed else "would be deleted; --yes deletes them"
-    print(f"{count} checkpoints, {_bytes(size)}: {what}")
+    say(f"{count} checkpoints, {_bytes(size)}: {what}")
     return 1 if failures else 0
 
 
@@ -81,9 +83,7 @@ def _copy(folder: RunFolder, root: str, dead_owner: Owner | None = None) -> None
 
     with _bar(folder.url) as progress:
         done = copy_run(folder, root, progress, dead_owner=dead_owner)
-    print(
-        f"{done.target.url}: {done.files} files, {_bytes(done.size)}, checked ({_bytes(done.copied)} moved)"
-    )
+    say(f"{done.target.url}: {done.files} files, {_bytes(done.size)}, checked ({_bytes(done.copied)} moved)")
 
 
 @contextlib.contextmanager

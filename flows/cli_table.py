@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flows.cli_text import visible
 from flows.leaderboard import cell, columns
 
 _WIDE = 10_000
@@ -26,5 +27,5 @@ def print_table(
         is_number = any(isinstance(row.get(name), int | float) for row in rows)
         table.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(cell(row.get(name)) for name in names))
+        table.add_row(*(visible(cell(row.get(name))) for name in names))
     console.print(table, markup=False, highlight=False)

@@ -17,6 +17,7 @@ from danling_core.errors import ConfigError, DanLingError
 from danling_core.writers.console import survive_a_closed_console
 from flows.cli_session import Session, SessionEnd
 from flows.cli_table import print_table
+from flows.cli_text import say
 from flows.console import GroupConsole, RunConsole
 from flows.exit_codes import BAD_INPUT, DONE, FAILED, INTERRUPTED, RESUMABLE
 from flows.leaderboard import leaderboard
@@ -180,4 +181,4 @@ def _report_failure(failure: BaseException) -> int:
 
 
 def _say(message: str) -> None:
-    print(f"danling: {message}", file=sys.stderr)
+    say(f"danling: {message}", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from flows.cli_text import say
+
 
 def verify_run(root: str, run: str) -> int:
     """Print what is wrong with a run, then one line; return 1 if anything is damaged."""
@@ -10,14 +12,14 @@ def verify_run(root: str, run: str) -> int:
 
     report = verify(resolve(root, run).url)
     for finding in report.findings:
-        print(finding)
+        say(finding)
     read = f"{report.checkpoints} checkpoint(s) of {report.checkpoint_bytes:,} bytes, {report.events} events"
-    print(f"{'good' if report.is_good else 'DAMAGED'}: {report.url}: {read}")
+    say(f"{'good' if report.is_good else 'DAMAGED'}: {report.url}: {read}")
     if report.not_bitwise is not None:
-        print(f"not bitwise: {report.not_bitwise}")
+        say(f"not bitwise: {report.not_bitwise}")
     if report.unchecked:
         names = ", ".join(report.unchecked[:8]) + (", ..." if len(report.unchecked) > 8 else "")
-        print(f"not checked, for nothing vouches for them: {names}")
+        say(f"not checked, for nothing vouches for them: {names}")
     return 0 if report.is_good else 1
 
 
@@ -27,5 +29,5 @@ def reproduce_epoch(root: str, run: str, epoch: int, from_start: bool) -> int:
     from danling_core.tools.reproduce import reproduce
 
     report = reproduce(resolve(root, run).url, epoch, from_start=from_start)
-    print(report)
+    say(report)
     return 0 if report.is_identical else 1

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from danling_core.mirror.pull import pull, pull_checkpoints, pull_small_files
 from danling_core.runs import metadata
 from danling_core.runs.folder import RunFolder, Status, find_folders, parent_url
 from danling_core.runs.lease import STALE_AFTER_SECONDS, Lease
+from danling_core.session.scratch import scratch_folder
 
 logger = logging.getLogger("danling")
 
@@ -121,25 +120,10 @@ def bring_checkpoints(url: str, work_dir: str, config: Config) -> None:
 
 
 def work_dir(config: Config, folder: RunFolder) -> str:
-    """Return the local folder that a run is written into: its own where it is local, else one in the scratch folder.
-
-    The same run has the same one every time, so that a resume on the same machine finds what is there.
-    """
+    """Return the local folder that a run is written into: its own where it is local, else one in the scratch folder."""
     if storage.is_local(folder.url):
         return storage.local_path(folder.url)
-    root = config.scratch or os.path.join(tempfile.gettempdir(), f"danling-{os.getuid()}")
-    path = os.path.join(os.path.abspath(os.path.expanduser(root)), _scratch_name(folder.url))
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    if os.stat(path).st_uid != os.getuid():
-        raise StorageError(
-            f"the scratch folder {path} belongs to somebody else; give another one as `scratch`"
-        )
-    return path
-
-
-def _scratch_name(url: str) -> str:
-    digest = hashlib.sha256(url.encode()).hexdigest()[:12]
-    return f"{storage.base_name(storage.parent(url))}-{storage.base_name(url)}-{digest}"
+    return scratch_folder(folder.url, config.scratch)
 
 
 def _check_places(config: Config) -> None:

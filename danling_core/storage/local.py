@@ -159,9 +159,9 @@ def _walk(folder: str, prefix: str, unreadable: Unreadable | None) -> Iterator[E
 
 
 def _stat(child: os.DirEntry[str]) -> os.stat_result | None:
-    """Return the status of a regular file; None for anything else, such as a pipe, which would block."""
+    """Return the status of a regular file; None for anything else: a pipe would block, a link may lead out of here."""
     try:
-        found = child.stat()
+        found = child.stat(follow_symlinks=False)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP):  # gone, or a link that leads nowhere
             return None

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from urllib.parse import quote
 
 import pytest
 
@@ -120,10 +121,24 @@ def test_commands_keep_what_is_no_secret() -> None:
     assert redact("https://u:pw@h/p?x=1&token=abc&y=2") == "https://***@h/p?x=1&token=***&y=2"
 
 
+@pytest.mark.parametrize("secret", ["12345", "1234567890", "hunter2", 'it\'s a \\ "secret"\nof two lines é'])
+def test_a_secret_is_hidden_in_every_form_and_numbers_like_it_are_not(
+    monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    monkeypatch.setenv("DB_PASSWORD", secret)
+    for form in (secret, repr(secret), json.dumps(secret), quote(secret), f"password {secret}, refused"):
+        assert secret not in redact(form) and "***" in redact(form)
+    assert redact("loss 0.12345 at 212345") == "loss 0.12345 at 212345"
+
+
 @pytest.mark.parametrize(
     ("name", "is_secret"),
     [
         *((name, True) for name in ("HF_TOKEN", "aws-secret-access-key", "PGPASSWORD", "MYSQL_PWD")),
+        *(
+            (name, True)
+            for name in ("OPENAI_KEY", "GITHUB_PAT", "SLACK_WEBHOOK_URL", "SENTRY_DSN", "API_JWT")
+        ),
         *(
             (name, True)
             for name in ("PREFECT_API_AUTH_STRING", "Authorization", "http.cookie", "AWS_ACCESS_KEY_ID")
