@@ -139,10 +139,10 @@ class Training:
 
 
 def _refuse_lists(overrides: Sequence[str]) -> None:
-    """ConfigError for `params.lr=1e-3,3e-3`: one run takes one value, and this would be a text."""
+    """ConfigError for `params.lr=1e-3,3e-3` or `params.opt=adam,sgd`: one run takes one value, this would be a text."""
     for word in overrides:
         key, _, value = word.partition("=")
-        if re.fullmatch(r"[-+.\de]+(,[-+.\de]+)+", value.strip()):
+        if re.fullmatch(r"[\w.+-]+(,[\w.+-]+)+", value.strip()):
             raise ConfigError(
                 f"override {key!r}: {value!r} is several values, and a run takes one; to train each: "
                 f"danling experiment FILE --sweep {word} (a list is written {key}=[{value}], "

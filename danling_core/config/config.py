@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -244,7 +245,7 @@ class Config(Model):
     def _of_file(cls, values: Mapping[str, Any], file: str, overrides: Overrides = ()) -> Self:
         try:
             check_kind(values, "run")
-            return cls.from_dict(apply(renamed(values), renamed_overrides(overrides)))
+            return cls.from_dict(apply(renamed(runner_beside(values, file)), renamed_overrides(overrides)))
         except ConfigError as error:
             raise labelled(file, error) from None
 
@@ -308,6 +309,20 @@ class Config(Model):
         label = str(file)
         value = documents.parse_json(documents.read_text(label), label)
         return cls._of_file(documents.as_mapping(value, label), label)
+
+
+def runner_beside(values: Mapping[str, Any], file: str) -> Mapping[str, Any]:
+    """Return the values of a config file; a runner in a file is looked for beside it first, then in the current folder.
+
+    What is found beside it alone is named by its whole path, so that the run can be started from anywhere.
+    """
+    path, colon, name = str(values.get("runner") or "").rpartition(":")
+    if not path.endswith(".py") or "://" in file or os.path.isabs(path):
+        return values
+    beside = Path(file).expanduser().resolve().parent / path
+    if not beside.is_file() or beside == Path(path).resolve():
+        return values
+    return {**values, "runner": f"{beside}{colon}{name}"}
 
 
 def check_kind(values: Mapping[str, Any], wanted: Literal["run", "experiment", "group"]) -> None:

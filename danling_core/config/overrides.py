@@ -36,11 +36,13 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"override {key.strip()!r}: wanted key=value, found no '='")
-    path = split_key(key)
-    value = value.strip()
-    if value[:1] in {"[", "{", "'", '"'}:
-        return path, parse_yaml(value, f"override {key.strip()!r}")
-    return path, parse_scalar(value)
+    return split_key(key), _value(key, value.strip())
+
+
+def _value(key: str, text: str) -> Any:
+    if text[:1] in {"[", "{", "'", '"'}:
+        return parse_yaml(text, f"override {key.strip()!r}")
+    return parse_scalar(text)
 
 
 def split_key(key: str) -> tuple[str, ...]:
@@ -79,15 +81,45 @@ def grid(sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def parse_sweep(words: Sequence[str]) -> dict[str, list[Any]]:
-    """Return `["params.lr=1e-3,3e-3", "seed=0,1"]` as a grid's `{"params.lr": [0.001, 0.003], "seed": [0, 1]}`."""
+    """Return `["params.lr=1e-3,3e-3", "seed=0,1"]` as a grid's `{"params.lr": [0.001, 0.003], "seed": [0, 1]}`.
+
+    Each value is read as `parse_override` reads it: `a: b` and `#fff` are text, and a comma inside brackets or quotes
+    parts nothing.
+    """
     sweep: dict[str, list[Any]] = {}
     for word in words:
         key, equals, values = word.partition("=")
-        path, listed = parse_override(f"{key}{equals}[{values}]" if equals else key)
-        if ".".join(path) in sweep:
+        if not equals:
+            parse_override(key)
+        path = ".".join(split_key(key))
+        if path in sweep:
             raise ConfigError(f"--sweep: {key!r} is given twice; list its values as {key}=1,2,3")
-        sweep[".".join(path)] = listed
+        sweep[path] = [_value(key, text) for text in _split(key, values)]
     return sweep
+
+
+def _split(key: str, text: str) -> list[str]:
+    """Return the parts between commas that are in no brackets and no quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"" and not parts[-1].strip(" [{,:"):
+            quote = character
+        elif character in "[{" and (depth or not parts[-1].strip()):
+            depth += 1
+        elif character in "]}" and depth:
+            depth -= 1
+        elif character == "," and not depth:
+            parts.append("")
+            continue
+        parts[-1] += character
+    parts = [part.strip() for part in parts]
+    if len(parts) > 1 and not parts[-1]:
+        parts.pop()
+    if not all(parts):
+        raise ConfigError(f"--sweep {key.strip()!r}: wanted a value before and after each comma")
+    return parts
 
 
 def expand(experiment: Swept) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from danling_core.config.config import Config, check_kind, renamed, renamed_overrides
+from danling_core.config.config import Config, check_kind, renamed, renamed_overrides, runner_beside
 from danling_core.config.documents import as_mapping, canonical_json, plain, read_mapping
 from danling_core.config.field_types import Count, Name, Values
 from danling_core.config.overrides import Overrides, apply, expand, parse_sweep, run_names
@@ -165,7 +165,10 @@ def _inlined(values: Values, file: str, overrides: Overrides) -> Values:
     """Return the values of an experiment with its config read, and `overrides` after its own."""
     config = values.get("config")
     if isinstance(config, str):
-        values = {**values, "config": read_mapping(_beside(file, config))}
+        path = _beside(file, config)
+        values = {**values, "config": runner_beside(read_mapping(path), path)}
+    elif isinstance(config, Mapping):
+        values = {**values, "config": runner_beside(config, file)}
     if overrides:
         own = _as_overrides(values.get("overrides") or {})
         values = {**values, "overrides": apply(own, renamed_overrides(overrides))}

@@ -6,7 +6,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -14,6 +14,7 @@ from typing import IO
 from danling_core.errors import ConfigError
 
 _TIMEOUT_SECONDS = 60.0
+_NAMES_AT_ONCE = 500  # on one command line
 # The user's settings must not change the hash, and reading must not change the repository.
 _SETTINGS = [
     "safe.directory=*",
@@ -53,7 +54,7 @@ class CodeState:
     difference: str | None
 
 
-def code_state(source: Path, exclude: Sequence[Path] = ()) -> CodeState | None:
+def code_state(source: Path, exclude: Sequence[Path] = (), imported: Sequence[Path] = ()) -> CodeState | None:
     """Return the state of the git repository that holds `source`.
 
     None outside a repository, in one without a commit, or where there is no git program.
@@ -62,6 +63,7 @@ def code_state(source: Path, exclude: Sequence[Path] = ()) -> CodeState | None:
         source: absolute, without symbolic links.
         exclude: absolute folders or files that do not count as code. One that contains the source is not
             excluded: nothing would be left.
+        imported: absolute files that count wherever they lie, whether git knows them or not.
 
     Raises:
         ConfigError: git does not answer in time, or fails on a repository it has found.
@@ -73,8 +75,8 @@ def code_state(source: Path, exclude: Sequence[Path] = ()) -> CodeState | None:
     root = Path(top)
     kept_out = [path for path in exclude if path.is_relative_to(root) and not source.is_relative_to(path)]
     changes = _changes(root, kept_out)
-    if not _is_known(root, source):
-        changes.append(_part(b"ignored source", source.read_bytes()))
+    counted = [path for path in imported if not any(path.is_relative_to(folder) for folder in kept_out)]
+    changes += [_part(name, _content(path)) for name, path in _unknown(root, {source, *counted})]
     if not changes:
         return CodeState(commit, None)
     return CodeState(commit, hashlib.sha256(b"".join(changes)).hexdigest())
@@ -89,9 +91,6 @@ def _changes(root: Path, exclude: Sequence[Path]) -> list[bytes]:
         if os.fstat(output.fileno()).st_size:
             output.seek(0)
             changes.append(hashlib.file_digest(output, "sha256").digest())
-    listed = ["ls-files", "--others", "--exclude-standard", "-z", "--", ":(top,glob)**/*.py", *pathspec[1:]]
-    for name in sorted(_names(root, listed)):
-        changes.append(_part(name, _content(root / os.fsdecode(name))))
     for name in _submodules(root, exclude):
         inner = root / os.fsdecode(name)
         changes += [_part(name, change) for change in _changes(inner, _inside(inner, exclude))]
@@ -114,14 +113,18 @@ def _submodules(root: Path, exclude: Sequence[Path]) -> list[bytes]:
     ]
 
 
-def _is_known(root: Path, source: Path) -> bool:
-    """Return whether git tracks `source` or would list it as untracked, so that its edits are seen."""
-    name = f":(top,literal){source.relative_to(root).as_posix()}"
-    tracked = _names(root, ["ls-files", "-z", "--", name])
-    return bool(tracked) or bool(
-        source.suffix == ".py"
-        and _names(root, ["ls-files", "--others", "--exclude-standard", "-z", "--", name])
-    )
+def _unknown(root: Path, files: Iterable[Path]) -> list[tuple[bytes, Path]]:
+    """Return the files that git does not track, with a name that is the same on any machine, in a fixed order."""
+    inside = {os.fsencode(path.relative_to(root)): path for path in files if path.is_relative_to(root)}
+    outside = [
+        (b"outside " + os.fsencode(path.name), path) for path in files if not path.is_relative_to(root)
+    ]
+    names = sorted(inside)
+    tracked: set[bytes] = set()
+    for begin in range(0, len(names), _NAMES_AT_ONCE):
+        wanted = [f":(top,literal){os.fsdecode(name)}" for name in names[begin : begin + _NAMES_AT_ONCE]]
+        tracked.update(_names(root, ["ls-files", "--recurse-submodules", "-z", "--", *wanted]))
+    return sorted(((name, path) for name, path in inside.items() if name not in tracked)) + sorted(outside)
 
 
 def _inside(root: Path, paths: Sequence[Path]) -> list[Path]:

@@ -15,6 +15,7 @@ from danling_core.config import Config
 from danling_core.config.documents import canonical_json
 from danling_core.errors import ConfigError
 from danling_core.identity.code_state import code_state
+from danling_core.identity.imports import imported_files
 
 NO_SOURCE = "0" * 40  # the experiment id of code that lies in no file, as in a notebook
 _FILE_RUNNER = re.compile(r"(?P<file>.*\.py|__main__):(?P<name>[^:]+)")
@@ -63,9 +64,9 @@ def identify(config: Config, source_file: str | None, exclude: Sequence[str] = (
 def experiment_id_of(source_file: str | None, exclude: Sequence[str] = ()) -> str:
     """Return the id of the code around `source_file`.
 
-    In a git repository with a commit: that commit, and for a dirty tree a hash of what differs from it
-    (`git diff HEAD` and untracked, unignored `.py` files, `exclude` left out). Elsewhere, or without a git
-    program: a hash of the file.
+    In a git repository with a commit: that commit, and for a dirty tree a hash of what differs from it: `git diff
+    HEAD`, and each file that the source imports and git does not track (`exclude` left out). A stray file beside it is
+    no difference. Elsewhere, or without a git program: a hash of the source and of what it imports.
     """
     if source_file is None:
         return NO_SOURCE
@@ -74,9 +75,11 @@ def experiment_id_of(source_file: str | None, exclude: Sequence[str] = ()) -> st
         raise ConfigError(
             f"the runner's source {source_file!r} is not a file: state experiment_id in the config"
         )
-    state = code_state(source, [_local_folder(folder) for folder in exclude if "://" not in folder])
+    imported = imported_files(source)
+    folders = [_local_folder(folder) for folder in exclude if "://" not in folder]
+    state = code_state(source, folders, imported)
     if state is None:
-        return _source_digest(source)[:40]
+        return _digest_of(source, imported)[:40]
     return state.commit if state.difference is None else f"{state.commit}-{state.difference[:12]}"
 
 
@@ -111,6 +114,13 @@ def _canonical(config: Config, source_file: str | None) -> dict[str, object]:
 
 def _local_folder(folder: str) -> Path:
     return Path(os.path.realpath(Path(folder).expanduser()))
+
+
+def _digest_of(source: Path, imported: Sequence[Path]) -> str:
+    if list(imported) == [source]:
+        return _source_digest(source)
+    parts = sorted(f"{os.path.relpath(path, source.parent)} {_source_digest(path)}" for path in imported)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _source_digest(source: Path) -> str:

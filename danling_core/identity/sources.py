@@ -22,7 +22,7 @@ def loaded_sources() -> dict[str, str]:
     What a runner imports later, inside a function, is not among them.
     """
     files = {str(getattr(module, "__file__", None)) for module in list(sys.modules.values())}
-    return {path: digest for path in sorted(files) if _is_own(path) and (digest := _digest_once(path))}
+    return {path: digest for path in sorted(files) if is_own(path) and (digest := _digest_once(path))}
 
 
 def check_sources(sources: Mapping[str, str]) -> None:
@@ -40,7 +40,8 @@ def check_sources(sources: Mapping[str, str]) -> None:
         )
 
 
-def _is_own(path: str) -> bool:
+def is_own(path: str) -> bool:
+    """Return whether a file is source of the user's: not of the standard library, and in no installed package."""
     if not path.endswith(".py") or path.startswith(_STANDARD):
         return False
     return not any(part in _INSTALLED for part in Path(path).parts)

@@ -17,6 +17,7 @@ from danling_core.mirror.pull import pull, pull_checkpoints, pull_small_files
 from danling_core.runs import metadata
 from danling_core.runs.folder import RunFolder, Status, find_folders, parent_url
 from danling_core.runs.lease import STALE_AFTER_SECONDS, Lease
+from danling_core.session.other_code import tell_of_other_code
 from danling_core.session.scratch import scratch_folder
 
 logger = logging.getLogger("danling")
@@ -187,6 +188,8 @@ def _open_under(
         )
     if newest is None or fresh:
         folder = _new_folder(config, identity, newest, timestamp)
+        if newest is None and config.dir is None:
+            tell_of_other_code(_absolute(config.project_root), config, identity, source_file)
         _create(folder, lease, config, identity, source_file)
     else:
         folder = newest

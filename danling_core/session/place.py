@@ -9,6 +9,7 @@ from uuid import UUID
 
 from danling_core import storage
 from danling_core.config import Config
+from danling_core.identity.cells import code_id
 from danling_core.identity.ids import Identity, identify
 from danling_core.session.context import RunContext
 
@@ -28,12 +29,16 @@ class RunPlace:
         """The timestamp of a run that has no folder yet."""
         self.source_file: str | None = getattr(sys.modules.get(runner.__module__), "__file__", None)
         self._config = config
+        self._runner = runner
         self._identity: Identity | None = None
 
     @property
     def identity(self) -> Identity:
         if self._identity is None:
-            self._identity = identify(self._config, self.source_file)
+            config = self._config
+            if self.source_file is None and config.experiment_id is None:
+                config = config.model_copy(update={"experiment_id": code_id(self._runner)})
+            self._identity = identify(config, self.source_file)
         return self._identity
 
     @property

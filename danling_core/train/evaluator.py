@@ -170,16 +170,20 @@ def computed(metrics: Any) -> dict[str, Any]:
 
 
 def _concatenated(outputs: list[Any]) -> Any:
-    """Join the outputs of batches: tensors are concatenated, also inside mappings and tuples; else they stay a list."""
+    """Join the outputs of batches: tensors are concatenated, also inside mappings and (named) tuples.
+
+    What differs from batch to batch in more than its first dimension stays a list, with an element for each batch.
+    """
     if not outputs:
         return outputs
     first = outputs[0]
     if all(isinstance(output, torch.Tensor) and output.dim() for output in outputs):
-        return torch.cat(outputs)
-    if isinstance(first, dict):
+        return torch.cat(outputs) if len({output.shape[1:] for output in outputs}) == 1 else outputs
+    if isinstance(first, dict) and all(output.keys() == first.keys() for output in outputs):
         return {key: _concatenated([output[key] for output in outputs]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(_concatenated(list(parts)) for parts in zip(*outputs, strict=True))
+    if isinstance(first, tuple) and all(len(output) == len(first) for output in outputs):
+        parts = [_concatenated(list(each)) for each in zip(*outputs, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
     return outputs
 
 

@@ -564,3 +564,24 @@ def test_the_package_offers_its_names_and_refuses_others() -> None:
     assert set(danling_core.__all__) <= set(dir(danling_core))
     with pytest.raises(AttributeError, match="no attribute 'Confg'"):
         _ = danling_core.Confg
+
+
+def test_a_runner_is_looked_for_beside_the_config_and_then_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        (folder / "both.py").touch()
+    (there / "only.py").touch()
+    (here / "mine.py").touch()
+    monkeypatch.chdir(here)
+
+    def runner_of(name: str, folder: Path) -> str | None:
+        (folder / "run.yaml").write_text(f"runner: {name}.py:Mine\nepoch_end: 1\n")
+        return Config.load(folder / "run.yaml").runner
+
+    assert runner_of("only", there) == f"{there}/only.py:Mine"
+    assert runner_of("both", there) == f"{there}/both.py:Mine"
+    assert runner_of("mine", there) == "mine.py:Mine"
+    assert runner_of("both", here) == "both.py:Mine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -54,7 +55,7 @@ def make_repository(folder: Path) -> Path:
     """A repository with one commit and a runner in a folder below; returns the runner's file."""
     (folder / "my package").mkdir(parents=True)
     source = folder / "my package" / "runner.py"
-    source.write_text("class Mine: pass\n")
+    source.write_text("class Mine: pass\n\n\ndef later():\n    from helping import tool\n")
     (folder / "other.txt").write_text("text\n")
     (folder / ".gitignore").write_text("ignored/\n")
     git(folder, "init", "-q")
@@ -102,8 +103,8 @@ def test_a_worktree_is_its_own_commit(source: Path, tmp_path: Path) -> None:
         lambda root: (root / "other.txt").write_bytes(b"\x00\xff"),
         lambda root: (root / "other.txt").unlink(),
         lambda root: (root / "my package" / "runner.py").write_text("class Mine: x = 1\n"),
-        lambda root: (root / "new.py").write_text("x = 1\n"),
-        lambda root: (root / "my package" / "é new.py").write_text(""),
+        lambda root: (root / "my package" / "helping.py").write_text("x = 1\n"),
+        lambda root: (root / "my package" / "helping.py").write_text(""),
         lambda root: [(root / "staged.txt").write_text("x"), git(root, "add", "staged.txt")],
     ],
     ids=["text", "binary", "deleted", "source", "untracked", "untracked-empty", "staged"],
@@ -119,22 +120,38 @@ def test_what_is_not_committed_changes_the_id_and_undoing_it_restores_it(source:
     assert experiment_id_of(str(source)) == clean
 
 
-def test_two_edits_of_the_same_untracked_file_have_two_ids(source: Path) -> None:
-    new = root_of(source) / "new.py"
-    ids = set()
+@pytest.mark.parametrize(
+    "name", ["helping.py", "helping/__init__.py", "helping/tool.py", "helping/inner.py", "ignored/far.py"]
+)
+@pytest.mark.parametrize("is_in_git", [True, False])
+def test_each_file_that_is_imported_counts_whether_git_knows_it_or_not(
+    source: Path, tmp_path: Path, name: str, is_in_git: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_in_git:
+        source = Path(shutil.copytree(source.parent, tmp_path / "elsewhere")) / source.name
+    folder = source.parent
+    if name.startswith("helping/"):
+        (folder / "helping").mkdir()
+        (folder / "helping" / "tool.py").write_text("from . import inner\n")
+    if name.startswith("ignored/"):
+        (folder / "helping.py").write_text("import far\n")
+        (folder / "ignored").mkdir()
+        monkeypatch.syspath_prepend(str(folder / "ignored"))
+    ids = {experiment_id_of(str(source))}
     for text in ("x = 1\n", "x = 2\n"):
-        new.write_text(text)
+        previous = (folder / name).read_text() if (folder / name).exists() else ""
+        (folder / name).write_text(previous + text)
         ids.add(experiment_id_of(str(source)))
-    new.rename(new.with_name("newer.py"))
-    ids.add(experiment_id_of(str(source)))
     assert len(ids) == 3
 
 
-def test_untracked_data_and_ignored_code_change_nothing(source: Path) -> None:
-    clean = experiment_id_of(str(source))
-    (root_of(source) / "data.csv").write_text("1,2\n")
-    (root_of(source) / "ignored").mkdir()
-    (root_of(source) / "ignored" / "x.py").write_text("x = 1\n")
+def test_what_the_runner_does_not_import_changes_nothing(source: Path) -> None:
+    clean, root = experiment_id_of(str(source)), root_of(source)
+    (root / "data.csv").write_text("1,2\n")
+    (root / "ignored").mkdir()
+    (root / "ignored" / "x.py").write_text("x = 1\n")
+    (root / "my package" / "stray.py").write_text("x = 1\n")
+    (root / "my package" / "torch.py").write_text("what an installed package is called\n")
     assert experiment_id_of(str(source)) == clean
 
 
@@ -151,7 +168,8 @@ def test_a_runner_that_git_ignores_is_still_seen(source: Path) -> None:
 def test_the_storage_root_is_no_code(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, clean = root_of(source), experiment_id_of(str(source))
     (root / "runs").mkdir()
-    (root / "runs" / "copy.py").write_text("x = 1\n")
+    (root / "runs" / "helping.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(str(root / "runs"))
     assert experiment_id_of(str(source)) != clean
     assert experiment_id_of(str(source), [str(root / "runs"), "s3://bucket/x"]) == clean
     monkeypatch.chdir(root)
@@ -293,7 +311,7 @@ def test_what_cannot_change_a_result_does_not_change_the_run_id(values: dict[str
 @pytest.mark.holds("bugs-8")
 def test_uncommitted_code_changes_the_run_id(source: Path) -> None:
     before = identify(config(), str(source))
-    (root_of(source) / "new.py").write_text("x = 1\n")
+    (root_of(source) / "other.txt").write_text("changed\n")
     after = identify(config(), str(source))
     assert after.run_id != before.run_id and after.id != before.id
 
@@ -330,6 +348,8 @@ def test_two_files_with_a_class_of_one_name_are_two_runs(source: Path) -> None:
     other = source.parent / "sub" / "runner.py"
     other.parent.mkdir()
     other.write_text("class Mine: y = 2\n")
+    git(root_of(source), "add", ".")
+    git(root_of(source), "commit", "-q", "-m", "two")
     first, second = (identify(config(runner=f"{file}:Mine"), str(file)) for file in (source, other))
     assert first.experiment_id == second.experiment_id and first.run_id != second.run_id
 

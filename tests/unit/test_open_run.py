@@ -53,6 +53,20 @@ def test_a_new_run_gets_a_folder_with_config_and_metadata(root: str, tmp_path: P
     assert os.path.exists(os.path.join(opened.work_dir, "config.yaml"))
 
 
+@pytest.mark.parametrize("status", ["complete", "interrupted"])
+def test_a_run_of_the_same_config_and_other_code_is_named(
+    root: str, tmp_path: Path, status: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, identity = make(root, tmp_path)
+    finish(open_run(first, identity), identity, status)
+    finish(open_run(*make(root, tmp_path, epoch_end=2)), make(root, tmp_path, epoch_end=2)[1])
+    assert "other code" not in caplog.text
+    opened = open_run(*make(root, tmp_path, experiment_id="b" * 40))
+    assert opened.is_new
+    [line] = [record.getMessage() for record in caplog.records if "other code" in record.getMessage()]
+    assert f"experiment_id={'a' * 40}" in line and f"({status}, in " in line and identity.id in line
+
+
 @pytest.mark.holds("levels-5")
 @pytest.mark.parametrize("status", ["running", "failed", "interrupted"])
 def test_an_incomplete_run_is_resumed_in_place(root: str, tmp_path: Path, status: str) -> None:

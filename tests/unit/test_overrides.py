@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from danling_core.config import Config
-from danling_core.config.overrides import apply, grid, parse_override, run_names
+from danling_core.config.overrides import apply, grid, parse_override, parse_sweep, run_names
 from danling_core.errors import ConfigError
 
 
@@ -128,3 +128,31 @@ def test_names_are_unique_short_and_fit_for_folders() -> None:
     assert len(set(names)) == len(values)
     for name in names:
         Config(epoch_end=1, run_name=name)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ("1e-3,3e-3", [1e-3, 3e-3]),
+        ("a: b,c", ["a: b", "c"]),
+        ("&x,*y,!z,@w,%v", ["&x", "*y", "!z", "@w", "%v"]),
+        ("#fff,#000", ["#fff", "#000"]),
+        ("yes,true,null,", ["yes", True, None]),
+        ("[1,2],[3]", [[1, 2], [3]]),
+        ("{a: 1, b: [2, 3]},{}", [{"a": 1, "b": [2, 3]}, {}]),
+        ("'a,b',\"c,d\",it's", ["a,b", "c,d", "it's"]),
+        ("['a]',b],c", [["a]", "b"], "c"]),
+        ("x[0],y", ["x[0]", "y"]),
+    ],
+)
+def test_the_words_of_a_sweep_are_read_as_overrides_are(values: str, wanted: list[Any]) -> None:
+    assert parse_sweep([f"params.x={values}"]) == {"params.x": wanted}
+    for value in wanted:
+        if isinstance(value, str) and "," not in value:
+            assert parse_override(f"x={value}")[1] == value
+
+
+@pytest.mark.parametrize("values", ["", ",", "1,,2"])
+def test_a_sweep_without_a_value_is_refused(values: str) -> None:
+    with pytest.raises(ConfigError, match="wanted a value"):
+        parse_sweep([f"seed={values}"])

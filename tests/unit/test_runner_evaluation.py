@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -85,6 +85,24 @@ def test_infer_joins_outputs_in_mappings_and_needs_no_targets(tmp_path: Path) ->
     assert outputs["logits"].shape == (12, 2)
     assert torch.equal(outputs["pair"][0], points(12)[0][:, 0])
     assert "infer" not in runner.train()[0]
+
+
+class Output(NamedTuple):
+    logits: torch.Tensor
+    length: torch.Tensor
+
+
+def test_infer_keeps_named_tuples_and_what_differs_in_length_by_batch(tmp_path: Path) -> None:
+    class Ragged(SmallRunner):
+        def infer_step(self, data: Any) -> Any:
+            count = len(data[0])
+            return Output(super().infer_step(data), torch.zeros(count, count, 2))
+
+    runner = Ragged(config(tmp_path))
+    runner.datasets["infer"] = TensorDataset(points(12)[0])
+    outputs = runner.infer()
+    assert isinstance(outputs, Output) and outputs.logits.shape == (12, 2)
+    assert [each.shape for each in outputs.length] == [(5, 5, 2), (5, 5, 2), (2, 2, 2)]
 
 
 @pytest.mark.holds("attributes-13")

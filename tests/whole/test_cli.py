@@ -110,6 +110,7 @@ def test_several_values_outside_of_a_sweep_are_refused_for_every_run(
     spec: dict[str, Any] = {"config": toy_config()}
     file = write(spec if command == "experiment" else {"group": "g", "experiments": [spec]})
     assert main([command, file, "params.lr=1e-3,3e-3"]) == 2
+    assert main([command, file, "params.opt=adam,sgd"]) == 2
     said = capsys.readouterr().err
     assert "--sweep params.lr=1e-3,3e-3" in said and """params.lr='"1e-3,3e-3"'""" in said
 
