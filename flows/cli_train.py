@@ -120,6 +120,12 @@ class Training:
             self._say_how_to_resume(stopped, ending.outcomes)
             return INTERRUPTED if ending.is_ctrl_c else RESUMABLE
         if bad:
+            if all(each.is_bad_input for each in bad):
+                _say(summarise(bad, total) if total > 1 else f"{bad[0].key}: {bad[0].error}")
+                _say(
+                    str(bad[0].traceback).rstrip() if self._verbose else "--verbose shows where it was raised"
+                )
+                return BAD_INPUT
             _say(summarise(bad, total) if total > 1 else f"{bad[0].key} failed: {bad[0].error}")
             if bad[0].traceback:
                 print(f"\n{bad[0].key}, rank {bad[0].rank}:\n{bad[0].traceback.rstrip()}", file=sys.stderr)

@@ -25,6 +25,7 @@ class RunOutcome:
         folder: URL of the run folder.
         error: one line; None when complete. With `status` complete, what is left beside the stages asked for.
         traceback: of the first failing rank, where there is one.
+        is_bad_input: a rank refused what the user gave, before its first step.
     """
 
     status: Ending
@@ -47,6 +48,7 @@ class RunOutcome:
     error: str | None = None
     traceback: str | None = None
     rank: int | None = None
+    is_bad_input: bool = False
 
     @property
     def key(self) -> str:

@@ -112,8 +112,8 @@ def _train(plan: RunPlan, opened: OpenedRun, pool: LauncherPool, artifacts: Flow
     try_task(score, folder_url=opened.work_dir)
     if ended.status == "complete":
         try_task(store, folder_url=opened.folder.url)
-    failure = {"error": ended.error, "traceback": ended.traceback, "rank": ended.rank}
-    return _ended(plan, opened, status=ended.status, **failure)
+    known = {name: getattr(ended, name) for name in ("status", "error", "traceback", "rank", "is_bad_input")}
+    return _ended(plan, opened, **known)
 
 
 def _beating(opened: OpenedRun, handle: RunHandle, pool: LauncherPool) -> AbstractContextManager[Any]:

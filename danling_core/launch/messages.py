@@ -92,6 +92,7 @@ class Outcome:
         rank: the rank that failed first.
         step: the step it was working on.
         restarts: how often the ranks were relaunched.
+        is_bad_input: what failed is what the user gave, and nothing was trained.
     """
 
     status: Literal["complete", "failed", "interrupted"]
@@ -100,6 +101,7 @@ class Outcome:
     rank: int | None = None
     step: int | None = None
     restarts: int = 0
+    is_bad_input: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON types."""

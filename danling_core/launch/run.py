@@ -152,7 +152,15 @@ class SupervisedRun:
         return f"{self.request.generation}.{restart}"
 
     def _failed(self, verdict: Verdict, restart: int) -> Outcome:
-        outcome = Outcome("failed", verdict.message, verdict.traceback, verdict.rank, verdict.step, restart)
+        outcome = Outcome(
+            "failed",
+            verdict.message,
+            verdict.traceback,
+            verdict.rank,
+            verdict.step,
+            restart,
+            verdict.is_bad_input,
+        )
         return self._record(outcome, restart)
 
     def _interrupted(self, restart: int, verdict: Verdict | None) -> Outcome:
@@ -186,8 +194,8 @@ def _from_event(event: Mapping[str, Any], restarts: int) -> Outcome:
         return Outcome("complete", restarts=restarts)
     if event["event"] == "interrupted":
         return Outcome("interrupted", event.get("reason"), step=event.get("step"), restarts=restarts)
-    fields = {name: event.get(name) for name in ("error", "traceback", "rank", "step")}
-    return Outcome("failed", **fields, restarts=restarts)
+    error, traceback, rank, step = (event.get(name) for name in ("error", "traceback", "rank", "step"))
+    return Outcome("failed", error, traceback, rank, step, restarts)
 
 
 @contextmanager

@@ -47,6 +47,8 @@ class Verdict:
     rank: int | None = None
     step: int | None = None
     traceback: str | None = field(default=None, repr=False)
+    is_bad_input: bool = False
+    """Whether a rank refused what the user gave, before its first step."""
 
     @property
     def is_restartable(self) -> bool:
@@ -91,8 +93,11 @@ def _died_silently(rank: RankEnd) -> bool:
 
 def _raised(index: int, rank: RankEnd) -> Verdict:
     failure = _failure(rank)
+    is_bad_input = rank.step is None and bool(failure.get("is_bad_input"))
     message = f"rank {index} failed{_at(rank.step)}: {failure['error']}"
-    return Verdict("raised", message, index, rank.step, failure["traceback"])
+    if is_bad_input:
+        message = failure["error"]
+    return Verdict("raised", message, index, rank.step, failure["traceback"], is_bad_input)
 
 
 def _lost_peer(index: int, rank: RankEnd) -> Verdict:

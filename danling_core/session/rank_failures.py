@@ -78,11 +78,15 @@ def failure_of(error: BaseException, rank: int, step: int | None) -> dict[str, A
 
 
 def describe(error: BaseException, own_module: str | None = None) -> dict[str, Any]:
-    """Return an exception as plain JSON types: one line, traceback, time, and whether it may follow from another's.
+    """Return an exception as plain JSON types: one line, traceback, time, whether it may follow from another's, and
+    whether it is a refusal of what the user gave.
 
     Secrets are taken out, and the first frames too where they are those of `own_module`.
     """
-    if isinstance(error, SystemExit):
+    is_bad_input = isinstance(error, ConfigError)
+    if is_bad_input:
+        line = str(error)
+    elif isinstance(error, SystemExit):
         line = f"the code called sys.exit({error.code!r})"
     else:
         line = "".join(traceback.format_exception_only(type(error), error)).strip()
@@ -95,6 +99,7 @@ def describe(error: BaseException, own_module: str | None = None) -> dict[str, A
         "traceback": redact(text),
         "time": time.time(),
         "is_lost_peer": is_lost_peer(error),
+        "is_bad_input": is_bad_input,
     }
 
 

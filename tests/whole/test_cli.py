@@ -384,6 +384,18 @@ def test_a_rank_that_raises_fails_the_run_with_its_traceback_last_and_leaves_no_
     wait_until(lambda: not _processes_naming(mark), f"the end of {mark}", 15)
 
 
+def test_what_a_rank_refuses_before_its_first_step_is_one_message_and_bad_input(
+    prefect_server: PrefectServer, toy_config: Make, write: Callable[[Any], str], tmp_path: Path
+) -> None:
+    config = toy_config(nproc_per_node=2, score_name="nonsense", score_mode="max")
+    process = _danling(prefect_server, "run", write(config))
+    _, error = process.communicate(timeout=90)
+    assert process.returncode == 2 and "Traceback" not in error
+    first, second = error.splitlines()
+    assert "score_name is 'nonsense', but split 'val' reports ['accuracy', 'loss']" in first
+    assert "--verbose" in second
+
+
 @pytest.mark.holds("system-2")
 def test_the_embedded_server_serves_without_configuration_and_ends_with_the_command(
     toy_config: Make, write: Callable[[Any], str], tmp_path: Path
