@@ -28,6 +28,7 @@ from tests.s3_faults import FaultyProxy
 from tests.whole_runs import ROOT, config
 
 
+@pytest.mark.long
 def test_an_owner_that_wakes_up_after_a_takeover_writes_nothing(tmp_path: Path) -> None:
     slow = {"save_interval_steps": None, "log_interval": 1000, "params": {"step_seconds": 0.4}}
     wanted = config(tmp_path / "runs", epoch_end=1000, **slow)

@@ -222,6 +222,7 @@ def _editable(folder: Path, class_body: str = "    pass") -> tuple[Path, str]:
     return source, f"{source}:Mine"
 
 
+@pytest.mark.long
 @pytest.mark.holds("bugs-8")
 def test_code_that_is_edited_during_a_sweep_is_not_trained_under_the_old_id(
     prefect_server: PrefectServer, toy_config: Make, tmp_path: Path

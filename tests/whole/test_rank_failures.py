@@ -37,6 +37,7 @@ def test_the_stack_of_a_rank_that_sleeps_forever_is_in_its_log(launcher: Launche
     assert "in sleep_forever" not in ended.log, "rank 0 waits in a reduction"
 
 
+@pytest.mark.long
 def test_a_step_that_kills_every_time_is_named_and_final(launcher: Launcher, tmp_path: Path) -> None:
     with fault("SIGKILL", 13, rank=1, attempt=None):
         ended = launch(launcher, config(tmp_path))

@@ -110,6 +110,7 @@ def test_a_killed_rank_leaves_no_trace_in_the_bits(
     remote.copy(tmp_path / "elsewhere").must_equal(in_peace)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_where_its_scratch_is_gone(
     root: str, launcher: Launcher, in_peace: Ended, tmp_path: Path
 ) -> None:

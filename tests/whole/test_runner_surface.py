@@ -80,6 +80,7 @@ def test_init_print_chooses_the_rank_that_speaks(process: int, two_ranks: Ranks,
     assert "hello" not in outputs[1 - process]
 
 
+@pytest.mark.long
 @pytest.mark.holds("methods-7", "bugs-12")
 def test_a_script_under_torchrun_leaves_its_process_group(tmp_path: Path) -> None:
     script = tmp_path / "script.py"

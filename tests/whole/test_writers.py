@@ -52,6 +52,7 @@ def offline_record(folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]
     return config, history, summary
 
 
+@pytest.mark.long
 @pytest.mark.holds("files-6")
 def test_wandb_is_told_of_config_results_own_curves_and_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
