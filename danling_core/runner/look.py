@@ -6,9 +6,15 @@ import contextlib
 import copy
 import dataclasses
 import logging
+import sys
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from types import ModuleType
 from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from danling_core.data.batches import to_device
 from danling_core.data.generators import KINDS, generator_state, restore_generator
@@ -31,6 +37,8 @@ from danling_core.train.stepper import Stepper, Steppers
 logger = logging.getLogger("danling")
 
 _LARGEST_COPY_BYTES = 2 << 30
+_MOST_BYTES = 512 << 20  # of the attributes, beside the modules
+_MOST_OBJECTS = 100_000
 
 
 def look(parts: Parts, runner: Any, train_splits: Sequence[str], evaluate_splits: Sequence[str]) -> None:
@@ -114,9 +122,9 @@ def _copy_of(parts: Parts, runner: Any) -> Any:
     for name, module in own.items():
         memo[id(wrapped[name])] = copy.deepcopy(module, memo)
     for name, value in vars(runner).items():
-        if name != "_parts":
+        if name != "_parts" and (shared := _shared(value, memo)) is not None:
             with contextlib.suppress(Exception):  # what cannot be copied is used as it is
-                vars(probe)[name] = copy.deepcopy(value, memo)
+                vars(probe)[name] = copy.deepcopy(value, shared)
     modules = Modules(SingleRank())
     for name in own:
         module = memo[id(wrapped[name])]
@@ -142,6 +150,39 @@ def _copy_of(parts: Parts, runner: Any) -> Any:
     for metrics in (probe.metrics, probe.train_metrics, probe.evaluate_metrics):
         _keep_to_this_rank(metrics)
     return probe
+
+
+def _shared(value: Any, memo: dict[int, Any]) -> dict[int, Any] | None:
+    """Return the memo for a copy of an attribute that shares its data: data sets, loaders and what is too large.
+
+    None where the attribute has too many parts for a copy.
+    """
+    seen, waiting, left = {id(value)}, [value], _MOST_BYTES
+    while waiting:
+        found = waiting.pop()
+        if id(found) in memo:
+            continue
+        size = _size(found)
+        if isinstance(found, Dataset | DataLoader) or size > left:
+            memo[id(found)] = found
+            continue
+        left -= size
+        inner = list(found.values()) if isinstance(found, Mapping) else []
+        inner += found if isinstance(found, list | tuple | set | frozenset | deque) else []
+        inner += getattr(found, "__dict__", {}).values() if not isinstance(found, type | ModuleType) else []
+        new = {id(each): each for each in inner if id(each) not in seen}
+        seen |= new.keys()
+        waiting += new.values()
+        if len(seen) > _MOST_OBJECTS:
+            return None
+    return memo
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    size = getattr(value, "nbytes", 0)
+    return max(size if isinstance(size, int) else 0, sys.getsizeof(value, 0))
 
 
 def _keep_to_this_rank(metrics: Any) -> None:
@@ -175,6 +216,8 @@ def _explained(step: str, split: str) -> Iterator[None]:
         yield
     except RunInterrupted:
         raise
+    except torch.cuda.OutOfMemoryError:  # the copy was too much: whether training is, it says itself
+        logger.info("%s of split %r is not tried before the first step: no memory for a copy", step, split)
     except DanLingError as error:
         raise type(error)(f"{step} of split {split!r}, tried before the first step: {error}") from error
     except Exception as error:

@@ -27,7 +27,10 @@ class RunPlace:
         self.context = context
         self.created_at = ""
         """The timestamp of a run that has no folder yet."""
-        self.source_file: str | None = getattr(sys.modules.get(runner.__module__), "__file__", None)
+        file: str | None = getattr(sys.modules.get(runner.__module__), "__file__", None)
+        self.source_file = (
+            None if file is None or file.startswith("<") else file
+        )  # `python -` calls it <stdin>
         self._config = config
         self._runner = runner
         self._identity: Identity | None = None

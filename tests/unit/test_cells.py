@@ -6,6 +6,7 @@ import linecache
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,7 +77,10 @@ def test_the_id_of_a_cell_changes_with_what_the_runner_uses(helping: Path, is_kn
     assert code_id(defined(BASE, is_known)) not in ids | {first}
 
 
-def test_an_edited_cell_trains_again_and_the_same_one_does_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", [None, "<stdin>"])
+def test_an_edited_cell_trains_again_and_the_same_one_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str | None
+) -> None:
     text = """
 from tests.small_runner import SmallRunner
 steps = []
@@ -88,6 +92,7 @@ class Mine(SmallRunner):
     counts = []
     for cell in (text, text, text.replace("append(1)", "append(2)")):
         cls = defined(cell, True)
+        monkeypatch.setitem(sys.modules, "cells", SimpleNamespace(__file__=file))
         runner = cls(config(tmp_path, experiment_id=None))
         assert isinstance(runner, SmallRunner)
         runner.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,30 @@ def test_nothing_is_left_of_the_look(tmp_path: Path, fields: dict[str, Any]) -> 
     assert looked.calls == plain.calls and looked.seen == plain.seen
     assert (looked.iters, looked.steps) == (plain.iters, plain.steps)
     assert Path(looked.dir, "results.json").exists()
+
+
+def test_data_is_shared_with_the_look_and_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("danling_core.runner.look._MOST_BYTES", 16 << 20)
+
+    class Heavy(SmallRunner):
+        def __init__(self, given: Any) -> None:
+            super().__init__(given)
+            self.array = np.zeros(3 << 20)
+            self.inside = {"list": [SimpleNamespace(tensor=torch.zeros(5 << 20))]}
+            self.data = self.datasets["train"]
+            self.many = [[number] for number in range(150_000)]
+            self.small = torch.zeros(1 << 20)
+
+        def train_step(self, data: Any) -> Any:
+            attributes = (self.array, self.inside["list"][0].tensor, self.data, self.many, self.small)
+            seen.append([id(each) for each in attributes])
+            return super().train_step(data)
+
+    seen: list[list[int]] = []
+    runner = Heavy(config(tmp_path, sanity_batches=2))
+    runner.train()
+    look, real = seen[0], seen[-1]
+    assert look[:4] == real[:4] and look[4] != real[4]
 
 
 def test_a_resume_does_not_look_again(tmp_path: Path) -> None:
