@@ -226,7 +226,7 @@ class FreeParams(Mapping[str, Any]):
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[type[FreeParams], tuple[dict[str, Any]]]:
-        return FreeParams, (self.model_dump(),)
+        return FreeParams, (_plain(self),)  # a copy reads nothing
 
     def __repr__(self) -> str:
         return (
@@ -235,11 +235,17 @@ class FreeParams(Mapping[str, Any]):
 
     def model_dump(self) -> dict[str, Any]:
         """Return the values as plain nested dicts, as a typed `Params` gives them. Counts as reading all."""
-        _reads(self).update(self.__dict__)
-        return {
-            key: FreeParams.model_dump(item) if isinstance(item, FreeParams) else item
-            for key, item in self.__dict__.items()
-        }
+        for key, item in self.__dict__.items():
+            _reads(self).add(key)
+            if isinstance(item, FreeParams):
+                FreeParams.model_dump(item)
+        return _plain(self)
+
+
+def _plain(params: FreeParams) -> dict[str, Any]:
+    return {
+        key: _plain(item) if isinstance(item, FreeParams) else item for key, item in params.__dict__.items()
+    }
 
 
 def _reads(params: FreeParams) -> set[str]:

@@ -37,7 +37,7 @@ from danling_core.train.stepper import Stepper, Steppers
 logger = logging.getLogger("danling")
 
 _LARGEST_COPY_BYTES = 2 << 30
-_MOST_BYTES = 512 << 20  # of the attributes, beside the modules
+_MOST_BYTES = 512 << 20  # of an attribute, beside the modules
 _MOST_OBJECTS = 100_000
 
 
@@ -118,7 +118,7 @@ def _copy_of(parts: Parts, runner: Any) -> Any:
     """Return a runner with copies of the user's attributes, which has no run, no wrappers and no schedule."""
     probe = copy.copy(runner)
     wrapped, own = parts.modules.wrapped, parts.modules.own
-    memo: dict[int, Any] = {id(runner): probe, id(parts): None}
+    memo: dict[int, Any] = {id(runner): probe, id(parts): None, id(runner.params): runner.params}
     for name, module in own.items():
         memo[id(wrapped[name])] = copy.deepcopy(module, memo)
     for name, value in vars(runner).items():

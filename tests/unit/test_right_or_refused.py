@@ -73,11 +73,13 @@ class Free(dl.TorchRunner):
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=self.params.lr)
 
 
+@pytest.mark.parametrize("sanity_batches", [0, 2])
 def test_a_param_that_nobody_read_is_named_with_the_nearest_one(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sanity_batches: int
 ) -> None:
     logging.getLogger("danling").addHandler(caplog.handler)
-    runner = Free(config(tmp_path, params={"lr": 0.1, "lrr": 0.2, "shuffle": "no"}))
+    params = {"lr": 0.1, "lrr": 0.2, "shuffle": "no"}
+    runner = Free(config(tmp_path, params=params, sanity_batches=sanity_batches))
     runner.train()
     logging.getLogger("danling").removeHandler(caplog.handler)
     assert "params.lrr was not read by the first step, so it has no effect; did you mean 'lr'" in caplog.text
