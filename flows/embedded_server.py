@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import fcntl
 import os
 import signal
+import socket
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 from danling_core.process_tree import die_with_parent
 
@@ -25,7 +31,39 @@ def main() -> None:
         log_level="error",
         lifespan="on",
     )
-    uvicorn.Server(config).run()
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            async with _alone_at_first():
+                await super().startup(sockets)
+
+    Server(config).run()
+
+
+@contextlib.asynccontextmanager
+async def _alone_at_first() -> AsyncIterator[None]:
+    """Let one server at a time make the database of a Prefect home: two at once spoil each other's migrations.
+
+    Once one has started with this version of Prefect, nobody waits any more.
+    """
+    import prefect
+    from prefect.settings import PREFECT_HOME
+
+    home = Path(PREFECT_HOME.value())
+    done = home / f"danling-started-{prefect.__version__}"
+    if done.exists():
+        yield
+        return
+    home.mkdir(parents=True, exist_ok=True)
+    with open(home / "danling-first-start", "a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(0.05)
+        yield
+        done.touch()
 
 
 def _watch(parent: int) -> None:

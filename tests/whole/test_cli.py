@@ -422,6 +422,19 @@ def test_the_embedded_server_serves_without_configuration_and_ends_with_the_comm
         assert database.execute("select count(*) from flow_run").fetchone() == (1,)
 
 
+@pytest.mark.long
+def test_first_commands_at_once_share_a_fresh_prefect_home(toy_config: Make, tmp_path: Path) -> None:
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home")}
+    processes = []
+    for seed in range(3):
+        file = tmp_path / f"{seed}.yaml"
+        file.write_text(json.dumps(toy_config(seed=seed)))
+        processes.append(_danling(PrefectServer("", environment), "run", str(file)))
+    for process in processes:
+        _, error = process.communicate(timeout=110)
+        assert process.returncode == 0 and error == ""
+
+
 def _stranger_gets(pid: int) -> int:
     """Ask the embedded server of a command for its flow runs, as any process of this machine can."""
 
