@@ -21,12 +21,14 @@ from danling_core.launch.plan import RunPlan
 from danling_core.results.formatting import format_epoch_result
 from danling_core.runs.folder import RunFolder
 from danling_core.session.open_run import OpenedRun, open_run
+from danling_core.session.writers import text_log_path
 from flows.cancellation import heeding_cancel
 from flows.credentials import store_credentials
 from flows.endings import conclude_run
 from flows.naming import counted, run_display_name, tags_of
 from flows.outcome import RunOutcome, describe
 from flows.pool import LauncherPool, launcher_pool
+from flows.rank_warnings import RankWarnings
 from flows.stages import observe_stages, try_task
 from tasks.artifacts import FlowArtifacts
 from tasks.observation import Event, Observation
@@ -91,7 +93,7 @@ def open_and_train(
     except RunInterrupted as error:
         return _ended(plan, opened, status="interrupted", error=str(error))
     except DanLingError as error:
-        logger.exception("%s-%s failed", plan.identity.name, plan.identity.id)
+        logger.exception("%s failed", _key(plan))
         return _ended(plan, opened, status="failed", error=str(error))
     finally:
         _release(opened)
@@ -106,9 +108,11 @@ def _train(plan: RunPlan, opened: OpenedRun, pool: LauncherPool, artifacts: Flow
         heeding_cancel(lambda reason: pool.interrupt_run(handle, reason)),
         _beating(opened, handle, pool),
     ):
-        listen = _listener(plan, pool, artifacts)
+        warnings = RankWarnings(_key(plan), text_log_path(config.log_path, opened.work_dir))
+        listen = _listener(plan, pool, artifacts, warnings)
         observe_stages(Observation(handle.events(), listen, logger.warning), config)
         ended = handle.outcome()
+        warnings.pass_on()
     try_task(score, folder_url=opened.work_dir)
     if ended.status == "complete":
         try_task(store, folder_url=opened.folder.url)
@@ -122,10 +126,17 @@ def _beating(opened: OpenedRun, handle: RunHandle, pool: LauncherPool) -> Abstra
     return opened.lease.beating(on_fenced=lambda error: pool.interrupt_run(handle, str(error)))
 
 
-def _listener(plan: RunPlan, pool: LauncherPool, artifacts: FlowArtifacts) -> Callable[[Event], None]:
-    key, (unit, total) = f"{plan.identity.name}-{plan.identity.id}", counted(plan.config)
+def _key(plan: RunPlan) -> str:
+    return f"{plan.identity.name}-{plan.identity.id}"
+
+
+def _listener(
+    plan: RunPlan, pool: LauncherPool, artifacts: FlowArtifacts, warnings: RankWarnings
+) -> Callable[[Event], None]:
+    key, (unit, total) = _key(plan), counted(plan.config)
 
     def listen(event: Event) -> None:
+        warnings.pass_on()
         pool.publish(key, event)
         if event["event"] == "progress":
             percent = 100.0 * event.get("progress", 0.0)
