@@ -202,7 +202,7 @@ def test_a_metric_that_no_split_reports_fails_at_the_first_result_and_names_the_
     write: Callable[[Any], str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = toy_config(score_name="accurracy", score_mode="max")
+    config = toy_config(score_name="accurracy", score_mode="max", sanity_batches=0)
     assert main(["run", write(config)]) == 1
     error = capsys.readouterr().err
     assert "accurracy" in error and "accuracy" in error and "loss" in error
