@@ -22,6 +22,26 @@ from tests.processes import wait_until
 from tests.unit.test_mirror import append, commit, fill, local  # noqa: F401
 
 
+def test_a_mirror_ends_while_a_fork_holds_its_pipe_open(local: Path, gcs_server: GCSServer) -> None:
+    remote = "gs://danling/root/digits-1/20261121-103249-123456"
+    fill(local)
+    lease = Lease.acquire(storage.parent(remote), "driver")
+    mirror = MirrorProcess(
+        os.fspath(local), remote, lease_url=lease.url, generation=lease.generation, interval_seconds=600
+    )
+    worker = os.fork()
+    if worker == 0:  # as a loader's worker is left at the end of a run
+        signal.pause()
+    try:
+        mirror.close(timeout_seconds=60)
+        assert read_log(remote, "events.jsonl")
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+        lease.release()
+        storage.delete(storage.parent(remote), recursive=True)
+
+
 def test_a_mirror_process_delivers_through_an_absence_of_the_store(
     local: Path, gcs_server: GCSServer
 ) -> None:

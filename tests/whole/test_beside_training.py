@@ -1,0 +1,108 @@
+"""What lies beside training decides nothing: the console, the proxy, the API, the home."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.home import a_home, never_through_a_proxy
+from flows.server import _why_unreachable
+
+# the console
+
+
+PRINTS = """
+import sys
+from danling_core.writers.console import survive_a_closed_console
+survive_a_closed_console()
+for number in range(20_000):
+    print("line", number, "\u2192 \U0001f600", flush=number % 100 == 0)
+sys.stdout.flush()
+open(sys.argv[1], "w").write("trained on")
+"""
+
+
+@pytest.mark.parametrize("kind", ["closed pipe", "full disk", "ascii"])
+def test_a_console_that_takes_nothing_stops_nobody(tmp_path: Path, kind: str) -> None:
+    done = tmp_path / "done"
+    words = [sys.executable, "-c", PRINTS, str(done)]
+    environment = {**os.environ, **({"PYTHONIOENCODING": "ascii"} if kind == "ascii" else {})}
+    if kind == "full disk":
+        with open("/dev/full", "w") as full:
+            ended = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, timeout=60, env=environment)
+    elif kind == "ascii":
+        ended = subprocess.run(words, capture_output=True, timeout=60, env=environment)
+        assert b"\\u2192" in ended.stdout
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        ended = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, timeout=60, env=environment)
+        os.close(writer)
+    assert ended.returncode == 0 and done.read_text() == "trained on", ended.stderr
+
+
+# the proxy and the API
+
+
+@pytest.fixture
+def server() -> Iterator[http.server.ThreadingHTTPServer]:
+    """A server that answers `/CODE/...` with that code."""
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(int(self.path.split("/")[1]))
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield found
+        found.shutdown()
+
+
+@pytest.mark.parametrize("code", [200, 204, 401, 404, 500, 503])
+def test_anything_but_a_healthy_answer_is_away_and_no_proxy_is_asked(
+    server: http.server.ThreadingHTTPServer, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    never_through_a_proxy()
+    reason = _why_unreachable(f"http://127.0.0.1:{server.server_port}/{code}")
+    assert (reason is None) == (code == 200)
+    assert reason is None or str(code) in reason
+    assert os.environ["no_proxy"].startswith("example.org,127.0.0.1")
+
+
+# the home
+
+
+@pytest.mark.parametrize("home", ["/proc/none", "/dev/null", None])
+def test_a_home_that_cannot_be_written_is_replaced_for_the_command(
+    home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("PREFECT_HOME", "/proc/none/.prefect" if home is None else f"{home}/.prefect")
+    monkeypatch.setenv("HOME", home or "/proc/none")
+    with a_home():
+        found = Path(os.environ["PREFECT_HOME"])
+        assert found.parent == tmp_path and os.environ["HOME"] == str(found)
+        (found / "file").touch()
+    assert "cannot be written" in caplog.text and not found.exists()
+
+
+def test_a_home_that_can_be_written_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "mine"))
+    with a_home():
+        assert os.environ["PREFECT_HOME"] == str(tmp_path / "mine")
