@@ -24,7 +24,8 @@ from danling_core.runner.base import RunnerBase
 
 _DEPTH = 3
 _MOST_ITEMS = 64
-_LARGEST_ARRAY_BYTES = 64 << 20
+_LARGEST_ARRAY_BYTES = 1 << 30
+_SCALARS = (bool, int, float, str)
 _OURS = {name for cls in RunnerBase.__mro__ for name in (*vars(cls), *getattr(cls, "__annotations__", ()))}
 
 
@@ -41,7 +42,8 @@ class Attributes:
     """The user's own attributes of a runner, by kind.
 
     Everything with `state_dict` and `load_state_dict` is saved, also in lists, tuples and mappings, and so are random
-    generators. A tensor, array or deque is saved once it is no longer what it was when training was set up.
+    generators. A tensor, array, deque, number or text is saved once it is no longer what it was when training was
+    set up.
 
     Args:
         runner: whose attributes are looked at.
@@ -62,7 +64,8 @@ class Attributes:
         tensors = {id(t) for item in taken if isinstance(item, nn.Module) for t in _tensors(item)}
         parts = {id(part) for item in taken if isinstance(item, nn.Module) for part in item.modules()}
         for found in _find(runner, ignored):
-            if id(found.value) not in known | parts:
+            is_shared = found.value is None or type(found.value) in _SCALARS  # one object for many attributes
+            if is_shared or id(found.value) not in known | parts:
                 known.add(id(found.value))
                 self._sort(found, tensors, parts)
 
@@ -118,7 +121,9 @@ class Attributes:
     def _take_value(self, name: str, saved: Any) -> None:
         """Put a value into the object that is there, since others may hold it too; else in its place."""
         there = getattr(self._runner, name, None)
-        if isinstance(there, collections.deque) and isinstance(saved, list):
+        if type(saved) in _SCALARS:
+            setattr(self._runner, name, saved)
+        elif isinstance(there, collections.deque) and isinstance(saved, list):
             there.clear()
             there.extend(saved)
         elif isinstance(there, torch.Tensor) and there.shape == saved.shape and there.dtype == saved.dtype:
@@ -208,17 +213,28 @@ def _take_state(value: Any, saved: Any) -> None:
 
 
 def _mark(value: Any) -> Any:
-    """Return what tells whether a tensor, array or deque has changed; None for anything else."""
+    """Return what tells whether a tensor, array, deque, number or text has changed; None for anything else."""
     if isinstance(value, nn.Parameter):
         return None
     if isinstance(value, torch.Tensor):
         return "tensor", id(value), value._version
     if isinstance(value, np.ndarray) and value.dtype != object:
         is_small = value.nbytes <= _LARGEST_ARRAY_BYTES
-        return "array", id(value), xxhash.xxh3_64_intdigest(value.tobytes()) if is_small else 0
+        return (
+            "array",
+            id(value),
+            xxhash.xxh3_64_intdigest(_bytes_of(value)) if is_small else 0,
+        )
+    if type(value) in _SCALARS:
+        return type(value), value
     if isinstance(value, collections.deque):
         return "deque", len(value), [(id(item), getattr(item, "_version", 0)) for item in value]
     return None
+
+
+def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
+    """Return the bytes of an array of any shape and type; not copied where it is contiguous."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _plain_value(value: Any) -> Any:
@@ -227,4 +243,6 @@ def _plain_value(value: Any) -> Any:
         return value.detach().cpu().clone()
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.array(value))
+    if type(value) in _SCALARS:
+        return value
     return to_cpu(list(value)) if isinstance(value, collections.deque) else None

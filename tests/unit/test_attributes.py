@@ -50,6 +50,8 @@ class Rich(Stopped):
         self.replaced = torch.zeros(1)
         self.recent: collections.deque[torch.Tensor] = collections.deque(maxlen=3)
         self.buffer = np.zeros(5)
+        self.temperature, self.other = 1.0, 1.0  # the same object
+        self.phase: str | None = None
         self.generator = torch.Generator().manual_seed(5)
         self.numpy_generator = np.random.default_rng(5)
         self.python_generator = random.Random(5)
@@ -70,7 +72,7 @@ class Rich(Stopped):
             + sum(self.recent)
             + self.buffer.sum()
         )
-        factor = 1.0 + 0.01 * (drawn + past)
+        factor = (1.0 + 0.01 * (drawn + past)) * self.temperature * (0.5 if self.phase == "late" else 1.0)
         critic_loss = self.critic(inputs).square().mean() * factor + self.teacher(inputs).square().mean()
         self.advance(critic_loss, self.critic_optimizer)
         self.decay.step()
@@ -83,6 +85,9 @@ class Rich(Stopped):
         self.replaced = self.replaced + value
         self.recent.append(torch.tensor(value))
         self.buffer[self.steps % 5] = value
+        self.temperature *= 0.9
+        self.other += 1.0
+        self.phase = "late" if self.steps > 2 else "early"
         for mine, theirs in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
             mine.data = mine.data * 0.9 + theirs.data * 0.1  # as people write it
         return answer
@@ -102,6 +107,9 @@ class Rich(Stopped):
             "replaced": self.replaced.tolist(),
             "recent": [float(each) for each in self.recent],
             "buffer": self.buffer.tolist(),
+            "temperature": self.temperature,
+            "other": self.other,
+            "phase": self.phase,
             "drawn": [float(torch.rand((), generator=self.generator)), self.numpy_generator.random()],
             "python": self.python_generator.random(),
         }
