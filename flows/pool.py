@@ -100,6 +100,14 @@ class LauncherPool:
                     self._plans[key] = self._plans[_key(plan.config)] = plan
             return [self._plans[key] for key in keys]
 
+    def is_repeated(self, plan: RunPlan) -> bool:
+        """Return whether another run of this session has the same id, as where two experiments share a baseline."""
+        with self._lock:
+            names = {
+                each.identity.name for each in self._plans.values() if each.identity.id == plan.identity.id
+            }
+        return len(names) > 1
+
     @contextlib.contextmanager
     def slot(self) -> Iterator[Launcher]:
         """Wait for a free launcher and hold it; inside another slot of the same context, the same one again.

@@ -83,11 +83,14 @@ def open_and_train(
     [plan] = pool.prepare([config])
     try:
         check_sources(plan.sources)
-        opened = open_run(plan.config, plan.identity, fresh=fresh, source_file=plan.source_file)
+        patience = float("inf") if pool.is_repeated(plan) else 0.0
+        opened = open_run(
+            plan.config, plan.identity, fresh=fresh, source_file=plan.source_file, wait_seconds=patience
+        )
     except (CodeChanged, LeaseError, StorageError, OSError) as error:
-        return RunOutcome(**_names(plan), status="refused", error=str(error))
+        return RunOutcome(**plan.names, status="refused", error=str(error))
     if opened.complete is not None:
-        return RunOutcome.from_status(opened.complete, opened.folder, skipped=True)
+        return RunOutcome.from_status(opened.complete, opened.folder, skipped=True, **plan.names)
     try:
         return _train(plan, opened, pool, artifacts)
     except RunInterrupted as error:
@@ -160,21 +163,11 @@ def _ended(plan: RunPlan, opened: OpenedRun, **known: Any) -> RunOutcome:
     """Make the outcome from the local folder (the store may be away), with `known` on top."""
     status = RunFolder(opened.work_dir).find_status()
     if status is None:
-        return RunOutcome(**{**_names(plan), "folder": opened.folder.url, **known})
+        return RunOutcome(**{**plan.names, "folder": opened.folder.url, **known})
     # The stages asked for are done, others are not.
     if known["status"] == "complete" and not status.is_complete:
         known["error"] = status.error
-    return RunOutcome.from_status(status, opened.folder, **known)
-
-
-def _names(plan: RunPlan) -> dict[str, Any]:
-    return {
-        "name": plan.identity.name,
-        "id": plan.identity.id,
-        "experiment_name": plan.config.experiment_name,
-        "run_name": plan.config.run_name,
-        "group": plan.config.group,
-    }
+    return RunOutcome.from_status(status, opened.folder, **plan.names, **known)
 
 
 def _effective(config: Config, overrides: dict[str, Any] | None) -> Config:

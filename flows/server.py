@@ -9,7 +9,6 @@ import http.client
 import logging
 import os
 import secrets
-import socket
 import ssl
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from danling_core.errors import DanLingError
+from danling_core.parallel import loopback
 from danling_core.python_path import python_path
 
 logger = logging.getLogger("danling.flows")
@@ -62,8 +62,9 @@ class EmbeddedServer:
 
     def start(self, port: int = 0) -> None:
         """Start the process, on a free port or `port`. It dies with the calling thread, which has to live as long."""
-        with socket.create_server(("127.0.0.1", port)) as listener:
-            self.api_url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        with loopback.listen(port) as listener:
+            host, port = loopback.address(listener)
+            self.api_url = f"http://{f'[{host}]' if ':' in host else host}:{port}/api"
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "flows.embedded_server", str(listener.fileno())],
                 env={

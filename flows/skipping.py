@@ -36,4 +36,4 @@ def _outcome(plan: RunPlan) -> RunOutcome | None:
         opened = newest_complete(plan.config, plan.identity)
     if opened is None or opened.complete is None:
         return None
-    return RunOutcome.from_status(opened.complete, opened.folder, skipped=True)
+    return RunOutcome.from_status(opened.complete, opened.folder, skipped=True, **plan.names)

@@ -96,7 +96,7 @@ class ExperimentSpec(Model):
                 configs.append(Config.from_dict({**_overridden(shared, changes), **given}))
             except ConfigError as error:
                 raise labelled(f"run {number} ({name})", error) if len(varied) > 1 else error from None
-        _refuse_repeats(configs, [changes.get("run_name") for changes in varied])
+        _refuse_repeats(configs)
         return configs
 
     def plan(self, group: str | None = None) -> ExperimentPlan:
@@ -143,7 +143,7 @@ class GroupSpec(Model):
             except ConfigError as error:
                 raise labelled(f"experiments.{index}", error) from None
         configs = [config for plan in plans for config in plan.configs]
-        _refuse_repeats(configs, [config.run_name for config in configs])
+        _refuse_repeats(configs)
         return plans
 
 
@@ -186,16 +186,16 @@ def _overridden(config: Values, overrides: Overrides) -> Values:
     return apply(renamed(config), renamed_overrides(overrides))
 
 
-def _refuse_repeats(configs: Sequence[Config], told_apart: Sequence[str | None]) -> None:
-    """Refuse a run that is written twice, unless names that the user gave tell the two apart."""
+def _refuse_repeats(configs: Sequence[Config]) -> None:
+    """Refuse an experiment that has one run twice: names are labels, and make no other run."""
     first: dict[str, Config] = {}
-    for config, name in zip(configs, told_apart, strict=True):
-        key = canonical_json([config.experiment_name, config.experiment_id, name, config.canonical()])
+    for config in configs:
+        key = canonical_json([config.experiment_name, config.experiment_id, config.canonical()])
         twin = first.setdefault(key, config)
         if twin is not config:
             raise ConfigError(
                 f"runs {twin.run_name!r} and {config.run_name!r} of {config.experiment_name!r} are the same: "
-                f"nothing that can change a result differs"
+                "nothing that can change a result differs. Leave one out, or give it another seed"
             )
 
 

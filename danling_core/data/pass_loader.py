@@ -15,6 +15,7 @@ from danling_core.data.samplers import GlobalBatchSampler, ShardBatchSampler
 from danling_core.data.seeded import derive_seed
 from danling_core.data.workers import start_worker, starting_workers
 from danling_core.errors import DataError
+from danling_core.parallel.shared_memory import why_unusable
 
 
 class PassLoader(DataLoader[Any]):
@@ -37,8 +38,15 @@ class PassLoader(DataLoader[Any]):
         return sampler if isinstance(sampler, (GlobalBatchSampler, GroupedBatchSampler)) else None
 
     def __iter__(self) -> Any:
-        with starting_workers():
-            iterator = super().__iter__()
+        try:
+            with starting_workers():
+                iterator = super().__iter__()
+        except OSError as error:
+            if (reason := why_unusable(error)) is None:
+                raise
+            raise DataError(
+                f"the loader's workers cannot be started: {reason}, or set num_workers=0"
+            ) from error
         return self._whole(iterator)
 
     def _whole(self, iterator: Iterator[Any]) -> Iterator[Any]:

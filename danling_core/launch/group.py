@@ -22,6 +22,8 @@ from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 from danling_core.launch import child
 from danling_core.launch.verdict import GroupEnd, RankEnd
 from danling_core.launch.watch import Watch
+from danling_core.parallel import loopback
+from danling_core.parallel.shared_memory import why_unusable
 
 _MONITOR_SECONDS = 0.03
 
@@ -76,7 +78,8 @@ class _OneNode(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         # The port is free, and not used: it is for user code that makes a process group of its own.
-        info = RendezvousStoreInfo.build(0, self._store, local_addr="127.0.0.1")
+        with loopback.listen() as listener:
+            info = RendezvousStoreInfo(*loopback.address(listener))
         return RendezvousInfo(self._store, rank=0, world_size=1, bootstrap_store_info=info)
 
     def is_closed(self) -> bool:
@@ -111,7 +114,8 @@ def run_group(order: dict[str, Any], world_size: int, folder: str, watch: Watch)
     try:
         agent.run()
     except Exception as error:
-        launch_error = f"the ranks could not be launched: {type(error).__name__}: {error}"
+        reason = why_unusable(error) or f"{type(error).__name__}: {error}"
+        launch_error = f"the ranks could not be launched: {reason}"
     finally:
         watch.sweep()  # not kill: ranks that are about to die by themselves must not count as killed by us
         agent.get_worker_group().spec.rdzv_handler.shutdown()

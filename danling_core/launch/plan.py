@@ -43,6 +43,18 @@ class RunPlan:
     def identity(self) -> Identity:
         return identify(self.config, self.source_file)
 
+    @property
+    def names(self) -> dict[str, Any]:
+        """Return the names of this run, whose folder may have been made under others."""
+        config, identity = self.config, self.identity
+        return {
+            "name": identity.name,
+            "id": identity.id,
+            "experiment_name": config.experiment_name,
+            "run_name": config.run_name,
+            "group": config.group,
+        }
+
     def request(self, opened: OpenedRun, **changes: Any) -> RunRequest:
         """Make the request to launch this run in its opened folder."""
         return request_of(

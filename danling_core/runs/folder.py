@@ -251,12 +251,25 @@ def _timestamped(parent_url: str) -> list[RunFolder]:
 
 
 def parent_url(root_url: str, name: str, id: str) -> str:
-    """Return the folder that holds every attempt at one run: `{root}/{name}-{id}`."""
-    return storage.join(root_url, f"{name}-{id}")
+    """Return the folder that holds every attempt at one run: `{root}/{name}-{id}`.
+
+    A name is a label, and the id says which run it is. So where a run of this id has begun under another name, its
+    folder is returned.
+    """
+    own = f"{name}-{id}"
+    if _is_begun_in(storage.join(root_url, own)):
+        return storage.join(root_url, own)
+    others = [found for found in storage.list_names(root_url) if found.endswith(f"-{id}") and found != own]
+    begun = (other for other in sorted(others) if _is_begun_in(storage.join(root_url, other)))
+    return storage.join(root_url, next(begun, own))
+
+
+def _is_begun_in(parent_url: str) -> bool:
+    return any(folder.is_begun() for folder in _timestamped(parent_url))
 
 
 def find_folders(root_url: str, name: str, id: str) -> list[RunFolder]:
-    """Return the folders of one run, newest first."""
+    """Return the folders of one run, newest first, whatever it was called when it began."""
     return _timestamped(parent_url(root_url, name, id))
 
 

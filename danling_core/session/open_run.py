@@ -89,12 +89,7 @@ def open_run(
     with storage.using(config.storage_options):
         if not fresh and (done := newest_complete(config, identity)):
             return done
-        lease = Lease.acquire(
-            _lease_parent_url(config, identity),
-            f"{identity.name}-{identity.id} ({metadata.user_name()})",
-            stale_after_seconds=stale_after_seconds,
-            wait_seconds=wait_seconds,
-        )
+        lease = _acquire(config, identity, stale_after_seconds, wait_seconds)
         try:
             if not fresh and (done := newest_complete(config, identity)):  # completed while we waited
                 lease.release()
@@ -104,6 +99,21 @@ def open_run(
         except BaseException:
             lease.release()
             raise
+
+
+def _acquire(config: Config, identity: Identity, stale_after_seconds: float, wait_seconds: float) -> Lease:
+    """Acquire the run's lease; that of its other name, where one has begun under that since we looked."""
+    while True:
+        parent = _lease_parent_url(config, identity)
+        lease = Lease.acquire(
+            parent,
+            f"{identity.name}-{identity.id} ({metadata.user_name()})",
+            stale_after_seconds=stale_after_seconds,
+            wait_seconds=wait_seconds,
+        )
+        if _lease_parent_url(config, identity) == parent:
+            return lease
+        lease.release()
 
 
 def bring_checkpoints(url: str, work_dir: str, config: Config) -> None:

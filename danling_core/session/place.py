@@ -76,8 +76,9 @@ class RunPlace:
         from danling_core.session.open_run import newest_folder
 
         found = newest_folder(self._config, self.identity)
-        above = storage.join(self._config.project_root, f"{self.name}-{self.id}")
-        return storage.join(above, self.created_at if found is None else found.timestamp)
+        if found is not None:
+            return found.url
+        return storage.join(self._config.project_root, f"{self.name}-{self.id}", self.created_at)
 
     @property
     def checkpoint_dir(self) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from danling_core.results.values import flatten
@@ -12,6 +16,8 @@ from danling_core.writers.protocol import Event
 
 SCORE_TAG = "score"
 """The scalar that carries a run's final (best) score: one name, so that HParams can compare runs."""
+
+_EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 
 
 class TensorBoardWriter:
@@ -37,7 +43,8 @@ class TensorBoardWriter:
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(os.fspath(log_dir), purge_step=purge_step)
+        with _naming_after(os.fspath(log_dir)):
+            self._writer: Any = SummaryWriter(os.fspath(log_dir), purge_step=purge_step)
         self._latest_index = max(0, (purge_step or 0) - 1)
         self._session_end: Any = None
         if config is not None:
@@ -91,6 +98,27 @@ class TensorBoardWriter:
         if self._session_end is not None:
             self._writer.file_writer.add_summary(self._session_end)
         self.flush()
+
+
+@contextmanager
+def _naming_after(folder: str) -> Iterator[None]:
+    """Have a file that is made inside sort after those in a folder: TensorBoard reads them in the order of their names.
+
+    A name begins with the time, and the clock of whoever resumes may be behind.
+    """
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    newest = max((int(match[1]) for name in names if (match := _EVENT_FILE.match(name))), default=0)
+    if newest < int(time.time()):
+        yield
+        return
+    from tensorboard.summary.writer import event_file_writer
+
+    before: Any = event_file_writer.time
+    event_file_writer.time = SimpleNamespace(time=lambda: newest + 1)
+    try:
+        yield
+    finally:
+        event_file_writer.time = before
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, str | float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +40,13 @@ def test_a_compiled_module_shows_the_one_inside() -> None:
     module = nn.Linear(1, 1)
     compiled: nn.Module = torch.compile(module)  # type: ignore[assignment]
     assert compiled._orig_mod is module, LOST.format("parallel/strategies.py")
+
+
+def test_tensorboard_names_its_files_by_the_clock_of_one_module() -> None:
+    from tensorboard.summary.writer import event_file_writer
+
+    assert event_file_writer.time is time, LOST.format("writers/tensorboard.py")
+    assert "time.time()" in inspect.getsource(event_file_writer.EventFileWriter.__init__)
 
 
 def test_a_loader_keeps_its_workers_in_one_attribute() -> None:

@@ -79,6 +79,24 @@ def test_an_incomplete_run_is_resumed_in_place(root: str, tmp_path: Path, status
     assert len(storage.read_json(second.folder.metadata_url)["attempts"]) == 2
 
 
+@pytest.mark.parametrize("status", ["interrupted", "complete"])
+def test_a_run_is_found_by_its_id_whatever_it_is_called(root: str, tmp_path: Path, status: str) -> None:
+    config, identity = make(root, tmp_path, run_name="run")
+    first = open_run(config, identity)
+    finish(first, identity, status)
+    renamed, its_identity = make(root, tmp_path, run_name="run-seed=0")
+    assert its_identity.id == identity.id and its_identity.name != identity.name
+    second = open_run(renamed, its_identity)
+    assert second.folder == first.folder and not second.is_new
+    assert (second.complete is not None) == (status == "complete")
+    if second.lease is not None:
+        finish(second, identity)
+    fresh = open_run(renamed, its_identity, fresh=True)
+    assert storage.parent(fresh.folder.url) == storage.parent(first.folder.url)
+    with pytest.raises(RunBusy):
+        open_run(config, identity)
+
+
 @pytest.mark.holds("levels-5")
 def test_a_complete_run_is_returned_without_a_lease(root: str, tmp_path: Path) -> None:
     config, identity = make(root, tmp_path)

@@ -130,7 +130,8 @@ def test_folders_of_a_run_are_found_newest_first(root: str) -> None:
     first, second = make(root, "a", ID, FIRST), make(root, "a", ID, SECOND)
     storage.write_bytes(storage.join(root, f"a-{ID}", "lease", "000001.json"), b"{}")
     assert find_folders(root, "a", ID) == [second, first]
-    assert find_folders(root, "b", ID) == []
+    assert find_folders(root, "b", ID) == [second, first]  # a name is a label
+    assert find_folders(root, "a", OTHER) == []
 
 
 @pytest.mark.parametrize("text", [f"digits-cnn-{ID}", ID, ID[:8], "digits-cnn"])

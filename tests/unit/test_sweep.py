@@ -148,9 +148,15 @@ def test_a_bad_experiment_of_a_group_is_named(folder: Path) -> None:
         GroupSpec(group="g", experiments=[{"config": MLP}, {"config": MLP}]).configs()
 
 
-def test_runs_that_the_user_names_apart_may_repeat_a_config() -> None:
+def test_a_name_makes_no_other_run() -> None:
     spec = ExperimentSpec(config=MLP, runs=[{"run_name": "first"}, {"run_name": "second"}])
-    assert [config.run_name for config in spec.configs()] == ["first", "second"]
+    with pytest.raises(ConfigError, match="'first' and 'second' .* are the same"):
+        spec.configs()
+
+
+def test_two_experiments_of_a_group_may_share_a_run() -> None:
+    shared = {"config": MLP}, {"config": {**MLP, "experiment_name": "other"}}
+    assert len(GroupSpec(group="g", experiments=[*shared]).configs()) == 2
 
 
 def test_a_file_of_another_kind_is_named_with_its_command(folder: Path) -> None:

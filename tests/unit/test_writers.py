@@ -250,6 +250,20 @@ def test_a_resumed_run_shows_each_point_once(tmp_path: Path) -> None:
     assert points(tmp_path, "train/loss") == [(0, 0.5), (1, 0.4), (2, 0.3), (3, 0.2)]
 
 
+def test_a_resume_on_a_slower_clock_writes_the_file_that_is_read_last(tmp_path: Path) -> None:
+    old = tmp_path / "events.out.tfevents.9999999990.host.1.0"
+    for index, loss in enumerate([0.5, 0.4]):
+        before = set(tmp_path.iterdir())
+        writer = TensorBoardWriter(tmp_path, purge_step=index or None)
+        writer.on_event(finished(index, loss))
+        writer.close()
+        [new] = set(tmp_path.iterdir()) - before
+        if index == 0:
+            new.rename(old)
+    assert new.name > old.name
+    assert points(tmp_path, "train/loss") == [(0, 0.5), (1, 0.4)]
+
+
 @pytest.mark.holds("files-5")
 def test_runs_with_different_settings_compare_in_the_hparams_tab(tmp_path: Path) -> None:
     configs: list[dict[str, Any]] = [
@@ -333,7 +347,7 @@ def test_mlflow_continues_the_run_after_a_resume_and_begins_another_for_another_
     assert run.data.metrics["score"] == status.best_score and run.data.tags["danling.group"] == "g"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "val/loss")] == [0, 1]
     assert [point.step for point in client.get_metric_history(run.info.run_id, "train/mine")] == [0, 4]
-    Scoring(wanted.replace(run_name="other")).run()
+    Scoring(wanted.replace(run_name="other", seed=9)).run()
     assert len(client.search_runs([experiment.experiment_id])) == 2
 
 

@@ -49,6 +49,44 @@ def test_a_console_that_takes_nothing_stops_nobody(tmp_path: Path, kind: str) ->
     assert ended.returncode == 0 and done.read_text() == "trained on", ended.stderr
 
 
+# the machine
+
+
+IPV6_ONLY = "ip link set lo up && ip addr del 127.0.0.1/8 dev lo"
+TINY_SHM = "mount -t tmpfs -o size=64k none /dev/shm"
+READ_ONLY_SHM = "mount -t tmpfs -o ro none /dev/shm"
+
+
+def run_where(kind: str, setup: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Run `danling run` on two ranks with two loader workers in a namespace of its own."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", kind, "true"], capture_output=True).returncode != 0:
+        pytest.skip("needs the right to make namespaces")
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "runner: tests.toy_runner:ToyRunner\nepoch_end: 1\nnproc_per_node: 2\nparams: {samples: 20}\n"
+        f"dataloader: {{num_workers: 2}}\nproject_root: {tmp_path / 'experiments'}\n"
+    )
+    danling = Path(sys.executable).with_name("danling")
+    script = f'{setup} && exec "{danling}" run "{file}"'
+    words = ["unshare", kind, "sh", "-c", script]
+    root = Path(__file__).parents[2]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=root)
+
+
+@pytest.mark.long
+def test_a_machine_that_has_ipv6_only_trains(tmp_path: Path) -> None:
+    ended = run_where("--net", IPV6_ONLY, tmp_path)
+    assert ended.returncode == 0 and "complete: " in ended.stdout, ended.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("setup", "word"), [(TINY_SHM, "full"), (READ_ONLY_SHM, "read-only")])
+def test_shared_memory_that_is_full_or_read_only_is_named(tmp_path: Path, setup: str, word: str) -> None:
+    ended = run_where("--mount", setup, tmp_path)
+    assert ended.returncode != 0
+    assert f"the shared memory /dev/shm is {word}" in ended.stderr and "--shm-size" in ended.stderr
+
+
 # the proxy and the API
 
 

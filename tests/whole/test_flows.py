@@ -173,6 +173,21 @@ def test_a_group_is_shown_above_its_experiments_above_their_runs(
     assert folders == ["one-run-seed=0", "one-run-seed=1", "two-run-width=5"]  # none of the group
 
 
+def test_a_run_that_two_experiments_share_is_trained_once_and_is_in_both(
+    flows_on: Any, prefect_server: PrefectServer, toy_config: Make
+) -> None:
+    from flows.group import group
+
+    experiments = [
+        {"config": toy_config(experiment_name="rates"), "sweep": {"params.width": [5, 6]}},
+        {"config": toy_config(experiment_name="seeds"), "sweep": {"seed": [0, 1], "params.width": [5]}},
+    ]
+    rows = group(GroupSpec(group="shared", concurrency=2, experiments=experiments))
+    names = [row["name"] for row in rows]
+    assert len(names) == 4 and sum(name.startswith("rates") for name in names) == 2
+    assert len(list_runs(toy_config()["project_root"])) == 3
+
+
 def test_a_run_that_fails_does_not_stop_the_others_and_is_named(
     flows_on: Any, prefect_server: PrefectServer, toy_config: Make
 ) -> None:
