@@ -12,7 +12,9 @@ from danling_core.checkpoints.store import CheckpointStore
 from danling_core.config import documents
 from danling_core.errors import NotFound
 from danling_core.results.formatting import format_duration, format_result
-from danling_core.runs.folder import TIMESTAMP, RunFolder, Status, find_checkpoints, list_runs, resolve
+from danling_core.runs.finding import list_runs, resolve
+from danling_core.runs.folder import TIMESTAMP, RunFolder, Status, find_checkpoints
+from danling_core.runs.last_word import last_word
 from danling_core.runs.lease import seems_held
 from flows.cli_table import print_table
 from flows.cli_text import say
@@ -36,7 +38,7 @@ def print_runs(root: str, group: str | None, status: str | None, as_json: bool) 
 def print_run(root: str, run: str, as_json: bool) -> int:
     """Print status, results and files of one run."""
     folder = resolve(root, run)
-    status = folder.read_status()
+    status = last_word(folder, folder.read_status())
     best, evaluation = _read(folder.best_url), _read(folder.evaluation_url)
     newest = _newest_checkpoint(folder)
     if as_json:

@@ -19,7 +19,7 @@ def pull_run(root: str, run: str, to: str) -> int:
     """Copy one run to a local root, and check it."""
     from danling_core import storage
     from danling_core.errors import ConfigError
-    from danling_core.runs.folder import resolve
+    from danling_core.runs.finding import resolve
 
     if not storage.is_local(to):
         raise ConfigError(f"DIR is {to!r}, and `pull` copies to a local folder: see `danling push`")
@@ -70,7 +70,8 @@ def prune_runs(root: str, keep_best: bool, keep_last: int | None, is_confirmed: 
 
 
 def _runs_in(url: str) -> list[RunFolder]:
-    from danling_core.runs.folder import RunFolder, list_runs, resolve
+    from danling_core.runs.finding import list_runs, resolve
+    from danling_core.runs.folder import RunFolder
 
     folder = RunFolder(url.rstrip("/") or "/")
     if folder.holds_run():

@@ -7,7 +7,7 @@ from flows.cli_text import say
 
 def verify_run(root: str, run: str) -> int:
     """Print what is wrong with a run, then one line; return 1 if anything is damaged."""
-    from danling_core.runs.folder import resolve
+    from danling_core.runs.finding import resolve
     from danling_core.tools.verify import verify
 
     report = verify(resolve(root, run).url)
@@ -25,7 +25,7 @@ def verify_run(root: str, run: str) -> int:
 
 def reproduce_epoch(root: str, run: str, epoch: int, from_start: bool) -> int:
     """Print how a replayed epoch compares; return 1 if it differs."""
-    from danling_core.runs.folder import resolve
+    from danling_core.runs.finding import resolve
     from danling_core.tools.reproduce import reproduce
 
     report = reproduce(resolve(root, run).url, epoch, from_start=from_start)

@@ -11,7 +11,8 @@ from typing import Any
 from danling_core.errors import DanLingError, Fenced
 from danling_core.launch.messages import Outcome, RunRequest
 from danling_core.mirror.process import MirrorProcess
-from danling_core.runs.folder import CHECKPOINTS, NAME_AND_ID, RunFolder, Status
+from danling_core.runs.finding import NAME_AND_ID
+from danling_core.runs.folder import CHECKPOINTS, RunFolder, Status
 from danling_core.runs.lease import check_generation
 from danling_core.writers.events import EventLog
 

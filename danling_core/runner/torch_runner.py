@@ -617,6 +617,10 @@ class TorchRunner(BaseRunner):
         self.init_tensorboard()
         setup.is_announced = True
         if parts.session.is_writing:
+            if (
+                setup.resumed is not None
+            ):  # the files may be ahead of the checkpoint, or damaged by a loss of power
+                self.save_result()
             self.emit(
                 "run_started",
                 world_size=self.world_size,

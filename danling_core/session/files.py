@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("danling")
 
+_STATUS_SECONDS = 1.0  # a durable write costs about 1 ms: too much for each epoch of 10 ms
+
 
 class RunFiles:
     """Every guarded write to a run's folder. Rank 0 only; other ranks have `NoFiles`.
@@ -39,6 +42,7 @@ class RunFiles:
         is_given: the folder of checkpoints was named by hand, and may be another run's.
         writers: receive every event after the event log; their maker closes them, after the upload.
         delivery: brings the folder to its store, where it has one; closed with the rest.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class RunFiles:
         is_given: bool,
         writers: list[Writer],
         delivery: Delivery | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder = RunFolder(context.work_dir)
         self.context = context
@@ -63,9 +68,11 @@ class RunFiles:
         self._saver: BackgroundSaver = BackgroundSaver(self.store, self._on_commit)
         self._keep_last = keep_last
         self._delivery = delivery
-        self._lock = threading.Lock()
-        event_log = EventLog(storage.local_path(self.folder.events_url), context.attempt)
-        self._writers = Writers([event_log, *writers], context.attempt)
+        self._lock = threading.RLock()  # the loop and the saver's thread emit, and both write the status
+        self._clock = clock
+        self._status_written_at, self._is_status_noted = float("-inf"), False
+        self._event_log = EventLog(storage.local_path(self.folder.events_url), context.attempt)
+        self._writers = Writers([self._event_log, *writers], context.attempt)
         self._closing = contextlib.ExitStack()
         self._closing.callback(self._close_writers, writers)
         self._closing.callback(self._saver.close)
@@ -84,20 +91,19 @@ class RunFiles:
         self._check_owner()
         with self._lock:
             self._writers.emit(kind, **fields)
+            self._write_noted_status()
 
     def write_results(self, results: Results, identity: dict[str, str]) -> None:
         """Replace results.json, latest.json and best.json. Raises `Fenced`."""
-        self._check_owner()
-        # not durable: after a loss of power they follow again from the checkpoint, which is
-        storage.write_json(
-            self.folder.results_url, {**identity, "results": results.to_json()}, is_durable=False
-        )
+        files: dict[str, Any] = {self.folder.results_url: {"results": results.to_json()}}
         if results.latest_result is not None:
-            storage.write_json(
-                self.folder.latest_url, {**identity, **results.latest_result}, is_durable=False
-            )
+            files[self.folder.latest_url] = results.latest_result
         if results.best_result is not None:
-            storage.write_json(self.folder.best_url, {**identity, **results.best_result}, is_durable=False)
+            files[self.folder.best_url] = results.best_result
+        for url, values in files.items():
+            self._check_owner()  # before each: this process may be paused anywhere
+            # not durable: after a loss of power they follow again from the checkpoint, which is
+            storage.write_json(url, {**identity, **values}, is_durable=False)
         if self._delivery is not None:
             self._delivery.soon()
         self.check_delivery()
@@ -111,9 +117,23 @@ class RunFiles:
         """Replace status.json; `status="complete"` is the completion record and comes last. Raises `Fenced`."""
         self._check_owner()
         changes["updated_at"] = datetime.now(UTC).isoformat()
-        self.status = self.status.model_copy(update=changes)
-        self.folder.write_status(self.status, is_durable=self.status.status != "running")
-        return self.status
+        with self._lock:
+            self.status = self.status.model_copy(update=changes)
+            self.folder.write_status(self.status)
+            self._status_written_at, self._is_status_noted = self._clock(), False
+            return self.status
+
+    def note_status(self, **changes: Any) -> None:
+        """Write a status that may wait, at most once a second: each write is durable. The rest is written by a later
+        event. Raises `Fenced`."""
+        with self._lock:
+            self.status = self.status.model_copy(update=changes)
+            self._is_status_noted = True
+            self._write_noted_status()
+
+    def _write_noted_status(self) -> None:
+        if self._is_status_noted and self._clock() - self._status_written_at >= _STATUS_SECONDS:
+            self.write_status()
 
     def save(self, state: dict[str, Any], **options: Any) -> None:
         """Snapshot a state and commit it in the background; see `BackgroundSaver.save`."""
@@ -166,7 +186,9 @@ class RunFiles:
             logger.warning("old checkpoints stay for now: %s", error)
 
     def _check_writer(self) -> None:
+        """Do what comes before a record or a pointer: check the right to write, and make the events so far durable."""
         self._check_owner()
+        self._event_log.flush()
         self.check_store()
 
     def check_store(self) -> None:
@@ -185,7 +207,7 @@ class RunFiles:
                 )
 
     def flush(self) -> None:
-        """Have everything that was written so far survive a loss of power, but a status that says running."""
+        """Have everything that was written so far survive a loss of power."""
         self._writers.flush()
         for url in (self.folder.results_url, self.folder.latest_url, self.folder.best_url):
             with contextlib.suppress(FileNotFoundError):  # a run without results
@@ -248,6 +270,8 @@ class NoFiles:
     def write_evaluation(self, evaluation: dict[str, Any], identity: dict[str, str]) -> None: ...
 
     def write_status(self, **changes: Any) -> None: ...
+
+    def note_status(self, **changes: Any) -> None: ...
 
     def check_saves(self) -> None: ...
 

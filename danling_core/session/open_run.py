@@ -15,7 +15,8 @@ from danling_core.identity.ids import new_timestamp
 from danling_core.mirror.layout import STAGING
 from danling_core.mirror.pull import pull, pull_checkpoints, pull_small_files
 from danling_core.runs import metadata
-from danling_core.runs.folder import RunFolder, Status, find_folders, parent_url
+from danling_core.runs.finding import find_folders, parent_url
+from danling_core.runs.folder import RunFolder, Status
 from danling_core.runs.lease import STALE_AFTER_SECONDS, Lease
 from danling_core.session.other_code import tell_of_other_code
 from danling_core.session.scratch import scratch_folder

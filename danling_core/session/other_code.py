@@ -13,7 +13,8 @@ from danling_core.errors import ConfigError, DanLingError
 from danling_core.identity.code_state import git_output
 from danling_core.identity.ids import Identity
 from danling_core.runs import metadata
-from danling_core.runs.folder import NAME_AND_ID, RunFolder, find_folders
+from danling_core.runs.finding import NAME_AND_ID, find_folders
+from danling_core.runs.folder import RunFolder
 
 logger = logging.getLogger("danling")
 

@@ -243,7 +243,7 @@ class RunSession:
     def save_results(self) -> None:
         """Replace the files of results and the status. Rank 0; others return."""
         self.files.write_results(self._history, self._place.identity_fields())
-        self.files.write_status(**self.status_fields())
+        self.files.note_status(**self.status_fields())
 
     def _first_status(self) -> Status:
         config, place, identity = self._config, self._place, self._place.identity

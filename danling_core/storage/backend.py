@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 TEMPORARY_MARK = ".tmp-"
@@ -59,3 +60,17 @@ class Backend(Protocol):
 
     def tree(self, path: str, unreadable: Unreadable | None = None) -> list[Entry]:
         """List every file below. An unreadable folder is given to `unreadable`; without one it is an error."""
+
+
+mounted: dict[str, Backend] = {}
+"""Stores of this process by their scheme, in place of those that fsspec knows."""
+
+
+@contextmanager
+def mount(scheme: str, store: Backend) -> Iterator[None]:
+    """Have a store answer for the URLs of a scheme inside the block: the shipped way to put a simulated one there."""
+    mounted[scheme] = store
+    try:
+        yield
+    finally:
+        del mounted[scheme]

@@ -13,10 +13,10 @@ from typing import TypeVar
 from danling_core.errors import NotFound, StorageError
 from danling_core.secrets import redact
 from danling_core.storage import failures
-from danling_core.storage.backend import TEMPORARY_MARK, Backend, Entry, Unreadable
+from danling_core.storage.backend import TEMPORARY_MARK, Backend, Entry, Unreadable, mounted
 from danling_core.storage.local import LocalBackend
 from danling_core.storage.settings import Settings, current
-from danling_core.storage.urls import is_local, local_path
+from danling_core.storage.urls import is_local, local_path, scheme
 
 T = TypeVar("T")
 Guard = Callable[[], None]
@@ -233,6 +233,8 @@ def _attempt_with(
 def _backend(url: str, settings: Settings) -> tuple[Backend, str, str]:
     if is_local(url):
         return LocalBackend(), local_path(url), ""
+    if (store := mounted.get(scheme(url))) is not None:
+        return store, url, ""
     from danling_core.storage.remote import RemoteBackend, describe_identity
 
     return RemoteBackend(url, settings), url, describe_identity(url, settings.options)

@@ -12,6 +12,7 @@ from danling_core.errors import DanLingError, StoreUnavailable
 from danling_core.storage.failures import translate
 
 T = TypeVar("T")
+_CHANCE = random.Random().random  # not the global generator, which belongs to the run's bits
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Retry:
     max_wait_seconds: float = 15.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    chance: Callable[[], float] = random.random
+    chance: Callable[[], float] = _CHANCE
 
     def wait_seconds(self, attempt: int) -> float:
         """Return the wait after attempt number `attempt` (from 0): between half and one and a half of the mean."""

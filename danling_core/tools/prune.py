@@ -12,7 +12,8 @@ from danling_core.checkpoints import retention
 from danling_core.checkpoints.record import Record
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import DanLingError
-from danling_core.runs.folder import RunFolder, find_checkpoints, list_runs
+from danling_core.runs.finding import list_runs
+from danling_core.runs.folder import RunFolder, find_checkpoints
 from danling_core.runs.lease import Lease, is_held
 from danling_core.tools.threads import map_threads
 

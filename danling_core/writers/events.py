@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,7 @@ class EventLog:
         self.path = os.fspath(path)
         self.attempt = attempt
         self._clock = clock
+        self._is_ahead, self._flushing = True, threading.Lock()
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         self._fd: int | None = os.open(
             self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666
@@ -57,6 +59,7 @@ class EventLog:
             )
         line = dumps(event, separators=(",", ":")).encode() + b"\n"
         size = os.fstat(self._fd).st_size
+        self._is_ahead = True
         try:
             written = os.write(self._fd, line)
         except OSError as error:
@@ -68,12 +71,15 @@ class EventLog:
             )
 
     def flush(self) -> None:
-        """Bring what was appended to the disk; readers of the same machine see it without."""
-        if self._fd is not None:
-            os.fsync(self._fd)
+        """Bring what was appended to the disk; readers of the same machine see it without. Any thread."""
+        with self._flushing:
+            if self._fd is not None and self._is_ahead:
+                self._is_ahead = False
+                os.fsync(self._fd)
 
     def close(self) -> None:
         """Close the file. A second call does nothing."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        with self._flushing:
+            if self._fd is not None:
+                os.close(self._fd)
+                self._fd = None

@@ -12,7 +12,8 @@ import pytest
 
 from danling_core import storage
 from danling_core.errors import ConfigError, NotFound, StorageError
-from danling_core.runs.folder import RunFolder, Status, find_folders, list_runs, read_log, resolve
+from danling_core.runs.finding import find_folders, list_runs, resolve
+from danling_core.runs.folder import RunFolder, Status, read_log
 
 ID = "abcdef1212345678"
 OTHER = "abcd000012345678"

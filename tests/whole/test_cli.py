@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
-from danling_core.runs.folder import RunFolder, Status, list_runs
+from danling_core.runs.finding import list_runs
+from danling_core.runs.folder import RunFolder, Status
 from flows.cli import main
 from tests.marks import rarely
 from tests.prefect_fixtures import PrefectServer

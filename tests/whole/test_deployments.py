@@ -14,7 +14,7 @@ import yaml
 
 from danling_core.config import Config
 from danling_core.config.sweep import ExperimentSpec, GroupSpec
-from danling_core.runs.folder import list_runs
+from danling_core.runs.finding import list_runs
 from tests.prefect_fixtures import PrefectServer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,7 +24,8 @@ from danling_core.identity.ids import identify
 from danling_core.launch.client import Launcher
 from danling_core.mirror.pull import pull
 from danling_core.process_tree import start_time
-from danling_core.runs.folder import RunFolder, list_runs, read_log
+from danling_core.runs.finding import list_runs
+from danling_core.runs.folder import RunFolder, read_log
 from danling_core.runs.lease import STALE_AFTER_SECONDS, Lease
 from danling_core.session.open_run import open_run
 from tests.processes import tree, wait_until

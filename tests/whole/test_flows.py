@@ -11,7 +11,7 @@ import pytest
 from danling_core.config import Config
 from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from danling_core.errors import ConfigError, RunFailed
-from danling_core.runs.folder import list_runs
+from danling_core.runs.finding import list_runs
 from flows.pool import LauncherPool, using
 from tests.gcs_server import GCSServer
 from tests.marks import rarely
@@ -288,7 +288,7 @@ def test_code_that_is_edited_during_a_run_is_not_relaunched(
 
 
 def test_a_run_that_another_process_owns_is_refused_by_name(flows_on: Any, toy_config: Make) -> None:
-    from danling_core.runs.folder import parent_url
+    from danling_core.runs.finding import parent_url
     from danling_core.runs.lease import Lease
     from flows.run import run
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from danling_core import storage
-from danling_core.runs.folder import list_runs
+from danling_core.runs.finding import list_runs
 from flows.cli import main
 from tests.marks import rarely
 from tests.prefect_fixtures import PrefectServer

@@ -13,7 +13,8 @@ import pytest
 
 from danling_core.mirror.pull import pull
 from danling_core.process_tree import start_time
-from danling_core.runs.folder import RunFolder, list_runs
+from danling_core.runs.finding import list_runs
+from danling_core.runs.folder import RunFolder
 from tests.prefect_fixtures import PrefectServer
 from tests.processes import tree, wait_until
 from tests.whole_runs import EXPERIMENT_ID, ROOT, Ended

@@ -21,7 +21,8 @@ from danling_core.errors import AccessDenied, NotFound, RunBusy
 from danling_core.identity.ids import identify
 from danling_core.launch.client import Launcher
 from danling_core.mirror.pull import pull
-from danling_core.runs.folder import RunFolder, Status, list_runs, read_log, resolve
+from danling_core.runs.finding import list_runs, resolve
+from danling_core.runs.folder import RunFolder, Status, read_log
 from danling_core.runs.lease import Lease
 from danling_core.session.open_run import open_run
 from tests.marks import rarely

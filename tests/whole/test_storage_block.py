@@ -23,7 +23,7 @@ from danling_core import storage
 from danling_core.config import Config
 from danling_core.errors import ConfigError
 from danling_core.identity.ids import identify
-from danling_core.runs.folder import list_runs
+from danling_core.runs.finding import list_runs
 from danling_core.session.open_run import open_run
 from flows import blocks
 from flows.cli import main

@@ -14,7 +14,8 @@ from danling_core import storage
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import CheckpointCorrupt, ConfigError, RunBusy
 from danling_core.launch.client import Launcher
-from danling_core.runs.folder import RunFolder, list_runs
+from danling_core.runs.finding import list_runs
+from danling_core.runs.folder import RunFolder
 from danling_core.runs.lease import Lease, current_owner
 from danling_core.storage.settings import current
 from danling_core.tools.threads import map_threads
