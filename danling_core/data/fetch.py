@@ -88,8 +88,9 @@ def as_tensor_batches(dataset: Any) -> TensorBatches | None:
         rows = torch.as_tensor(dataset.indices, dtype=torch.int64)
         return TensorBatches(inner.tensors, rows if inner.indices is None else inner.indices[rows])
     if isinstance(dataset, TensorDataset):
-        plain = type(dataset).__getitem__ is TensorDataset.__getitem__
-        return TensorBatches(tuple(dataset.tensors)) if plain else None
+        reads = ("__getitem__", "__getitems__", "__len__")
+        is_plain = all(getattr(type(dataset), n, None) is getattr(TensorDataset, n, None) for n in reads)
+        return TensorBatches(tuple(dataset.tensors)) if is_plain else None
     if isinstance(dataset, torch.Tensor):
         return TensorBatches(dataset)
     values = _values(dataset) if isinstance(dataset, (tuple, Mapping)) else []

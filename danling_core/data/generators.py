@@ -52,6 +52,37 @@ def _inside(item: Any) -> Iterator[tuple[str, Any]]:
         yield from list(vars(item).items())
 
 
+def held_by(item: Any) -> list[Kinds]:
+    """Return the generators in an object's own attributes, and no deeper; each once."""
+    held = list(vars(item).values()) if hasattr(item, "__dict__") else []
+    return list({id(each): each for each in held if isinstance(each, KINDS)}.values())
+
+
+class Beginning:
+    """A generator with the state in which the user gave it: each pass begins anew from a state of its own.
+
+    Args:
+        generator: has drawn nothing yet.
+    """
+
+    def __init__(self, generator: Kinds) -> None:
+        self._generator = generator
+        self._state = generator_state(generator)
+        if isinstance(generator, torch.Generator):
+            self._seed = generator.initial_seed()
+        else:
+            self._seed = first_seed(generator)
+
+    def begin_pass(self, number: int) -> None:
+        """Go to the user's state for the first pass, and to one derived from it for each later one."""
+        if number:
+            seed_generator(self._generator, derive_seed("given", self._seed, number))
+        elif isinstance(self._generator, torch.Generator):
+            self._generator.manual_seed(self._seed)
+        else:
+            restore_generator(self._generator, self._state)
+
+
 def generator_state(generator: Kinds) -> Any:
     """Return the state of a generator, in tensors and plain values."""
     if isinstance(generator, torch.Generator):

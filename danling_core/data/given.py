@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 
+from danling_core.data.generators import Beginning, held_by
 from danling_core.data.samplers import GlobalBatchSampler, ShardBatchSampler, share
 from danling_core.data.seeded import RandomStream, derive_seed
 from danling_core.errors import ConfigError
+
+_MOST_ENTRIES = 1 << 26
 
 
 class Given:
     """A user's sampler, made a function of (seed, pass) that is equal on all ranks.
 
-    A sampler without a generator draws from a stream seeded by (seed, pass); one with a generator keeps the
-    user's seed in the first pass, and continues with a seed derived from it. `set_epoch` is called where
-    there is one.
+    A sampler without a generator draws from a stream seeded by (seed, pass); one with a generator, of torch, NumPy or
+    Python, keeps the user's seed in the first pass, and continues with a seed derived from it. `set_epoch` is called
+    where there is one.
 
     Raises:
         ConfigError: the sampler already splits its data over ranks.
@@ -34,26 +39,50 @@ class Given:
         self.sampler = sampler
         self.seed = seed
         self._sources = [sampler] if inner is None else [sampler, inner]
-        generators = [getattr(source, "generator", None) for source in self._sources]
-        self._generators = [(g, g.initial_seed()) for g in generators if isinstance(g, torch.Generator)]
+        held = {id(generator): generator for source in self._sources for generator in held_by(source)}
+        self._generators = [Beginning(generator) for generator in held.values()]
         self._cached: tuple[int, list[Any]] | None = None
 
     def entries(self, number: int) -> list[Any]:
         """Return the entries that the sampler yields in pass `number`."""
         if self._cached is None or self._cached[0] != number:
-            for generator, first in self._generators:
-                generator.manual_seed(first if number == 0 else derive_seed("given", first, number))
+            for beginning in self._generators:
+                beginning.begin_pass(number)
             for source in self._sources:
                 set_epoch(source, number)
             with RandomStream(derive_seed("given", self.seed, number)):
-                self._cached = number, list(self.sampler)
+                self._cached = number, self._drawn()
         return self._cached[1]
+
+    def _drawn(self) -> list[Any]:
+        entries = list(islice(self.sampler, None if hasattr(self.sampler, "__len__") else _MOST_ENTRIES))
+        if len(entries) == _MOST_ENTRIES:
+            raise ConfigError(
+                f"{type(self.sampler).__name__} gave {_MOST_ENTRIES} entries, has no length, and does not seem to end: "
+                "a sampler gives the entries of one pass"
+            )
+        return entries
 
     @property
     def yields_batches(self) -> bool:
-        """Return whether this is a batch sampler: its entries are lists of indices."""
+        """Return whether this is a batch sampler: its entries are lists of indices.
+
+        Raises:
+            ConfigError: its entries are neither lists nor integers.
+        """
         entries = self.entries(0)
-        return bool(entries) and isinstance(entries[0], (list, tuple))
+        if not entries or isinstance(entries[0], list):
+            return bool(entries)
+        if isinstance(entries[0], tuple) and hasattr(self.sampler, "batch_size"):
+            return True
+        try:
+            operator.index(entries[0])
+        except TypeError as error:
+            raise ConfigError(
+                f"{type(self.sampler).__name__} gives {entries[0]!r}: a sampler gives integers, and a batch sampler "
+                "lists of them; for other keys give a DataLoader of your own"
+            ) from error
+        return False
 
 
 def set_epoch(target: object, number: int) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from danling_core.config import Config
 from danling_core.data.facts import facts_of
@@ -24,6 +24,18 @@ from danling_core.suggest import nearest
 
 logger = logging.getLogger("danling")
 Splits = Sequence[str] | str
+
+
+class _Same:
+    """Holds an object, and is equal to another one that holds the same object."""
+
+    def __init__(self, held: Any) -> None:
+        self._held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._held is other._held
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class DataSplits:
@@ -61,6 +73,8 @@ class DataSplits:
         self._evaluate_loaders: dict[str, Any] = {}
         self._made: dict[str, tuple[Any, Any]] = {}
         """Split to the loader and sampler that were made here, to tell them from the user's."""
+        self._begun: dict[str, dict[str, Any]] = {}
+        """Split to what its stream was made of."""
         self._known_lengths: Lengths | None = None
         self._facts: dict[str, dict[str, Any]] | None = None
 
@@ -233,6 +247,7 @@ class DataSplits:
             logger.info(
                 "split %r comes from a loader of your own: each rank reads what it gives there", split
             )
+        self._begun[split] = self._source(split)
         self.streams[split] = TrainStream(
             loader,
             accum_steps=self._config.accum_steps,
@@ -260,6 +275,52 @@ class DataSplits:
             loader = RoundRobinBatches(loader, rank=ranks.rank, world_size=ranks.world_size, seed=seed)
         self._evaluate_loaders[split] = loader
         return loader
+
+    def check_unchanged(self, split: str) -> None:
+        """Refuse a training split whose data, sampler or loader is another one than when training began.
+
+        Raises:
+            ConfigError: says which; what is trained would be the old one.
+        """
+        now = self._source(split)
+        if (known := self._begun.get(split, now)) == now:
+            return
+        what = next(name for name in now if name not in known or now[name] != known[name])
+        raise ConfigError(
+            f"{what} of split {split!r} is another one than when training began, and training would go on with what "
+            "it was: set it before train(). To train on other samples in another epoch, give a sampler, or a data set "
+            "with set_epoch"
+        )
+
+    def _source(self, split: str) -> dict[str, Any]:
+        """Return what a split's stream is made of; two are equal where it is the same."""
+        loader, sampler = self._given(split)
+        data = self.datasets.get(split) if loader is None else getattr(loader, "dataset", None)
+        parts = data.tensors if isinstance(data, TensorDataset) else [getattr(data, "indices", None)]
+        is_sized = hasattr(data, "__len__") and not isinstance(data, IterableDataset)
+        return {
+            "the loader": _Same(loader),
+            "the sampler": _Same(sampler),
+            "the data set": _Same(data),
+            "the content": [_Same(part) for part in parts],
+            "the length": len(data) if is_sized else None,  # type: ignore[arg-type]
+        }
+
+    def stateful_samplers(self) -> dict[str, Any]:
+        """Return what the user gave that may have a state of its own: samplers, and iterable data."""
+        found: dict[str, Any] = {}
+        for split in self.names:
+            loader, sampler = self._given(split)
+            data = self._data()[split]
+            for name, each in (
+                ("datasamplers", sampler),
+                ("sampler", getattr(loader, "sampler", None)),
+                ("batch_sampler", getattr(loader, "batch_sampler", None)),
+                ("datasets", data if isinstance(data, IterableDataset) else None),
+            ):
+                if each is not None:
+                    found[f"{name}[{split!r}]"] = each
+        return found
 
     def state_dict(self) -> dict[str, dict[str, int]]:
         """Return where each training stream is: equal on all ranks."""

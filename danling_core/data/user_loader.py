@@ -7,14 +7,14 @@ from itertools import chain, islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from danling_core.data.generators import Beginning, held_by
 from danling_core.data.given import set_epoch
-from danling_core.data.seeded import RandomStream, derive_seed
+from danling_core.data.seeded import RandomStream
 from danling_core.errors import DataError
 
-_FIRST_SEEDS: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
+_BEGINNINGS: WeakKeyDictionary[Any, list[Beginning]] = WeakKeyDictionary()
 
 
 def begin_pass(loader: Iterable[Any], number: int, seed: int) -> Iterator[Any]:
@@ -31,23 +31,23 @@ def begin_pass(loader: Iterable[Any], number: int, seed: int) -> Iterator[Any]:
         if not any(part is other for other in informed):
             set_epoch(part, number)
             informed.append(part)
-    for generator, seeded in _generators_of(loader, informed):
-        generator.manual_seed(seeded if number == 0 else derive_seed("given", seeded, number))
+    for beginning in _beginnings(loader, informed):
+        beginning.begin_pass(number)
     with RandomStream(seed):
         iterator = iter(loader)
         first = list(islice(iterator, 1))  # here, since a generator may shuffle when it is first asked
     return chain(first, iterator)
 
 
-def _generators_of(loader: Iterable[Any], samplers: list[Any]) -> list[tuple[torch.Generator, int]]:
-    """Return the generators of a loader and its samplers, with the seeds that they had when first seen."""
-    held = [getattr(each, "generator", None) for each in (loader, *samplers)]
-    generators = list({id(each): each for each in held if isinstance(each, torch.Generator)}.values())
+def _beginnings(loader: Iterable[Any], samplers: list[Any]) -> list[Beginning]:
+    """Return the generators of a loader and its samplers, as they were when first seen."""
+    held = {id(generator): generator for each in (loader, *samplers) for generator in held_by(each)}
     try:
-        firsts = _FIRST_SEEDS.setdefault(loader, [each.initial_seed() for each in generators])
+        if loader not in _BEGINNINGS:
+            _BEGINNINGS[loader] = [Beginning(generator) for generator in held.values()]
+        return _BEGINNINGS[loader]
     except TypeError:  # no weak reference to it can be kept, as to a list
         return []
-    return list(zip(generators, firsts, strict=False))
 
 
 def whole(iterator: Iterator[Any], loader: Iterable[Any], skipped: int = 0) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import xxhash
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,6 +17,7 @@ from danling_core.parallel import seeding
 from danling_core.parallel.ranks import Ranks
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_DIGEST_ITEMS, _ODD = 1 << 24, 0x9E3779B1
 
 
 def strategy_for(config: Config, ranks: Ranks, device: torch.device) -> SingleRank:
@@ -157,6 +159,26 @@ def checksum(tensor: torch.Tensor) -> torch.Tensor:
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)
     return flat.view(_BITS.get(flat.element_size(), torch.uint8)).sum(dtype=torch.int64)
+
+
+def digest(tensor: torch.Tensor) -> int:
+    """Return a hash of a tensor's bits in their order, sparse ones included. Waits for the device."""
+    tensor = tensor.detach()
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor.coalesce()
+        return hash((digest(tensor.indices()), digest(tensor.values())))
+    flat = (tensor if tensor.layout == torch.strided else tensor.to_dense()).contiguous().reshape(-1)
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).reshape(-1)
+    if flat.device.type == "cpu":
+        return xxhash.xxh3_64_intdigest(flat.view(torch.uint8).numpy().data) if flat.numel() else 0
+    bits = flat.view(_BITS.get(flat.element_size(), torch.uint8))
+    total = torch.zeros((), dtype=torch.int64, device=flat.device)
+    for begin in range(0, bits.numel(), _DIGEST_ITEMS):
+        part = bits[begin : begin + _DIGEST_ITEMS].to(torch.int64)
+        place = torch.arange(begin, begin + part.numel(), device=flat.device)
+        total += (part * (place * _ODD + 1)).sum()
+    return int(total)
 
 
 @torch.no_grad()

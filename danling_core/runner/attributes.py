@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import collections
+import itertools
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-import xxhash
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,13 +18,14 @@ from danling_core.data.batches import to_cpu
 from danling_core.data.generators import KINDS, generator_state, restore_generator
 from danling_core.metrics import states as metric_states
 from danling_core.parallel.modules import Modules, Slot
-from danling_core.parallel.strategies import checksum, unwrap
+from danling_core.parallel.strategies import digest, unwrap
 from danling_core.runner.base import RunnerBase
+from danling_core.runner.values import Unsaved, decode, encode, fingerprint, inner
+
+logger = logging.getLogger("danling")
 
 _DEPTH = 3
-_MOST_ITEMS = 64
-_LARGEST_ARRAY_BYTES = 1 << 30
-_SCALARS = (bool, int, float, str)
+_MOST_ITEMS = 4096
 _OURS = {name for cls in RunnerBase.__mro__ for name in (*vars(cls), *getattr(cls, "__annotations__", ()))}
 
 
@@ -41,9 +41,9 @@ class Found:
 class Attributes:
     """The user's own attributes of a runner, by kind.
 
-    Everything with `state_dict` and `load_state_dict` is saved, also in lists, tuples and mappings, and so are random
-    generators. A tensor, array, deque, number or text is saved once it is no longer what it was when training was
-    set up.
+    Everything with `state_dict` and `load_state_dict` is saved, also in containers and in objects of the user's own
+    classes, and so are random generators. Of the rest, what is no longer what it was when training was set up is saved
+    by its value; where no checkpoint can hold that, the checkpoint says so.
 
     Args:
         runner: whose attributes are looked at.
@@ -59,15 +59,18 @@ class Attributes:
         self.schedulers: dict[str, LRScheduler] = {}
         self.others: dict[str, Any] = {}
         """With a state that may differ between ranks, by name; random generators among them."""
-        self._plain: dict[str, Any] = {}
+        self._first: dict[str, int] = {}
+        self._told: set[str] = set()
         known = {id(item) for item in taken}
         tensors = {id(t) for item in taken if isinstance(item, nn.Module) for t in _tensors(item)}
         parts = {id(part) for item in taken if isinstance(item, nn.Module) for part in item.modules()}
         for found in _find(runner, ignored):
-            is_shared = found.value is None or type(found.value) in _SCALARS  # one object for many attributes
-            if is_shared or id(found.value) not in known | parts:
-                known.add(id(found.value))
+            if id(found.value) not in known | parts:
+                if _is_kept(found.value):
+                    known.add(id(found.value))
                 self._sort(found, tensors, parts)
+        for name, value in _values(runner, ignored):
+            self._first[name] = fingerprint(value, _is_kept)
 
     def _sort(self, found: Found, tensors: set[int], parts: set[int]) -> None:
         name, value = found.name, found.value
@@ -84,8 +87,6 @@ class Attributes:
             self.schedulers[name] = value
         elif isinstance(value, KINDS) or _has_state(value):
             self.others[name] = value
-        elif "." not in name:
-            self._plain[name] = _mark(value)
 
     @property
     def names(self) -> list[str]:
@@ -98,16 +99,31 @@ class Attributes:
             to_plain(_state_of(value), lambda tensor: tensor, (name,))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of this rank."""
-        changed = {
-            name: _plain_value(getattr(self._runner, name, None))
-            for name, mark in self._plain.items()
-            if _mark(getattr(self._runner, name, None)) != mark
-        }
-        return {
-            "states": {name: to_cpu(_state_of(value)) for name, value in self.others.items()},
-            "values": {name: value for name, value in changed.items() if value is not None},
-        }
+        """Return the states of this rank, the values that have changed, and the names of those that cannot be saved."""
+        values: dict[str, Any] = {}
+        lost: dict[str, str] = {}
+        for name, value in _values(self._runner, self._ignored):
+            if fingerprint(value, _is_kept) == self._first.get(name):
+                continue
+            try:
+                if name not in self._first and _is_kept(value):
+                    raise Unsaved(f"a {type(value).__qualname__} that was made after training had begun")
+                values[name] = encode(value, _is_kept)
+            except Unsaved as reason:
+                lost[name] = str(reason)
+        self._tell(lost)
+        states = {name: to_cpu(_state_of(value)) for name, value in self.others.items()}
+        return {"states": states, "values": values, "lost": sorted(lost)}
+
+    def _tell(self, lost: Mapping[str, str]) -> None:
+        for name in lost.keys() - self._told:
+            self._told.add(name)
+            logger.warning(
+                "training changes self.%s, and no checkpoint can hold it (%s): a resume will not have the bits of this "
+                "run. Give it state_dict and load_state_dict, or make it before training; training_state.ignore(%r) "
+                "says that it does not matter",
+                *(name, lost[name], name),
+            )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned, of the attributes that are here."""
@@ -115,28 +131,8 @@ class Attributes:
             if name in self.others:
                 _take_state(self.others[name], saved)
         for name, saved in state["values"].items():
-            if name in self._plain:
-                self._take_value(name, saved)
-
-    def _take_value(self, name: str, saved: Any) -> None:
-        """Put a value into the object that is there, since others may hold it too; else in its place."""
-        there = getattr(self._runner, name, None)
-        if type(saved) in _SCALARS:
-            setattr(self._runner, name, saved)
-        elif isinstance(there, collections.deque) and isinstance(saved, list):
-            there.clear()
-            there.extend(saved)
-        elif isinstance(there, torch.Tensor) and there.shape == saved.shape and there.dtype == saved.dtype:
-            with torch.no_grad():
-                there.copy_(saved)
-        elif isinstance(there, np.ndarray):
-            array = np.asarray(saved).astype(there.dtype)
-            if array.shape == there.shape:
-                there[...] = array
-            else:
-                setattr(self._runner, name, array)
-        else:
-            setattr(self._runner, name, saved.to(there.device) if isinstance(there, torch.Tensor) else saved)
+            if name not in self._ignored:
+                setattr(self._runner, name, decode(getattr(self._runner, name, None), saved))
 
 
 class ModuleState:
@@ -166,23 +162,41 @@ class ModuleState:
             self._modules.own[self._name].load_state_dict(state)
 
     def _sums(self) -> list[int]:
-        return [int(checksum(tensor)) for tensor in _tensors(self._modules.own[self._name]) if tensor.numel()]
+        return [digest(tensor) for tensor in _tensors(self._modules.own[self._name])]
+
+
+def _is_kept(value: Any) -> bool:
+    """Return whether an object is found and saved by itself, wherever it stands."""
+    return isinstance(value, (nn.Module, nn.Parameter, Optimizer, LRScheduler, *KINDS)) or _has_state(value)
+
+
+def _values(runner: Any, ignored: set[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the user's own attributes, those that training has made included."""
+    for name, value in list(vars(runner).items()):
+        if name not in _OURS and name != "_parts" and name not in ignored:
+            yield name, value
 
 
 def _find(runner: Any, ignored: set[str]) -> Iterator[Found]:
     for name, value in list(vars(runner).items()):
-        if name not in _OURS and name != "_parts" and name not in ignored:
+        is_own = name not in _OURS or (name == "criterion" and isinstance(value, list | tuple | dict))
+        if is_own and name != "_parts" and name not in ignored:
             slot = Slot(lambda n=name: getattr(runner, n), lambda new, n=name: setattr(runner, n, new))  # type: ignore[misc]
             yield from _walk(name, value, slot, 0)
 
 
 def _walk(name: str, value: Any, slot: Slot, depth: int) -> Iterator[Found]:
     yield Found(name, value, slot)
-    if depth >= _DEPTH or isinstance(value, nn.Module) or not isinstance(value, list | tuple | dict):
+    if depth >= _DEPTH or _is_kept(value):
         return
-    if len(value) > _MOST_ITEMS:
+    if not isinstance(value, list | tuple | dict):
+        for key, item in inner(value):
+            place = Slot(lambda v=value, k=key: getattr(v, k), lambda new, v=value, k=key: setattr(v, k, new))  # type: ignore[misc]
+            yield from _walk(f"{name}.{key}", item, place, depth + 1)
         return
-    for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+    for key, item in itertools.islice(
+        value.items() if isinstance(value, dict) else enumerate(value), _MOST_ITEMS
+    ):
         put = None if isinstance(value, tuple) else lambda new, v=value, k=key: v.__setitem__(k, new)
         yield from _walk(f"{name}.{key}", item, Slot(lambda v=value, k=key: v[k], put), depth + 1)  # type: ignore[misc]
 
@@ -210,39 +224,3 @@ def _take_state(value: Any, saved: Any) -> None:
         metric_states.restore(value, saved, value.device)
     else:
         value.load_state_dict(saved)
-
-
-def _mark(value: Any) -> Any:
-    """Return what tells whether a tensor, array, deque, number or text has changed; None for anything else."""
-    if isinstance(value, nn.Parameter):
-        return None
-    if isinstance(value, torch.Tensor):
-        return "tensor", id(value), value._version
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        is_small = value.nbytes <= _LARGEST_ARRAY_BYTES
-        return (
-            "array",
-            id(value),
-            xxhash.xxh3_64_intdigest(_bytes_of(value)) if is_small else 0,
-        )
-    if type(value) in _SCALARS:
-        return type(value), value
-    if isinstance(value, collections.deque):
-        return "deque", len(value), [(id(item), getattr(item, "_version", 0)) for item in value]
-    return None
-
-
-def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
-    """Return the bytes of an array of any shape and type; not copied where it is contiguous."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _plain_value(value: Any) -> Any:
-    """Return a copy to save, on the CPU; None where there is none."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu().clone()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.array(value))
-    if type(value) in _SCALARS:
-        return value
-    return to_cpu(list(value)) if isinstance(value, collections.deque) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,20 @@ def check_metrics(metrics: Mapping[str, Any], *, is_distributed: bool, trained: 
             metric_states.check_reducible(metric, name)
         if name == trained:
             metric_states.saved(metric, name)
+
+
+def check_reduction(criterion: Any, default_steps: Sequence[str]) -> None:
+    """Refuse a criterion that sums over a batch, where the steps are those of `TorchRunner`: losses are weighted by the
+    number of samples, and a sum is no loss of one sample.
+
+    Raises:
+        ConfigError: says what to do.
+    """
+    if default_steps and getattr(criterion, "reduction", None) == "sum":
+        raise ConfigError(
+            f"the criterion is a {type(criterion).__name__} with reduction='sum', and losses are averaged over "
+            f"samples: use 'mean', or override {' and '.join(default_steps)} and return a mean"
+        )
 
 
 def warn_of_unread(params: Any) -> None:

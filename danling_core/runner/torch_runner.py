@@ -148,6 +148,9 @@ class TorchRunner(BaseRunner):
         if not parts.setup.is_trainable:
             self._set_up((split,), resume=False)
         self.split, self.mode = split, RunnerMode.train
+        trainable.check_unchanged(parts, self, split)
+        if trainable.take_unfrozen(parts, self):
+            self._rehearse_if_needed(split)
         parts.modules.train()
         metrics = self._metrics_in_use()
         self.meters = trainable.begin_meters(parts, self._explain)
@@ -577,10 +580,15 @@ class TorchRunner(BaseRunner):
         set_up.check_metrics(
             metrics, is_distributed=self.distributed, trained=None if train_splits is None else trained
         )
+        if self.criterion is not None:
+            steps = {"train_step": train_splits, "evaluate_step": evaluate_splits}
+            used = [name for name, splits in steps.items() if splits]
+            default = [name for name in used if getattr(type(self), name) is getattr(TorchRunner, name)]
+            set_up.check_reduction(self.criterion, default)
         if train_splits is not None and not setup.is_trainable:
             trainable.make_trainable(parts, self, train_splits)
-            if train_splits and parts.strategy.needs_rehearsal(list(parts.modules.wrapped.values())):
-                self._rehearse(train_splits[0])
+            if train_splits:
+                self._rehearse_if_needed(train_splits[0])
             setup.is_trainable = parts.state.is_fixed = True
         for split in evaluate_splits:
             parts.splits.evaluate_loader(split)
@@ -593,6 +601,10 @@ class TorchRunner(BaseRunner):
                 look(parts, self, train_splits, evaluate_splits)
             setup.is_resume_due = setup.is_resume_due and train_splits is None
         setup.has_weights = True
+
+    def _rehearse_if_needed(self, split: str) -> None:
+        if self._parts.strategy.needs_rehearsal(list(self._parts.modules.wrapped.values())):
+            self._rehearse(split)
 
     def _rehearse(self, split: str) -> None:
         """Make two training steps that leave no trace; see `DataParallel.needs_rehearsal`. Collective."""
@@ -612,6 +624,10 @@ class TorchRunner(BaseRunner):
         parts.stop = set_up.begin_stopping(parts.place.context, parts.ranks, self.config.max_seconds)
         if not setup.is_bitwise:  # stays so: a status is built on the last
             parts.session.files.write_status(bitwise=False, not_bitwise="; ".join(setup.reasons) or None)
+        if self.steps and setup.resumed is None and self.is_main_process:
+            self.logger.warning(
+                "%d steps were made before train(): they count, and the run ends so much earlier", self.steps
+            )
         parts.timings.begin(self.steps)
         parts.session.steps_at_start = self.steps
         self.init_tensorboard()

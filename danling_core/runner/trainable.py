@@ -100,6 +100,52 @@ def make_trainable(parts: Parts, runner: Trained, train_splits: Sequence[str]) -
         _say_what_is_saved(parts)
 
 
+def check_unchanged(parts: Parts, runner: Trained, split: str) -> None:
+    """Refuse to train what is no longer in its place: data, optimizer, scheduler or model that were replaced since.
+
+    Raises:
+        ConfigError: says which.
+    """
+    parts.splits.check_unchanged(split)
+    first = parts.steppers.first
+    if first is None:
+        return
+    own = {} if parts.attributes is None else parts.attributes.optimizers
+    now = {
+        "optimizer": runner.optimizer,
+        **{name: getattr(runner, name, None) for name in own if "." not in name},
+    }
+    for stepper in parts.steppers:
+        if stepper.name in now and now[stepper.name] is not stepper.optimizer:
+            raise ConfigError(
+                f"self.{stepper.name} was replaced since training began, and the one before would go on stepping: "
+                "change its groups in place (group['lr'] = ..., add_param_group)"
+            )
+        if any(each is not runner.scheduler for each in stepper.schedulers):
+            raise ConfigError(
+                "self.scheduler was replaced since training began: change the one that is there"
+            )
+    known = {id(parameter) for parameter in parts.modules.parameters().values()}
+    if not any(id(p) in known for group in first.optimizer.param_groups for p in group["params"]):
+        raise ConfigError("self.model was replaced since training began, and no optimizer would train it")
+
+
+def take_unfrozen(parts: Parts, runner: Trained) -> bool:
+    """Wrap the modules anew where `requires_grad` has changed since they were wrapped; return whether that was so.
+
+    Collective. What was unfrozen and is in no optimizer is said.
+    """
+    changed = parts.modules.what_changed()
+    if not changed:
+        return False
+    held = [p for each in parts.steppers for group in each.optimizer.param_groups for p in group["params"]]
+    compile_model: Any = torch.compile if parts.config.compile else lambda module: module
+    parts.modules.wrap(held, compile_model)
+    if parts.ranks.is_main_process:
+        _warn_of_untrained(parts, {id(parameter) for parameter in held})
+    return True
+
+
 def load_other_weights(parts: Parts, runner: Trained, state: Mapping[str, Any]) -> None:
     """Load the weights of the criterion, and of modules in the runner's attributes, from a checkpoint of a run."""
     if "progress" not in state:
@@ -221,15 +267,16 @@ def _optimizers_of(parts: Parts, optimizer: Any) -> dict[str, torch.optim.Optimi
 
 
 def _warn_of_untrained(parts: Parts, trained: set[int]) -> None:
-    """Warn where parameters of the model require gradients, and no optimizer holds them. Rank 0."""
-    model = parts.modules.own["model"]
-    left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in trained]
-    if left:
-        logger.warning(
-            "%d parameter(s) of the model are in no optimizer and stay as they are, such as %r: requires_grad_(False) "
-            "says that this is meant",
-            *(len(left), left[0]),
-        )
+    """Warn where parameters of the model or the criterion require gradients, and no optimizer holds them. Rank 0."""
+    for place in ("model", "criterion"):
+        module = parts.modules.own.get(place, nn.Module())
+        left = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in trained]
+        if left:
+            logger.warning(
+                "%d parameter(s) of the %s are in no optimizer and stay as they are, such as %r: requires_grad_(False) "
+                "says that this is meant",
+                *(len(left), place, left[0]),
+            )
 
 
 def _make_steppers(

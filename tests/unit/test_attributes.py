@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import copy
+import enum
 import random
+import types
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,121 @@ def test_every_attribute_with_a_state_survives_a_resume(tmp_path: Path, where: t
     assert again.resumed is not None and again.bitwise
     assert again.results == peace.results
     assert again.all() == peace.all()
+
+
+class Phase(enum.Enum):
+    early = 1
+    late = 2
+
+
+class Agent:
+    """An object of the user's own, without a state dict."""
+
+    def __init__(self) -> None:
+        self.net = nn.Linear(2, 1)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01, momentum=0.9)
+        self.seen: list[float] = []
+        self.best: float | None = None
+
+
+class Values(Stopped):
+    """Values of every kind that training changes in some way, and a loss that depends on all of them."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        self.agent = Agent()
+        self.space = types.SimpleNamespace(net=nn.Linear(2, 1), count=0)
+        self.means = [torch.zeros(1) for _ in range(100)]
+        self.nets = [nn.Linear(1, 1) for _ in range(70)]
+        self.center = torch.zeros(2)
+        self.number: Any = 1.0
+        self.single: Any = np.float32(0.1)
+        self.until: Any = 3
+        self.phase = Phase.early
+        self.pair = (0.0, [1])
+        self.windows: collections.deque[list[float]] = collections.deque([[0.0], [0.0]])
+        self.ring = nn.Module()
+        self.ring.register_buffer("values", torch.arange(4.0))
+        self.counts: dict[str, Any] = {"seen": {"a": 0}, "names": set()}
+        for n in range(20):
+            setattr(self, f"mean{n}", torch.zeros(1))
+
+    def train_step(self, data: Any) -> Any:
+        self.stop("train")
+        value = float(data[0].mean()) * (1.0 + 0.1 * self.all_in_one())
+        agent = self.agent
+        agent.net(data[0]).square().mean().backward()
+        agent.optimizer.step()
+        agent.optimizer.zero_grad()
+        agent.seen.append(value)
+        agent.best = value if agent.best is None else min(agent.best, value)
+        self.space.count += 1
+        with torch.no_grad():
+            self.space.net.weight.mul_(0.9)
+            self.nets[66].weight.mul_(0.9)
+        self.means[90] = self.means[90] * 0.9 + value
+        self.center.data.mul_(0.5).add_(value)
+        self.number = np.float64(value)
+        self.single = self.single * np.float32(0.9)
+        self.until = None if self.steps > 1 else self.until
+        self.phase = Phase.late if self.steps > 1 else self.phase
+        self.pair = (value, [*self.pair[1], self.steps])
+        self.windows[0].append(value)
+        self.ring.values = self.ring.values.roll(1)  # type: ignore[union-attr, operator]
+        self.counts["seen"]["a"] += 1
+        self.counts["names"].add(str(self.steps))
+        self.made_later = getattr(self, "made_later", 0.0) + value
+        for n in range(20):  # freed addresses are used again
+            setattr(self, f"mean{n}", 0.9 * getattr(self, f"mean{n}") + value)
+        return SmallRunner.train_step(self, data)
+
+    def all_in_one(self) -> float:
+        named = sum(float(getattr(self, f"mean{n}")) for n in range(20))
+        held = [*self.agent.net.parameters(), *self.space.net.parameters(), self.nets[66].weight, *self.means]
+        counted = (
+            len(self.agent.seen) + self.space.count + len(self.counts["names"]) + self.counts["seen"]["a"]
+        )
+        later = getattr(self, "made_later", 0.0) + float(self.number) + float(self.single) + (self.until or 0)
+        rest = self.phase.value + sum(self.pair[1]) + sum(map(sum, self.windows)) + (self.agent.best or 0.0)
+        ring = float(self.ring.values[0])  # type: ignore[index]
+        return (
+            named
+            + sum(float(p.sum()) for p in held)
+            + counted
+            + later
+            + rest
+            + ring
+            + float(self.center.sum())
+        )
+
+
+@pytest.mark.parametrize("where", [("train", 4), ("train", 6), ("train", 1)])
+def test_a_value_of_every_kind_survives_a_resume(tmp_path: Path, where: tuple[str, int]) -> None:
+    peace, again = in_peace(tmp_path, Values), resumed(tmp_path, where, Values)
+    assert again.resumed is not None and again.bitwise
+    assert again.all_in_one() == peace.all_in_one() and type(again.single) is np.float32
+    assert weights(again) == weights(peace) and again.pair == peace.pair and again.until is peace.until
+
+
+def test_what_no_checkpoint_can_hold_is_said_and_not_called_bitwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    point = collections.namedtuple("point", "x y")
+
+    class Unsaveable(Stopped):
+        def __init__(self, given: Any) -> None:
+            super().__init__(given)
+            self.points: list[Any] = []
+
+        def train_step(self, data: Any) -> Any:
+            self.stop("train")
+            self.points.append(point(self.steps, 1))
+            return SmallRunner.train_step(self, data)
+
+    again = resumed(tmp_path, ("train", 6), Unsaveable)
+    said = capsys.readouterr().err
+    assert not again.bitwise and "training had changed self.points" in said
+    assert "training changes self.points, and no checkpoint can hold it (0 is a point)" in said
 
 
 def test_results_name_the_loss_of_each_optimizer(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ def _quiet() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-
 @pytest.mark.parametrize("space", SPACES, ids=NAMES)
 def test_no_disturbance_breaks_what_must_hold(space: Space) -> None:
     found = explore(space, space.stride)

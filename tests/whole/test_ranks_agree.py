@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from danling_core.errors import RunInterrupted
 from tests.ranks import RankFailed, Ranks
 from tests.small_runner import SmallRunner, config, points, weights
 
@@ -151,3 +152,50 @@ def aurocs(root: str) -> Any:
 def test_lists_of_torchmetrics_need_a_sample_on_every_rank(two_ranks: Ranks, tmp_path: Path) -> None:
     with pytest.raises(RankFailed, match=r"1 rank\(s\) had no sample of this split"):
         two_ranks.run(aurocs, str(tmp_path))
+
+
+class Unfreezes(SmallRunner):
+    """Trains its last layer in the first epoch, and all of them from the second on."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        self.model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+        with torch.no_grad():
+            for number, parameter in enumerate(self.model.parameters()):
+                parameter.copy_(
+                    torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape) * (1 + number)
+                )
+        self.model[0].requires_grad_(False)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def train_epoch(self, split: str = "train") -> Any:
+        if self.epochs == 1:
+            self.unwrap(self.model)[0].requires_grad_(True)
+        return super().train_epoch(split)
+
+
+def unfrozen(root: str, stop_at: int | None = None, **fields: Any) -> Any:
+    runner = Unfreezes(config(root, epoch_end=3, save_interval=1, **fields))
+    if stop_at is not None:
+        step = runner.after_step
+        runner.after_step = lambda: step() if runner.steps < stop_at else runner.request_stop("test")  # type: ignore[method-assign]
+    try:
+        runner.train()
+    except RunInterrupted:
+        return None
+    return weights(runner), bool(runner.bitwise)
+
+
+def test_layers_that_are_unfrozen_while_training_are_reduced_and_resumed(
+    two_ranks: Ranks, tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {"dataloader": {"batch_size": 5, "shuffle": False}}
+    first, second = two_ranks.run(unfrozen, str(tmp_path / "two"), **fields)
+    assert first == second
+    alone = unfrozen(str(tmp_path / "one"), dataloader={"batch_size": 10, "shuffle": False})
+    assert first[0] == pytest.approx(alone[0], rel=1e-4)
+    assert two_ranks.run(unfrozen, str(tmp_path / "again"), 3, **fields) == [None, None]
+    assert two_ranks.run(unfrozen, str(tmp_path / "again"), **fields) == [first, first]
