@@ -111,7 +111,7 @@ def config(root: Path | str, **fields: Any) -> Config:
         "device": "cpu",
         "dataloader": {"batch_size": 5},
         "progress_bar": False,
-        "sanity_batches": 0,  # runners here fail on purpose; tests/unit/test_look.py looks
+        "sanity_batches": 0,  # runners here fail on purpose; tests/whole/test_look.py looks
     }
     if not {"step_end", "iter_end", "epoch_end"} & set(fields):
         known["epoch_end"] = 2

@@ -25,6 +25,7 @@ from danling_core.parallel import seeding
 from danling_core.parallel.modules import Modules, Slot
 from danling_core.parallel.strategies import SingleRank
 from danling_core.results.values import flatten
+from danling_core.runner import aside
 from danling_core.runner.base import RunnerMode
 from danling_core.runner.parts import CurrentStep, Parts, SetUp
 from danling_core.session.files import NoFiles
@@ -36,6 +37,7 @@ from danling_core.train.stepper import Stepper, Steppers
 
 logger = logging.getLogger("danling")
 
+_LIMIT_SECONDS = 120.0
 _LARGEST_COPY_BYTES = 2 << 30
 _MOST_BYTES = 512 << 20  # of an attribute, beside the modules
 _MOST_OBJECTS = 100_000
@@ -44,12 +46,18 @@ _MOST_OBJECTS = 100_000
 def look(parts: Parts, runner: Any, train_splits: Sequence[str], evaluate_splits: Sequence[str]) -> None:
     """Pass a batch of each trained split, and `sanity_batches` of each evaluation split, through the runner's steps.
 
-    On each rank by itself: no collective, no file, nothing counted. Modules and attributes are copies, and random
-    generators are put back.
+    On each rank by itself: no collective, no file, nothing counted. On CPUs in a fork, so that nothing is left of it.
+    With a GPU on copies of modules and attributes, and random generators are put back.
 
     Raises:
         ConfigError: what would have failed later, after minutes of training.
     """
+    splits = train_splits, evaluate_splits
+    if aside.can_fork(parts.ranks.device):
+        aside.in_a_fork(
+            lambda: _try_steps(parts, _as_it_is(parts, runner), *splits), parts.session.beat, _LIMIT_SECONDS
+        )
+        return
     size = sum(
         t.numel() * t.element_size() for m in parts.modules.own.values() for t in m.state_dict().values()
     )
@@ -59,13 +67,16 @@ def look(parts: Parts, runner: Any, train_splits: Sequence[str], evaluate_splits
         )
         return
     with _generators_put_back(parts):
-        probe = _copy_of(parts, runner)
-        for split in train_splits:
-            with _explained("train_step", split):
-                _train(probe, split)
-        for split in evaluate_splits:
-            with _explained("evaluate_step", split):
-                _evaluate(probe, split, parts.config.sanity_batches)
+        _try_steps(parts, _copy_of(parts, runner), *splits)
+
+
+def _try_steps(parts: Parts, probe: Any, train_splits: Sequence[str], evaluate_splits: Sequence[str]) -> None:
+    for split in train_splits:
+        with _explained("train_step", split):
+            _train(probe, split)
+    for split in evaluate_splits:
+        with _explained("evaluate_step", split):
+            _evaluate(probe, split, parts.config.sanity_batches)
 
 
 def _evaluate(probe: Any, split: str, count: int) -> None:
@@ -125,9 +136,24 @@ def _copy_of(parts: Parts, runner: Any) -> Any:
         if name != "_parts" and (shared := _shared(value, memo)) is not None:
             with contextlib.suppress(Exception):  # what cannot be copied is used as it is
                 vars(probe)[name] = copy.deepcopy(value, shared)
+    _set_apart(probe, parts, {name: memo[id(wrapped[name])] for name in own}, memo)
+    return probe
+
+
+def _as_it_is(parts: Parts, runner: Any) -> Any:
+    """Return the runner itself, without wrappers, run and schedule: for a fork, which it belongs to."""
+    own = parts.modules.own
+    for name, module in own.items():
+        if module is not parts.modules.wrapped[name]:
+            parts.modules.put(name, module)
+    _set_apart(runner, parts, own, {})
+    return runner
+
+
+def _set_apart(probe: Any, parts: Parts, own: Mapping[str, Any], memo: Mapping[int, Any]) -> None:
+    """Give a runner parts that have nothing to do with other ranks, and write nothing."""
     modules = Modules(SingleRank())
-    for name in own:
-        module = memo[id(wrapped[name])]
+    for name, module in own.items():
         modules.add(name, Slot(lambda m=module: m, lambda new: None))  # type: ignore[misc]
     session = copy.copy(parts.session)
     session.files, session.is_open, session.services = NoFiles(), True, ()
@@ -149,7 +175,6 @@ def _copy_of(parts: Parts, runner: Any) -> Any:
     )
     for metrics in (probe.metrics, probe.train_metrics, probe.evaluate_metrics):
         _keep_to_this_rank(metrics)
-    return probe
 
 
 def _shared(value: Any, memo: dict[int, Any]) -> dict[int, Any] | None:

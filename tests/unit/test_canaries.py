@@ -53,6 +53,18 @@ def test_a_loader_keeps_its_workers_in_one_attribute() -> None:
     assert DataLoader([0])._iterator is None, LOST.format("data/splits.py")
 
 
+def test_a_process_leaves_its_group_by_one_call() -> None:
+    from torch.distributed import distributed_c10d
+
+    from danling_core.runner.aside import NO_GROUP
+
+    assert list(inspect.signature(distributed_c10d._update_default_pg).parameters) == ["pg"], LOST.format(
+        "runner/aside.py"
+    )
+    with pytest.raises(ValueError, match=NO_GROUP):
+        torch.distributed.all_reduce(torch.zeros(1))
+
+
 def test_the_worker_info_is_one_variable() -> None:
     worker = import_module("torch.utils.data._utils.worker")
     before, worker._worker_info = worker._worker_info, "told"
