@@ -214,6 +214,8 @@ class BaseRunner(RunnerBase):
                 if session.is_complete():
                     return session.tell_complete()
                 if "train" in stages:
+                    if "evaluate" in stages:
+                        self._parts.setup.to_evaluate_at_end = self._evaluated_at_end()
                     self.train()
                 evaluation = self._evaluate_best() if "evaluate" in stages else None
                 return self.finish(evaluation, still_to_do(self._parts, stages))
@@ -224,8 +226,7 @@ class BaseRunner(RunnerBase):
         """Evaluate the best checkpoint on the test splits, or on the score split where there are none. Collective."""
         parts, began = self._parts, time.monotonic()
         self._set_up(None)
-        tests = [split for split in parts.splits.names if split.startswith("test")]
-        splits = self.config.evaluate_splits or tests or [s for s in [self.score_split] if s is not None]
+        splits = self._evaluated_at_end()
         loaded, index = self._load_best()
         self.emit("evaluate_began", splits=splits, checkpoint=loaded)
         result: Values = parts.ranks.broadcast({split: self.evaluate_epoch(split) for split in splits})
@@ -233,6 +234,13 @@ class BaseRunner(RunnerBase):
         parts.session.files.write_evaluation(evaluation, parts.place.identity_fields())
         self.emit("evaluate_finished", result=result, seconds=time.monotonic() - began)
         return result
+
+    def _evaluated_at_end(self) -> list[str]:
+        """Return the splits of the evaluate stage; before the first result, that of the score to come."""
+        splits = self._parts.splits
+        tests = [split for split in splits.names if split.startswith("test")]
+        scored = [self.score_split] if self.score_split else [*splits.to_evaluate(), *splits.to_train()][:1]
+        return list(self.config.evaluate_splits or tests or scored)
 
     def finish(self, evaluation: Values | None = None, still_to_do: str | None = None) -> Status | None:
         """Write the completion record, last of all. Collective; returns it on rank 0, None elsewhere.

@@ -51,6 +51,7 @@ class SetUp:
         is_bitwise: whether the run is the same, bit for bit, as one that was never interrupted.
         reasons: why it is not.
         is_stepped: a first step was made.
+        to_evaluate_at_end: the splits of an evaluate stage that follows the training.
         is_under_way: set-up is being made now, and a resume in it.
     """
 
@@ -64,6 +65,7 @@ class SetUp:
     reasons: list[str] = field(default_factory=list)
     is_under_way: bool = False
     is_stepped: bool = False
+    to_evaluate_at_end: list[str] = field(default_factory=list)
 
     def not_bitwise(self, reason: str) -> None:
         """Say why the run is not the same as one that was never interrupted, and warn of it."""

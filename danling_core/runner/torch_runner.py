@@ -598,7 +598,12 @@ class TorchRunner(BaseRunner):
                 self._apply(restore.read(record, parts.session.files, parts.place.local_checkpoint_dir))
                 setup.resumed = {"step": self.steps, "epoch": self.epochs, "record": record.name}
             elif train_splits and parts.session.is_open and self.config.sanity_batches:
-                look(parts, self, train_splits, evaluate_splits)
+                look(
+                    parts,
+                    self,
+                    train_splits,
+                    list(dict.fromkeys([*evaluate_splits, *setup.to_evaluate_at_end])),
+                )
             setup.is_resume_due = setup.is_resume_due and train_splits is None
         setup.has_weights = True
 

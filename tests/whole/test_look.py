@@ -105,6 +105,30 @@ def test_what_would_fail_later_is_met_before_the_first_step(
     assert re.search(message, broken(tmp_path, change, **fields))
 
 
+def test_the_splits_of_the_evaluate_stage_are_looked_at(tmp_path: Path) -> None:
+    class NoVal(SmallRunner):
+        """Trains on batches that its evaluate_step cannot take, and has no other split."""
+
+        def __init__(self, given: Any) -> None:
+            super().__init__(given)
+            del self.datasets["val"]
+
+        def evaluate_step(self, data: Any) -> Any:
+            raise TypeError("three elements")
+
+    class BrokenTest(SmallRunner):
+        def __init__(self, given: Any) -> None:
+            super().__init__(given)
+            self.datasets["test"] = [(torch.zeros(5), 0)] * 4
+
+    for kind, split in ((NoVal, "train"), (BrokenTest, "test")):
+        runner = kind(looking(tmp_path / split))
+        with pytest.raises(ConfigError, match=f"evaluate_step of split '{split}' failed when it was tried"):
+            runner.run()
+        assert runner.steps == 0
+    NoVal(looking(tmp_path / "trained")).train()  # which evaluates nothing
+
+
 def test_an_evaluation_may_return_a_mapping(tmp_path: Path) -> None:
     plain, other = SmallRunner(looking(tmp_path / "a")), SmallRunner(looking(tmp_path / "b"))
     step = other.evaluate_step
