@@ -67,6 +67,11 @@ def make_trainable(parts: Parts, runner: Trained, train_splits: Sequence[str]) -
     for sampler in [parts.splits.batch_sampler(split) for split in train_splits]:
         if is_main:
             set_up.warn_of_single_samples(runner.model, sampler, parts.ranks.world_size)
+    if runner.ema is not None and not callable(getattr(runner.ema, "update", None)):
+        raise ConfigError(
+            f"self.ema is a {type(runner.ema).__name__}, which has no update(model, taken): set ema_decay, "
+            "or keep an average of your own in another attribute and update it in train_step"
+        )
     has_own = parts.attributes is not None and bool(parts.attributes.optimizers)
     if runner.optimizer is None and (config.optim is not None or not has_own):
         runner.optimizer = optimizer_of(config, runner.model)

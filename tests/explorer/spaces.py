@@ -184,7 +184,7 @@ SPACES = [
     Space("resume", "disk", _resumes, 60),
     Space("prune", "disk", _on_disk(prune_all)),
     Space("copy", "disk", _on_disk(copy_all), 6),
-    Space("two owners", "shared disk", _owners("disk", 4), 90),
+    Space("two owners", "shared disk", _owners("disk", 8), 45),
     *(
         space
         for place, words in (("s3", "S3"), ("gcs", "GCS"))
