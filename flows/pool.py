@@ -63,6 +63,7 @@ class LauncherPool:
         self._active: dict[RunHandle, _Part | None] = {}
         self._interrupted: set[RunHandle] = set()
         self._plans: dict[str, RunPlan] = {}
+        self._by_id: dict[str, threading.Lock] = {}
         self._lock = threading.RLock()
 
     def start(self) -> None:
@@ -100,13 +101,22 @@ class LauncherPool:
                     self._plans[key] = self._plans[_key(plan.config)] = plan
             return [self._plans[key] for key in keys]
 
-    def is_repeated(self, plan: RunPlan) -> bool:
-        """Return whether another run of this session has the same id, as where two experiments share a baseline."""
+    @contextlib.contextmanager
+    def alone(self, plan: RunPlan) -> Iterator[None]:
+        """Wait until no other run of this session has the same id, as where two experiments share a baseline.
+
+        Raises:
+            RunInterrupted: the pool was interrupted before.
+        """
         with self._lock:
-            names = {
-                each.identity.name for each in self._plans.values() if each.identity.id == plan.identity.id
-            }
-        return len(names) > 1
+            held = self._by_id.setdefault(plan.identity.id, threading.Lock())
+        while not held.acquire(timeout=0.1):
+            if (reason := self._why_stopped()) is not None:
+                raise RunInterrupted(f"not started: {reason}")
+        try:
+            yield
+        finally:
+            held.release()
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[Launcher]:

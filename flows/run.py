@@ -81,12 +81,14 @@ def open_and_train(
         ConfigError: the config cannot be run; nothing was created.
     """
     [plan] = pool.prepare([config])
+    with pool.alone(plan):
+        return _open_and_train(plan, pool, artifacts, fresh)
+
+
+def _open_and_train(plan: RunPlan, pool: LauncherPool, artifacts: FlowArtifacts, fresh: bool) -> RunOutcome:
     try:
         check_sources(plan.sources)
-        patience = float("inf") if pool.is_repeated(plan) else 0.0
-        opened = open_run(
-            plan.config, plan.identity, fresh=fresh, source_file=plan.source_file, wait_seconds=patience
-        )
+        opened = open_run(plan.config, plan.identity, fresh=fresh, source_file=plan.source_file)
     except (CodeChanged, LeaseError, StorageError, OSError) as error:
         return RunOutcome(**plan.names, status="refused", error=str(error))
     if opened.complete is not None:

@@ -150,7 +150,7 @@ class TorchRunner(BaseRunner):
         self.split, self.mode = split, RunnerMode.train
         trainable.check_unchanged(parts, self, split)
         if trainable.take_unfrozen(parts, self):
-            self._rehearse_if_needed(split)
+            self._rehearse(split)
         parts.modules.train()
         metrics = self._metrics_in_use()
         self.meters = trainable.begin_meters(parts, self._explain)
@@ -588,7 +588,7 @@ class TorchRunner(BaseRunner):
         if train_splits is not None and not setup.is_trainable:
             trainable.make_trainable(parts, self, train_splits)
             if train_splits:
-                self._rehearse_if_needed(train_splits[0])
+                self._rehearse(train_splits[0])
             setup.is_trainable = parts.state.is_fixed = True
         for split in evaluate_splits:
             parts.splits.evaluate_loader(split)
@@ -607,12 +607,10 @@ class TorchRunner(BaseRunner):
             setup.is_resume_due = setup.is_resume_due and train_splits is None
         setup.has_weights = True
 
-    def _rehearse_if_needed(self, split: str) -> None:
-        if self._parts.strategy.needs_rehearsal(list(self._parts.modules.wrapped.values())):
-            self._rehearse(split)
-
     def _rehearse(self, split: str) -> None:
-        """Make two training steps that leave no trace; see `DataParallel.needs_rehearsal`. Collective."""
+        """Make two training steps that leave no trace, where `DataParallel.needs_rehearsal` says so. Collective."""
+        if not self._parts.strategy.needs_rehearsal(list(self._parts.modules.wrapped.values())):
+            return
         self._parts.modules.train()
         with (
             set_up.explaining_batch_norm(split, self.rank, lambda: 0),

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from danling_core.runner import aside
+
 
 @pytest.fixture(autouse=True)
 def no_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -26,4 +28,5 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
     monkeypatch.setattr(os, "fork", refuse_fork)
+    monkeypatch.setattr(aside, "can_fork", lambda device: False)  # the look is taken on copies here
     yield

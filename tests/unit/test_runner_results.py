@@ -73,7 +73,7 @@ def test_a_run_that_is_complete_returns_its_history_with_integer_keys(tmp_path: 
     first = scripted(tmp_path, [3.0, math.nan])
     again = Scripted(config(tmp_path, epoch_end=2))
     results = again.train()
-    assert again.dir == first.dir and again.gradients == []
+    assert again.dir == first.dir and again.gradients == first.gradients
     assert list(results) == [0, 1] and math.isnan(results[1]["val"]["loss"])
     assert (again.best_index, again.timestamp, again.epochs) == (0, first.timestamp, 2)
 

@@ -20,10 +20,12 @@ class WithTest(SmallRunner):
     stops_at: int | None = None
     fails_at: int | None = None
     begins_at: int | None = None
+    """The step at which this object began to train."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.datasets["test"] = self.datasets["val"]
+        self.training_state.ignore("begins_at")
 
     def train_step(self, data: Any) -> Any:
         self.begins_at = self.steps if self.begins_at is None else self.begins_at

@@ -297,7 +297,7 @@ def test_a_run_that_another_process_owns_is_refused_by_name(flows_on: Any, toy_c
     identity = plan.identity
     lease = Lease.acquire(parent_url(config.project_root, identity.name, identity.id), "someone else")
     try:
-        with pytest.raises(RunFailed, match="someone else"):
+        with lease.beating(), pytest.raises(RunFailed, match="someone else"):
             run(config)
     finally:
         lease.release()
