@@ -20,7 +20,7 @@ from danling_core.metrics import states as metric_states
 from danling_core.parallel.modules import Modules, Slot
 from danling_core.parallel.strategies import digest, unwrap
 from danling_core.runner.base import RunnerBase
-from danling_core.runner.values import Unsaved, decode, encode, fingerprint, inner
+from danling_core.runner.values import Unsaved, decode, encode, inner, mark
 
 logger = logging.getLogger("danling")
 
@@ -70,7 +70,7 @@ class Attributes:
                     known.add(id(found.value))
                 self._sort(found, tensors, parts)
         for name, value in _values(runner, ignored):
-            self._first[name] = fingerprint(value, _is_kept)
+            self._first[name] = mark(value, _is_kept)
 
     def _sort(self, found: Found, tensors: set[int], parts: set[int]) -> None:
         name, value = found.name, found.value
@@ -103,7 +103,7 @@ class Attributes:
         values: dict[str, Any] = {}
         lost: dict[str, str] = {}
         for name, value in _values(self._runner, self._ignored):
-            if fingerprint(value, _is_kept) == self._first.get(name):
+            if mark(value, _is_kept) == self._first.get(name):
                 continue
             try:
                 if name not in self._first and _is_kept(value):

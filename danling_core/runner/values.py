@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
+import marshal
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -22,10 +23,12 @@ from danling_core.parallel.strategies import digest
 
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _SEQUENCES = (list, tuple, collections.deque)
+_PLAIN = {bool, int, float, str, type(None)}
 _TAG = "danling:"
 _DEPTH = 20
 _MOST_NODES = 2000
-_MOST_SAVED = 100_000
+_FEW, _MOST_SAVED = 64, 20_000
+_MOST_HASHED = 1_000_000
 _MOST_BYTES = 64 << 20
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
@@ -38,7 +41,7 @@ class Unsaved(Exception):
 
 
 def fingerprint(value: Any, is_kept: IsKept) -> int:
-    """Return a hash of what a value holds: it changes when that does.
+    """Return a hash of what a value holds: it changes when that does, and is the same in another process.
 
     Looked into are containers, and objects of the user's own classes. Of long ones, and of tensors and arrays of more
     than 64 MiB, a sample is taken. Functions, classes and objects of libraries count as unchanging.
@@ -47,6 +50,18 @@ def fingerprint(value: Any, is_kept: IsKept) -> int:
     for part in _parts(value, is_kept, set(), [_MOST_NODES]):
         hasher.update(part)
     return hasher.intdigest()
+
+
+def mark(value: Any, is_kept: IsKept) -> int:
+    """Return a hash as `fingerprint` does, for this process only: plain containers are hashed whole, and fast."""
+    if type(value) in (list, tuple, dict) and len(value) <= _MOST_HASHED:
+        try:
+            return xxhash.xxh3_64_intdigest(
+                marshal.dumps(value, 2)
+            )  # without references, which depend on their count
+        except ValueError:  # something else is in it
+            pass
+    return fingerprint(value, is_kept)
 
 
 def encode(value: Any, is_kept: IsKept) -> Any:
@@ -135,6 +150,8 @@ def _of_array(array: np.ndarray[Any, Any]) -> memoryview:
 
 
 def _encode(value: Any, is_kept: IsKept, path: tuple[Any, ...]) -> Any:
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, enum.Enum):
         return {f"{_TAG}enum": value.name}
     if isinstance(value, np.generic):
@@ -145,10 +162,14 @@ def _encode(value: Any, is_kept: IsKept, path: tuple[Any, ...]) -> Any:
         return _plain(value, path)
     if is_kept(value):
         return {f"{_TAG}kept": True}
+    if type(value) is list and len(value) > _FEW and (kinds := set(map(type, value))) in ({int}, {float}):
+        return _encode_numbers(value, kinds == {float})
     if isinstance(value, (dict, *_SEQUENCES)) and len(value) > _MOST_SAVED:
         raise Unsaved(
             f"{len(value)} items are too many for each checkpoint: keep them in a tensor or an array"
         )
+    if type(value) in (list, tuple) and _PLAIN.issuperset(map(type, value)):
+        return type(value)(value)
     if type(value) in (list, tuple):
         return type(value)(_encode(item, is_kept, (*path, index)) for index, item in enumerate(value))
     if isinstance(value, collections.deque):
@@ -159,6 +180,15 @@ def _encode(value: Any, is_kept: IsKept, path: tuple[Any, ...]) -> Any:
         found = {name: _encode(item, is_kept, (*path, name)) for name, item in inner(value)}
         return {f"{_TAG}object": found}
     raise Unsaved(f"{'.'.join(map(str, path)) + ' is ' if path else ''}a {type(value).__qualname__}")
+
+
+def _encode_numbers(value: list[Any], are_floats: bool) -> dict[str, Any]:
+    try:
+        return {
+            f"{_TAG}numbers": torch.from_numpy(np.array(value, dtype=np.float64 if are_floats else np.int64))
+        }
+    except OverflowError as error:
+        raise Unsaved("it holds integers of more than 64 bits") from error
 
 
 def _plain(value: Any, path: tuple[Any, ...]) -> Any:
@@ -184,6 +214,8 @@ def _decode_mapping(there: Any, saved: dict[Any, Any]) -> Any:
         return content.numpy().astype(saved[f"{_TAG}type"])[()]
     if kind == "array":
         return _decode_array(there, content.numpy().astype(saved[f"{_TAG}type"]))
+    if kind == "numbers":
+        return _refilled(there if isinstance(there, list) else [], content.tolist())
     if kind == "deque":
         known = there if isinstance(there, collections.deque) else collections.deque()
         return _refilled(known, _decode_items(there, content))

@@ -155,6 +155,8 @@ class Values(Stopped):
         self.until: Any = 3
         self.phase = Phase.early
         self.pair = (0.0, [1])
+        self.history: list[float] = []
+        self.numbers: list[int] = []
         self.windows: collections.deque[list[float]] = collections.deque([[0.0], [0.0]])
         self.ring = nn.Module()
         self.ring.register_buffer("values", torch.arange(4.0))
@@ -183,6 +185,8 @@ class Values(Stopped):
         self.phase = Phase.late if self.steps > 1 else self.phase
         self.pair = (value, [*self.pair[1], self.steps])
         self.windows[0].append(value)
+        self.history += [value] * 40
+        self.numbers += range(self.steps, self.steps + 40)
         self.ring.values = self.ring.values.roll(1)  # type: ignore[union-attr, operator]
         self.counts["seen"]["a"] += 1
         self.counts["names"].add(str(self.steps))
@@ -192,7 +196,8 @@ class Values(Stopped):
         return SmallRunner.train_step(self, data)
 
     def all_in_one(self) -> float:
-        named = sum(float(getattr(self, f"mean{n}")) for n in range(20))
+        named = sum(self.history) + sum(self.numbers) + len(self.numbers)
+        named += sum(float(getattr(self, f"mean{n}")) for n in range(20))
         held = [*self.agent.net.parameters(), *self.space.net.parameters(), self.nets[66].weight, *self.means]
         counted = (
             len(self.agent.seen) + self.space.count + len(self.counts["names"]) + self.counts["seen"]["a"]
