@@ -98,10 +98,10 @@ def _work_and_exit(work: Callable[[], None], writer: int) -> NoReturn:
     except BaseException as error:
         logger.debug("the look before the first step was left: %r", error)
     finally:
-        with open(writer, "wb") as file:
-            file.write(pickle.dumps(answer))
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        with open(writer, "wb") as file:  # the parent kills this process once it has the answer
+            file.write(pickle.dumps(answer))
         os._exit(0)
 
 
