@@ -295,7 +295,8 @@ class DataSplits:
     def _source(self, split: str) -> dict[str, Any]:
         """Return what a split's stream is made of; two are equal where it is the same."""
         loader, sampler = self._given(split)
-        data = self.datasets.get(split) if loader is None else getattr(loader, "dataset", None)
+        data = self.datasets.get(split) if loader is None else None
+        data = loader.dataset if isinstance(loader, DataLoader) else data
         parts = data.tensors if isinstance(data, TensorDataset) else [getattr(data, "indices", None)]
         is_sized = hasattr(data, "__len__") and not isinstance(data, IterableDataset)
         return {
