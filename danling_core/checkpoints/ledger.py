@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -56,29 +56,38 @@ class Ledger:
                 records.append(found)
             else:
                 bad.append(found)
-        return sorted(records, key=lambda record: (record.sequence, record.step), reverse=True), bad[::-1]
+        return sorted(records, key=_place, reverse=True), bad[::-1]
 
     def records(self) -> list[Record]:
         return self.survey()[0]
 
-    def append(self, draft: Record) -> Record:
-        """Write the record of a payload that is in place: from here on the checkpoint exists."""
+    def append(self, draft: Record, guard: Callable[[], None]) -> Record:
+        """Write the record of a payload that is in place: from here on the checkpoint exists.
+
+        Its place in the order is read before `guard` is called: a writer that is paused after that, and loses the run
+        meanwhile, does not come after what the new owner commits.
+        """
         check_name(draft.name)
         sequence = 1 + max((record.sequence for record in self.records()), default=0)
         data = replace(draft, sequence=sequence).to_bytes()
         record = Record.from_bytes(data, draft.name)
+        guard()
         self._folder.write(_record_path(draft.name), data)
         return record
 
-    def remove(self, record: Record, pointers: Sequence[str] = ()) -> None:
-        """Forget a checkpoint, and the pointer files that would be left dangling."""
+    def remove(self, record: Record, pointers: Sequence[str], guard: Callable[[], None]) -> None:
+        """Forget a checkpoint, and the pointer files that would be left dangling; `guard` is called before each."""
         for name in pointers:
+            guard()
             self._folder.delete(f"{name}.json")
+        guard()
         self._folder.delete(_record_path(record.name))
         self._parsed.pop(record.name, None)
 
-    def point(self, name: str, record: Record) -> None:
+    def point(self, name: str, record: Record, guard: Callable[[], None]) -> None:
+        """Write a pointer file; `guard` as for `append`."""
         newest = max((each.sequence for each in self.records()), default=record.sequence)
+        guard()
         self._folder.write(f"{check_name(name)}.json", pointer_to_bytes(record, newest))
 
     def pointed(self, name: str) -> Record | None:
@@ -131,6 +140,12 @@ class Ledger:
             return self._folder.signature(_record_path(name))
         except NotFound:
             return None
+
+
+def _place(record: Record) -> tuple[int, int, int]:
+    """Return a record's place in the order: of two with one number, that of the later owner comes after."""
+    generation = record.attempt.partition(".")[0]
+    return record.sequence, int(generation) if generation.isdecimal() else 0, record.step
 
 
 def _record_path(name: str) -> str:

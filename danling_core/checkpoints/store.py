@@ -110,8 +110,7 @@ class CheckpointStore:
             created_at = datetime.fromtimestamp(self._clock(), UTC).isoformat()
             draft = Record(name, step, attempt, 0, tuple(names), (file,), created_at, dict(info))
             with self._lock:
-                self._check_guard()
-                record = self._ledger.append(draft)
+                record = self._ledger.append(draft, self._check_guard)
         except BaseException as error:
             self._discard(name, error)
             if isinstance(error, OSError):
@@ -130,8 +129,7 @@ class CheckpointStore:
     def point(self, name: str, record: Record) -> None:
         """Make the pointer `name` mean `record`, until a newer commit or call moves it."""
         with self._lock, self._explained(f"point {name!r} to checkpoint {record.name}"):
-            self._check_guard()
-            self._ledger.point(name, record)
+            self._ledger.point(name, record, self._check_guard)
 
     def prune(self, keep_last: int = 2) -> list[str]:
         """Remove what need not be kept, judging by the files alone. Returns the names of what was removed.
@@ -160,7 +158,6 @@ class CheckpointStore:
         with self._lock, self._explained(f"remove {len(records)} checkpoints"):
             pointers = self._ledger.pointers(self._ledger.records())
             for record in records:
-                self._check_guard()
                 self._remove(record, pointers)
 
     # Reading
@@ -225,7 +222,7 @@ class CheckpointStore:
 
     def _remove(self, record: Record, pointers: Mapping[str, Record]) -> None:
         dangling = [name for name, target in pointers.items() if target.name == record.name]
-        self._ledger.remove(record, dangling)
+        self._ledger.remove(record, dangling, self._check_guard)
         self._payloads.remove(record.name)
 
     def _claim(self, step: int, attempt: str) -> str:
@@ -270,6 +267,7 @@ class CheckpointStore:
         for path in paths:
             with contextlib.suppress(NotFound):
                 if self._folder.modified(path) < before:
+                    self._check_guard()
                     self._folder.delete(path, recursive=path.startswith("data/"))
 
     def _check_guard(self) -> None:
