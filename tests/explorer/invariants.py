@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from danling_core import storage
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import DanLingError, NotFound
 from danling_core.runs.finding import list_runs
-from danling_core.runs.folder import RunFolder, Status
+from danling_core.runs.folder import EVENTS, RunFolder, Status, read_log
 from danling_core.tools.verify import verify
 
 COMMITTED = "a reader finds committed checkpoints only, and each verifies"
@@ -25,9 +25,12 @@ STAYS = "what was told to be complete stays complete"
 FENCED = "after a take-over the former owner changes nothing"
 NEEDED = "nothing is deleted that a living run or a reader under way needs"
 RESUMES = "no damaged or missing small file refuses a run that has good checkpoints"
+GROWS = "the event log of a run only grows: what a reader has read there stays"
+ONE = "whoever starts a run goes on with the one that is there"
 BITS = "the end is that of the run that was never disturbed"
 
 _FILES = ("results.json", "latest.json", "best.json", "evaluation.json")
+_REPLACED = {*_FILES, "status.json", "metadata.json", "config.yaml"}
 _DIFFERS = {"timestamp", "time", "seconds", "uuid", "attempt", "environment", "checkpoint", "record"}
 
 
@@ -96,6 +99,41 @@ def _check_whole(folder: RunFolder) -> None:
             storage.read_json_object(storage.join(folder.url, name))
 
 
+def check_replaced(changes: Iterable[str]) -> None:
+    """Check that small files were replaced by others, never removed before. Raises `Broken`.
+
+    Args:
+        changes: `PUT PATH` or `DELETE PATH`, as readers see them.
+    """
+    for change in changes:
+        method, _, path = change.partition(" ")
+        if method == "DELETE" and path.rpartition("/")[2] in _REPLACED:
+            raise Broken(WHOLE, f"a moment without {path}")
+
+
+class Reader:
+    """Somebody who looks at the runs of a root from time to time, and keeps what the event logs said.
+
+    Args:
+        root_url: the project root.
+    """
+
+    def __init__(self, root_url: str) -> None:
+        self._root_url = root_url
+        self._logs: dict[str, bytes] = {}
+
+    def look(self, told: Sequence[str] = ()) -> None:
+        """Check what is there now, also against what was there before. Raises `Broken`."""
+        check_as_reader(self._root_url, told)
+        for folder, _ in list_runs(self._root_url):
+            before, found = self._logs.get(folder.url, b""), b""
+            with holding(GROWS), contextlib.suppress(NotFound):
+                found = read_log(folder, EVENTS)
+            if not found.startswith(before):
+                raise Broken(GROWS, f"{len(before)} bytes were read, now there are {len(found)} others")
+            self._logs[folder.url] = found
+
+
 def check_complete(folder: RunFolder) -> None:
     """Check a run that says that it is complete. Raises `Broken`."""
     with holding(COMPLETE):
@@ -114,7 +152,10 @@ def check_complete(folder: RunFolder) -> None:
 
 def check_end(root_url: str, reference: Mapping[str, str]) -> None:
     """Check that the only run is complete, and came to the same as one that was never disturbed. Raises `Broken`."""
-    [(folder, status)] = list_runs(root_url)
+    found_runs = list_runs(root_url)
+    if len(found_runs) != 1:
+        raise Broken(ONE, [folder.url for folder, _ in found_runs])
+    [(folder, status)] = found_runs
     if status is None or not status.is_complete:
         raise Broken(RESUMES, f"the status is {status}")
     check_complete(folder)

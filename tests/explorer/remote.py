@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,8 +21,8 @@ from danling_core.runs.folder import EVENTS
 from danling_core.runs.lease import guard
 from danling_core.storage.backend import TEMPORARY_MARK, mount
 from tests.explorer.disk import Operation
-from tests.explorer.invariants import RESUMES, STAYS, Broken, check_as_reader, check_end, end_of
-from tests.explorer.owners import Change, check_owners
+from tests.explorer.invariants import RESUMES, STAYS, Broken, Reader, check_end, check_replaced, end_of
+from tests.explorer.owners import Change, check_owners, is_guarded
 from tests.explorer.recorder import Recorder
 from tests.explorer.runs import FIELDS, settled, telling
 from tests.explorer.store import Kind, SimulatedStore
@@ -142,6 +144,10 @@ class World:
         ):
             yield
 
+    def check_changes(self) -> None:
+        """Check what readers could see at any time. Raises `Broken`."""
+        check_replaced(change.what for change in self.changes)
+
     def _note_operation(self, operation: Operation) -> None:
         name = operation.other or operation.path
         is_visible = operation.kind in ("rename", "link") or (
@@ -153,20 +159,27 @@ class World:
             self._note_change(f"PUT {name}")
 
     def _note_change(self, change: str) -> None:
-        turns = self.turns
-        self.changes.append(Change(turns.acting, change, turns.waited_seconds, self._is_free(change)))
+        turns, actor = self.turns, self.turns.acting
+        guarded = None if self._place == "disk" else is_guarded(actor.steps)
+        self.changes.append(Change(actor.name, change, turns.waited_seconds, self._is_free(change), guarded))
 
     def _is_free(self, change: str) -> bool:
         """Return whether a change is a new lease after one that was released."""
         method, _, path = change.partition(" ")
         folder, _, name = path.rpartition("/")
-        if method != "PUT" or not folder.endswith("/lease") or name == "000001.json":
+        generation = re.fullmatch(r"(\d{6,})\.json", name)
+        if method != "PUT" or not folder.endswith("/lease") or not generation or int(generation[1]) == 1:
             return False
-        before = f"{folder}/{int(name.partition('.')[0]) - 1:06d}.json"
+        before = f"{folder}/{int(generation[1]) - 1:06d}.json"
         if self._place == "disk":
-            with open(os.path.join(self._folder, before), "rb") as file:
+            with (
+                contextlib.suppress(FileNotFoundError),
+                open(os.path.join(self._folder, before), "rb") as file,
+            ):
                 return b'"is_released": true' in file.read()
-        return b'"is_released": true' in self.store.objects[before].data
+            return False
+        found = self.store.objects.get(before)
+        return found is not None and b'"is_released": true' in found.data
 
 
 def root_url(folder: str, place: Place) -> str:
@@ -213,61 +226,85 @@ class Disturbed(Exploration):
     def __init__(self, folder: str, place: Place) -> None:
         super().__init__(folder, place, FIELDS, is_recorded=True)
 
-    def check(self, history: History, machine: str) -> None:
-        """Let the history happen to a run, look as a reader, and resume the run on a machine. Raises `Broken`."""
+    def check(self, history: History, *machines: str) -> list[int]:
+        """Let the history happen to a run, look as a reader, and resume the run on one machine after the other.
 
-        def look_and_resume() -> None:
-            check_as_reader(world.root_url, world.told)
+        Returns:
+            how many steps each of them made.
+
+        Raises:
+            Broken: something does not hold.
+        """
+
+        def look_and_resume(machine: str) -> None:
+            with world.turns.outside():
+                reader.look(world.told)
             self.train(machine)
 
         first = Actor("first", lambda: self.train("one"), "one")
-        world = self.world(history, [first, Actor("second", look_and_resume, machine)])
+        others = [
+            Actor(name, functools.partial(look_and_resume, machine), machine)
+            for name, machine in zip(("second", "third"), machines, strict=False)
+        ]
+        world = self.world(history, [first, *others])
+        reader = Reader(world.root_url)
         world.run()
+        world.check_changes()
         with world.mounted():
+            reader.look(world.told)
             check_end(world.root_url, self.reference)
+        return [len(each.steps) for each in others]
 
 
 class TwoOwners(Exploration):
-    """A run of one epoch that two machines want: one is paused, the other takes over, the first wakes up."""
+    """A run of one epoch that two machines want: one is paused, the other takes over, the first wakes up.
+
+    The clocks of the machines are an hour apart.
+    """
 
     def __init__(self, folder: str, place: Place) -> None:
         params = {**FIELDS["params"], "samples": 10, "val_samples": 5}
         fields = {**FIELDS, "epoch_end": 1, "save_interval": None, "params": params}
         super().__init__(folder, place, fields, is_recorded=False)
-        self.most_steps = 0
-        self.most_steps = max(self.check(paused, 10**9) for paused in (0, len(self.steps) // 2))
+        halves = (self.play(paused, 10**9)[1] for paused in (0, len(self.steps) // 2))
+        self.most_steps = max(len(second.steps) for second in halves)
         """How many steps a second owner makes at most, about: where it begins anew, or in the middle."""
 
-    def check(self, paused_at: int, woken_at: int, lost_at: int | None = None) -> int:
+    def play(self, paused_at: int, woken_at: int, lost_at: int | None = None) -> tuple[World, Actor]:
         """Pause the first owner at its step `paused_at`, and the second at `woken_at`, until the first has ended.
 
         Args:
             lost_at: the step of the first owner whose answer is lost.
 
         Returns:
-            the steps that the second owner made.
-
-        Raises:
-            Broken: something does not hold.
+            what is there then, and the second owner.
         """
         first = Actor("first", lambda: self.train("one"), "one")
-        second = Actor("second", lambda: self.train("two"), "two")
+        second = Actor("second", lambda: self.train("two"), "two", clock_ahead_seconds=3600)
         lost = None if lost_at is None else ("first", lost_at)
         switches = (("first", paused_at), ("second", woken_at))
         world = self.world(History(lost=lost, switches=switches), [first, second])
         world.run()
+        return world, second
+
+    def check(self, paused_at: int, woken_at: int, lost_at: int | None = None) -> None:
+        """Let two owners act as `play` says, and a third one start the run again. Raises `Broken`."""
+        world, _ = self.play(paused_at, woken_at, lost_at)
         check_owners(world.changes)
+        reader = Reader(world.root_url)
         with world.mounted():
-            check_as_reader(world.root_url, world.told)
-        world.turns.go_on(Actor("third", lambda: self.train("three"), "three"))
+            reader.look(world.told)
+        third = Actor("third", lambda: self.train("three"), "three", clock_ahead_seconds=-3600)
+        world.turns.go_on(third)
         world.run()
+        world.check_changes()
         with world.mounted():
+            reader.look(world.told)
             check_end(world.root_url, self.reference)
             [(folder, _)] = list_runs(world.root_url)
             status = folder.read_status()
             if status is None or not status.is_complete:
                 raise Broken(STAYS, "the next start does not put right what a former owner has overwritten")
-        return len(second.steps)
 
 
 def a_folder() -> str:

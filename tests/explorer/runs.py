@@ -101,10 +101,15 @@ class LocalRun:
 
         return recorded(self.root, begin, run)
 
-    def check(self, crash: Crash) -> None:
-        """Raise `Broken` where something does not hold in the state that a crash has left, or after a resume."""
+    def check(self, crash: Crash, had_power: bool = True) -> None:
+        """Raise `Broken` where something does not hold in the state that a crash has left, or after a resume.
+
+        Args:
+            crash: of the run.
+            had_power: what was there at its beginning is not what a loss of power has left.
+        """
         crash.image.write_to(self.root)
-        check_as_reader(self.root, crash.told, has_power=crash.model == "killed")
+        check_as_reader(self.root, crash.told, has_power=had_power and crash.model == "killed")
         with settled(), another_process(), holding(RESUMES):
             SmallRunner(self.config).run()
         check_end(self.root, self.reference)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from tests.explorer.disk import Image, crashes
+from tests.explorer.disk import Crash, Image, crashes
 from tests.explorer.invariants import Broken
 from tests.explorer.remote import Disturbed, Place, TwoOwners, a_folder
 from tests.explorer.runs import LocalRun
@@ -88,32 +89,36 @@ def explore(space: Space, stride: int = 1, offset: int = 0, until_broken: bool =
 
 def _runs(root: str) -> Sequence[Case]:
     run = LocalRun(root)
-    return _crashes(run, run.record(Image()), Image())
+    return [
+        Case("crash", where(crash), functools.partial(run.check, crash))
+        for crash in crashes(run.record(Image()))
+    ]
 
 
 def _resumes(root: str) -> Sequence[Case]:
     """Resume what a crash has left at eight moments of a run, and crash in each resume."""
     run = LocalRun(root)
     states = crashes(run.record(Image()))
-    begins = [states[len(states) * part // 9].image for part in range(1, 9)]
-    return [case for begin in begins for case in _crashes(run, run.record(begin), begin)]
+    begins = [states[len(states) * part // 9] for part in range(1, 9)]
+    return [
+        Case("crash", where(crash), functools.partial(run.check, crash, begin.model == "killed"))
+        for begin in begins
+        for crash in crashes(run.record(begin.image), begin.image)
+    ]
 
 
 def _on_disk(act: Act) -> Callable[[str], Sequence[Case]]:
     def find(root: str) -> Sequence[Case]:
         tool = ToolOnDisk(root, act)
-        return _crashes(tool, tool.record(), tool.begin)
+        states = crashes(tool.record(), tool.begin)
+        return [Case("crash", where(crash), functools.partial(tool.check, crash)) for crash in states]
 
     return find
 
 
-def _crashes(tried: LocalRun | ToolOnDisk, operations: Any, begin: Image) -> list[Case]:
-    return [
-        Case(
-            "crash", f"after operation {crash.after} ({crash.model})", lambda crash=crash: tried.check(crash)
-        )  # type: ignore[misc]
-        for crash in crashes(operations, begin)
-    ]
+def where(crash: Crash) -> str:
+    """Return in words where a crash was."""
+    return f"after operation {crash.after} ({crash.model})"
 
 
 def _disturbed(place: Place) -> Callable[[str], Sequence[Case]]:
@@ -121,13 +126,30 @@ def _disturbed(place: Place) -> Callable[[str], Sequence[Case]]:
         run = Disturbed(folder, place)
         cases = []
         for number, step in enumerate(run.steps):
-            killed, lost = History(killed=("first", number)), History(lost=("first", number))
+            killed, lost = History(killed=(("first", number),)), History(lost=("first", number))
             for machine in ("one", "two"):
-                where = f"before step {number} ({step}), resumed on machine {machine}"
-                cases.append(Case("death", where, lambda h=killed, m=machine: run.check(h, m)))  # type: ignore[misc]
+                what = f"before step {number} ({step}), resumed on machine {machine}"
+                cases.append(Case("death", what, functools.partial(run.check, killed, machine)))
             if _is_request(step):
-                where = f"the answer to step {number} ({step})"
-                cases.append(Case("lost answer", where, lambda h=lost: run.check(h, "one")))  # type: ignore[misc]
+                what = f"the answer to step {number} ({step})"
+                cases.append(Case("lost answer", what, functools.partial(run.check, lost, "one")))
+        return cases
+
+    return find
+
+
+def _moved(place: Place, stride: int) -> Callable[[str], Sequence[Case]]:
+    """Kill a run anywhere, kill its resume on another machine at every `stride`th step, and resume it on the first."""
+
+    def find(folder: str) -> Sequence[Case]:
+        run = Disturbed(folder, place)
+        [most_steps] = run.check(History(killed=(("first", len(run.steps) // 3),)), "two")
+        cases = []
+        for first, step in enumerate(run.steps):
+            for second in range(first % stride, most_steps, stride):
+                what = f"before step {first} ({step}), and the other before its step {second}"
+                history = History(killed=(("first", first), ("second", second)))
+                cases.append(Case("death", what, functools.partial(run.check, history, "two", "one")))
         return cases
 
     return find
@@ -139,23 +161,14 @@ def _owners(place: Place, stride: int) -> Callable[[str], Sequence[Case]]:
     def find(folder: str) -> Sequence[Case]:
         run = TwoOwners(folder, place)
         cases = []
-        for paused in range(len(run.steps)):
+        for paused, step in enumerate(run.steps):
+            what = f"paused before step {paused} ({step})"
             for woken in [*range(paused % stride, run.most_steps, stride), run.most_steps]:
-                where = f"paused before step {paused} ({run.steps[paused]}), woken before the other's step {woken}"
-                cases.append(Case("two owners", where, lambda p=paused, w=woken: run.check(p, w)))  # type: ignore[misc]
-                if (
-                    place != "disk"
-                    and paused
-                    and _is_request(run.steps[paused - 1])
-                    and woken == run.most_steps
-                ):
-                    cases.append(
-                        Case(
-                            "two owners",
-                            f"{where}, an answer lost",
-                            lambda p=paused, w=woken: run.check(p, w, p - 1),
-                        )  # type: ignore[misc]
-                    )
+                check = functools.partial(run.check, paused, woken)
+                cases.append(Case("two owners", f"{what}, woken before the other's step {woken}", check))
+            if place != "disk" and paused and _is_request(run.steps[paused - 1]):
+                check = functools.partial(run.check, paused, run.most_steps, paused - 1)
+                cases.append(Case("two owners", f"{what}, an answer lost", check))
         return cases
 
     return find
@@ -166,10 +179,12 @@ def _tool(place: Place, target: Place, act: Act) -> Callable[[str], Sequence[Cas
         tool = Tool(folder, place, target, act)
         cases = []
         for number, step in enumerate(tool.steps):
-            killed, lost = History(killed=("first", number)), History(lost=("first", number))
-            cases.append(Case("death", f"before step {number} ({step})", lambda h=killed: tool.check(h)))  # type: ignore[misc]
+            killed, lost = History(killed=(("first", number),)), History(lost=("first", number))
+            what = f"before step {number} ({step})"
+            cases.append(Case("death", what, functools.partial(tool.check, killed)))
             if _is_request(step):
-                cases.append(Case("lost answer", f"to step {number} ({step})", lambda h=lost: tool.check(h)))  # type: ignore[misc]
+                what = f"the answer to step {number} ({step})"
+                cases.append(Case("lost answer", what, functools.partial(tool.check, lost)))
         return cases
 
     return find
@@ -179,6 +194,8 @@ def _is_request(step: str) -> bool:
     return step.split(" ")[0].isupper()
 
 
+_STORES: tuple[tuple[Place, str], ...] = (("s3", "S3"), ("gcs", "GCS"))
+
 SPACES = [
     Space("run", "disk", _runs, 2),
     Space("resume", "disk", _resumes, 60),
@@ -187,13 +204,14 @@ SPACES = [
     Space("two owners", "shared disk", _owners("disk", 8), 45),
     *(
         space
-        for place, words in (("s3", "S3"), ("gcs", "GCS"))
+        for place, words in _STORES
         for space in (
-            Space("run and mirror", words, _disturbed(place), 48),  # type: ignore[arg-type]
-            Space("two owners", words, _owners(place, 8), 60),  # type: ignore[arg-type]
-            Space("prune", words, _tool(place, place, prune_all), 12),  # type: ignore[arg-type]
-            Space("push", words, _tool("disk", place, copy_all), 24),  # type: ignore[arg-type]
-            Space("pull", words, _tool(place, "disk", copy_all), 24),  # type: ignore[arg-type]
+            Space("run and mirror", words, _disturbed(place), 48),
+            Space("run on two machines in turn", words, _moved(place, 100), 60),
+            Space("two owners", words, _owners(place, 8), 60),
+            Space("prune", words, _tool(place, place, prune_all), 12),
+            Space("push", words, _tool("disk", place, copy_all), 24),
+            Space("pull", words, _tool(place, "disk", copy_all), 24),
         )
     ),
 ]

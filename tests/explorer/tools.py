@@ -102,6 +102,7 @@ class Tool(Exploration):
         first, second = Actor("first", self._work, "one"), Actor("second", look_and_repeat, "one")
         world = self.prepared(history, [first, second])
         world.run()
+        world.check_changes()
         with world.mounted():
             check_done(self._act, self._from, self._to, self.reference)
 

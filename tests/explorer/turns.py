@@ -18,7 +18,9 @@ from unittest import mock
 
 from danling_core.parallel import seeding
 from danling_core.runs import lease, lease_owner
-from danling_core.storage import operations
+from danling_core.storage import operations, settings
+from danling_core.storage.retries import Retry
+from danling_core.storage.settings import Settings
 from danling_core.tools import threads
 
 
@@ -35,12 +37,12 @@ class History:
     """Where what happens to whom.
 
     Args:
-        killed: the actor and the number of its step before which it is killed.
+        killed: actors, and of each the number of its step before which it is killed.
         lost: the actor and the number of its request whose answer is lost.
         switches: at which step of which actor the next one goes on; it comes back when that one ends, or switches.
     """
 
-    killed: tuple[str, int] | None = None
+    killed: tuple[tuple[str, int], ...] = ()
     lost: tuple[str, int] | None = None
     switches: tuple[tuple[str, int], ...] = ()
 
@@ -53,11 +55,13 @@ class Actor:
         name: of the actor.
         work: what it does.
         machine: two actors of one machine know of each other's death at once.
+        clock_ahead_seconds: how wrong the clock of its machine is.
     """
 
     name: str
     work: Callable[[], Any]
     machine: str = "machine"
+    clock_ahead_seconds: float = 0.0
     steps: list[str] = field(default_factory=list)
     result: Any = None
     error: BaseException | None = None
@@ -122,7 +126,7 @@ class Turns:
         if actor.is_dead:
             raise Killed
         number = len(actor.steps)
-        if self.history.killed == (actor.name, number):
+        if (actor.name, number) in self.history.killed:
             actor.is_dead = True
             raise Killed
         if self._switches and self._switches[0] == (actor.name, number):
@@ -144,6 +148,15 @@ class Turns:
         ):
             self._is_lost = True
             raise LostAnswer("the connection was closed before an answer came")
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Let what the calling thread does be nobody's step: a reader looks."""
+        actor, self._of_thread.actor = self._acting, None
+        try:
+            yield
+        finally:
+            self._of_thread.actor = actor
 
     def _act(self, actor: Actor) -> None:
         self._of_thread.actor = actor
@@ -167,38 +180,38 @@ class Turns:
         return next((each for each in circle if not each.is_over), None)
 
     @property
-    def acting(self) -> str:
-        """Return the name of the calling actor."""
-        return self._current.name
+    def acting(self) -> Actor:
+        """Return the calling actor; outside of one the first."""
+        return self._acting or self.actors[0]
 
     @property
     def waited_seconds(self) -> float:
         """Return the time since the calling actor began."""
-        return self.clock.now - self._current.began_at
+        return self.clock.now - self.acting.began_at
+
+    def time(self) -> float:
+        """Return what the clock of the calling actor's machine says."""
+        return self.clock.now + self.acting.clock_ahead_seconds
 
     @property
     def _acting(self) -> Actor | None:
         return getattr(self._of_thread, "actor", None)
 
-    @property
-    def _current(self) -> Actor:
-        return self._acting or self.actors[0]
-
     @contextmanager
     def _settled(self) -> Iterator[None]:
-        """Give the actors machines, processes and a clock of their own, and no threads."""
+        """Give the actors machines, processes and clocks of their own, and no threads."""
         clock = self.clock
-        times: dict[str, Any] = {"now": clock.time, "sleep": clock.sleep, "monotonic": clock.time}
-        module = SimpleNamespace(time=clock.time, sleep=clock.sleep, monotonic=clock.time)
+        times: dict[str, Any] = {"now": self.time, "sleep": clock.sleep, "monotonic": clock.time}
+        module = SimpleNamespace(time=self.time, sleep=clock.sleep, monotonic=clock.time)
+        patient = Retry(clock=clock.time, sleep=clock.sleep, chance=lambda: 0.5)
         with ExitStack() as stack:
             for call in (lease.Lease.acquire.__func__, lease.is_held):  # type: ignore[attr-defined]
                 known = {name: value for name, value in times.items() if name in call.__kwdefaults__}
                 stack.enter_context(mock.patch.dict(call.__kwdefaults__, known))
             stack.enter_context(mock.patch.object(lease, "time", module))
-            stack.enter_context(mock.patch.object(lease_owner, "_machine", lambda: self._current.machine))
-            stack.enter_context(
-                mock.patch.object(lease_owner, "start_time", lambda pid: self._current.started)
-            )
+            stack.enter_context(mock.patch.object(lease_owner, "_machine", lambda: self.acting.machine))
+            stack.enter_context(mock.patch.object(lease_owner, "start_time", lambda pid: self.acting.started))
+            stack.enter_context(mock.patch.object(settings, "_process_settings", Settings(retry=patient)))
             stack.enter_context(mock.patch.object(lease.Lease, "beating", _not_beating))
             for module_ in (operations, threads):
                 stack.enter_context(mock.patch.object(module_, "ThreadPoolExecutor", InLine))
