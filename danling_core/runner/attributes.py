@@ -59,6 +59,8 @@ class Attributes:
         self.schedulers: dict[str, LRScheduler] = {}
         self.others: dict[str, Any] = {}
         """With a state that may differ between ranks, by name; random generators among them."""
+        self.not_restored: dict[str, str] = {}
+        """Attributes that a checkpoint holds and that could not be made again, and why."""
         self._first: dict[str, int] = {}
         self._told: set[str] = set()
         known = {id(item) for item in taken}
@@ -131,8 +133,12 @@ class Attributes:
             if name in self.others:
                 _take_state(self.others[name], saved)
         for name, saved in state["values"].items():
-            if name not in self._ignored:
+            if name in self._ignored:
+                continue
+            try:
                 setattr(self._runner, name, decode(getattr(self._runner, name, None), saved))
+            except Unsaved as reason:
+                self.not_restored[name] = str(reason)
 
 
 class ModuleState:

@@ -316,6 +316,8 @@ def _load_attributes(parts: Parts, state: Mapping[str, Any] | None) -> None:
     if not state or parts.attributes is None:
         return
     parts.attributes.load_state_dict(state)
+    for name, reason in parts.attributes.not_restored.items():
+        parts.setup.not_bitwise(f"self.{name} cannot be put back: {reason}")
     if lost := state.get("lost"):
         parts.setup.not_bitwise(
             f"training had changed self.{', self.'.join(lost)}, which no checkpoint can hold"

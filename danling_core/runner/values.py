@@ -25,6 +25,9 @@ _SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torc
 _SEQUENCES = (list, tuple, collections.deque)
 _PLAIN = {bool, int, float, str, type(None)}
 _TAG = "danling:"
+_KINDS = ("kept", "enum", "mapping", "scalar", "array", "numbers", "deque", "object")
+_MAPPINGS = (collections.OrderedDict, collections.defaultdict, collections.Counter)
+_MAKEABLE = {f"collections:{kind.__name__}": kind for kind in (collections.OrderedDict, collections.Counter)}
 _DEPTH = 20
 _MOST_NODES = 2000
 _FEW, _MOST_SAVED = 64, 20_000
@@ -37,7 +40,7 @@ IsKept = Callable[[Any], bool]
 
 
 class Unsaved(Exception):
-    """Raised where a value has a part that no checkpoint can hold; says which."""
+    """Raised where a value has a part that no checkpoint can hold, or that cannot be made again; says which."""
 
 
 def fingerprint(value: Any, is_kept: IsKept) -> int:
@@ -71,7 +74,7 @@ def encode(value: Any, is_kept: IsKept) -> Any:
 
 def decode(there: Any, saved: Any) -> Any:
     """Return the value that `encode` has put into `saved`; in the object that is there, where it fits: others may hold
-    that one too."""
+    that one too. Raises `Unsaved` where the value needs an object that is not there."""
     if isinstance(saved, dict):
         return _decode_mapping(there, saved)
     if isinstance(saved, list):
@@ -152,8 +155,8 @@ def _of_array(array: np.ndarray[Any, Any]) -> memoryview:
 def _encode(value: Any, is_kept: IsKept, path: tuple[Any, ...]) -> Any:
     if type(value) in _PLAIN:
         return value
-    if isinstance(value, enum.Enum):
-        return {f"{_TAG}enum": value.name}
+    if isinstance(value, enum.Enum) and _class_of(_path_of(value)) is type(value):
+        return {f"{_TAG}enum": value.name, f"{_TAG}type": _path_of(value)}
     if isinstance(value, np.generic):
         return {f"{_TAG}scalar": torch.from_numpy(np.array(value)), f"{_TAG}type": value.dtype.str}
     if isinstance(value, np.ndarray) and value.dtype != object:
@@ -172,13 +175,15 @@ def _encode(value: Any, is_kept: IsKept, path: tuple[Any, ...]) -> Any:
         return type(value)(value)
     if type(value) in (list, tuple):
         return type(value)(_encode(item, is_kept, (*path, index)) for index, item in enumerate(value))
-    if isinstance(value, collections.deque):
-        return {f"{_TAG}deque": [_encode(item, is_kept, (*path, index)) for index, item in enumerate(value)]}
-    if type(value) in (dict, collections.OrderedDict, collections.defaultdict, collections.Counter):
-        return {_plain(key, path): _encode(item, is_kept, (*path, key)) for key, item in value.items()}
+    if type(value) is collections.deque:
+        items = [_encode(item, is_kept, (*path, index)) for index, item in enumerate(value)]
+        return {f"{_TAG}deque": items, f"{_TAG}maxlen": value.maxlen}
+    if type(value) in (dict, *_MAPPINGS):
+        found = {_plain(key, path): _encode(item, is_kept, (*path, key)) for key, item in value.items()}
+        return found if type(value) is dict else {f"{_TAG}mapping": found, f"{_TAG}type": _path_of(value)}
     if _is_open(value) and len(path) < _DEPTH:
         found = {name: _encode(item, is_kept, (*path, name)) for name, item in inner(value)}
-        return {f"{_TAG}object": found}
+        return {f"{_TAG}object": found, f"{_TAG}type": _path_of(value)}
     raise Unsaved(f"{'.'.join(map(str, path)) + ' is ' if path else ''}a {type(value).__qualname__}")
 
 
@@ -199,17 +204,26 @@ def _plain(value: Any, path: tuple[Any, ...]) -> Any:
 
 
 def _decode_mapping(there: Any, saved: dict[Any, Any]) -> Any:
-    kind = next(
-        (key.removeprefix(_TAG) for key in saved if isinstance(key, str) and key.startswith(_TAG)), None
-    )
-    if kind is None:
+    if not any(isinstance(key, str) and key.startswith(_TAG) for key in saved):
         items = {key: decode(_get(there, key), item) for key, item in saved.items()}
         return _refilled(there, items) if isinstance(there, dict) else items
-    content = saved[f"{_TAG}{kind}"]
+    kind = next(each for each in _KINDS if f"{_TAG}{each}" in saved)
+    content, its_type = saved[f"{_TAG}{kind}"], saved.get(f"{_TAG}type")
     if kind == "kept":
+        if there is None:
+            raise Unsaved("a part with a state of its own that was made while training")
         return there
     if kind == "enum":
-        return type(there)[content] if isinstance(there, enum.Enum) else there
+        found = _class_of(its_type)
+        if not (isinstance(found, type) and issubclass(found, enum.Enum) and content in found.__members__):
+            raise Unsaved(f"a value of {its_type}, which is not there")
+        return found[content]
+    if kind == "mapping":
+        if there is None and its_type in _MAKEABLE:
+            there = _MAKEABLE[its_type]()
+        if there is None or _path_of(there) != its_type:
+            raise Unsaved(f"a {its_type} that was made while training")
+        return _refilled(there, {key: decode(_get(there, key), item) for key, item in content.items()})
     if kind == "scalar":
         return content.numpy().astype(saved[f"{_TAG}type"])[()]
     if kind == "array":
@@ -217,8 +231,11 @@ def _decode_mapping(there: Any, saved: dict[Any, Any]) -> Any:
     if kind == "numbers":
         return _refilled(there if isinstance(there, list) else [], content.tolist())
     if kind == "deque":
-        known = there if isinstance(there, collections.deque) else collections.deque()
+        is_fitting = isinstance(there, collections.deque) and there.maxlen == saved[f"{_TAG}maxlen"]
+        known = there if is_fitting else collections.deque(maxlen=saved[f"{_TAG}maxlen"])
         return _refilled(known, _decode_items(there, content))
+    if there is None or _path_of(there) != its_type:
+        raise Unsaved(f"a {its_type} that was made while training")
     for name, item in content.items():
         setattr(there, name, decode(getattr(there, name, None), item))
     return there
@@ -250,6 +267,19 @@ def _refilled(there: Any, items: Any) -> Any:
     there.clear()
     (there.update if isinstance(there, dict | set) else there.extend)(items)
     return there
+
+
+def _path_of(value: Any) -> str:
+    return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def _class_of(path: Any) -> Any:
+    """Return the class at `module:qualname` of a module that is loaded; None where there is none."""
+    module, _, names = str(path).partition(":")
+    found: Any = sys.modules.get(module)
+    for name in names.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def _get(there: Any, key: Any) -> Any:

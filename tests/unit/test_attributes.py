@@ -224,6 +224,64 @@ def test_a_value_of_every_kind_survives_a_resume(tmp_path: Path, where: tuple[st
     assert weights(again) == weights(peace) and again.pair == peace.pair and again.until is peace.until
 
 
+class Made(Stopped):
+    """Makes values of other types than those that were there, while it trains."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        self.phase: Any = None
+        self.counter: Any = None
+        self.recent: Any = None
+        self.by_name: Any = collections.defaultdict(list)
+
+    def train_step(self, data: Any) -> Any:
+        self.stop("train")
+        if self.phase is None:
+            self.phase, self.counter, self.recent = (
+                Phase.early,
+                collections.Counter(),
+                collections.deque(maxlen=2),
+            )
+        self.phase = Phase(1 + self.steps % 2)
+        self.counter.update([self.steps % 3])
+        self.recent.append(self.steps)
+        self.by_name[str(self.steps % 2)].append(self.steps)
+        return SmallRunner.train_step(self, data)
+
+
+def test_values_of_another_type_than_at_first_are_made_again(tmp_path: Path) -> None:
+    peace, again = in_peace(tmp_path, Made), resumed(tmp_path, ("train", 6), Made)
+    assert again.bitwise
+    for name in ("phase", "counter", "recent", "by_name"):
+        assert getattr(again, name) == getattr(peace, name) and type(getattr(again, name)) is type(
+            getattr(peace, name)
+        )
+    assert again.recent.maxlen == 2 and again.by_name["new"] == []
+
+
+def test_an_object_that_training_made_cannot_be_put_back_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class MakesObjects(Stopped):
+        def __init__(self, given: Any) -> None:
+            super().__init__(given)
+            self.thing: Any = None
+            self.nets: list[Any] = []
+
+        def train_step(self, data: Any) -> Any:
+            self.stop("train")
+            self.thing = self.thing or types.SimpleNamespace(count=0)
+            self.thing.count += 1
+            self.nets = self.nets or [nn.Linear(1, 1)]
+            return SmallRunner.train_step(self, data)
+
+    again = resumed(tmp_path, ("train", 4), MakesObjects)
+    said = capsys.readouterr().err
+    assert not again.bitwise and 0 < again.thing.count < 8
+    assert "self.thing cannot be put back: a types:SimpleNamespace that was made while training" in said
+    assert "self.nets cannot be put back" in said
+
+
 def test_what_no_checkpoint_can_hold_is_said_and_not_called_bitwise(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
