@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -37,6 +38,7 @@ def settled() -> Iterator[None]:
     with (
         mock.patch.object(BackgroundSaver, "_submit", submit),
         mock.patch.object(metadata, "collect", lambda *code, **facts: {"packages": {}}),
+        mock.patch.object(logging.getLogger("danling"), "handlers", []),  # the dead close none
     ):
         yield
 

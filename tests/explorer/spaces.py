@@ -197,21 +197,21 @@ def _is_request(step: str) -> bool:
 _STORES: tuple[tuple[Place, str], ...] = (("s3", "S3"), ("gcs", "GCS"))
 
 SPACES = [
-    Space("run", "disk", _runs, 2),
-    Space("resume", "disk", _resumes, 60),
+    Space("run", "disk", _runs, 7),
+    Space("resume", "disk", _resumes, 170),
     Space("prune", "disk", _on_disk(prune_all)),
-    Space("copy", "disk", _on_disk(copy_all), 6),
-    Space("two owners", "shared disk", _owners("disk", 8), 45),
+    Space("copy", "disk", _on_disk(copy_all), 12),
+    Space("two owners", "shared disk", _owners("disk", 8), 160),
     *(
         space
         for place, words in _STORES
         for space in (
-            Space("run and mirror", words, _disturbed(place), 48),
-            Space("run on two machines in turn", words, _moved(place, 100), 60),
-            Space("two owners", words, _owners(place, 8), 60),
-            Space("prune", words, _tool(place, place, prune_all), 12),
-            Space("push", words, _tool("disk", place, copy_all), 24),
-            Space("pull", words, _tool(place, "disk", copy_all), 24),
+            Space("run and mirror", words, _disturbed(place), 100),
+            Space("run on two machines in turn", words, _moved(place, 100), 160),
+            Space("two owners", words, _owners(place, 8), 200),
+            Space("prune", words, _tool(place, place, prune_all), 20),
+            Space("push", words, _tool("disk", place, copy_all), 40),
+            Space("pull", words, _tool(place, "disk", copy_all), 40),
         )
     ),
 ]
