@@ -71,24 +71,20 @@ class Ledger:
         sequence = 1 + max((record.sequence for record in self.records()), default=0)
         data = replace(draft, sequence=sequence).to_bytes()
         record = Record.from_bytes(data, draft.name)
-        guard()
-        self._folder.write(_record_path(draft.name), data)
+        self._folder.write(_record_path(draft.name), data, guard)
         return record
 
     def remove(self, record: Record, pointers: Sequence[str], guard: Callable[[], None]) -> None:
         """Forget a checkpoint, and the pointer files that would be left dangling; `guard` is called before each."""
         for name in pointers:
-            guard()
-            self._folder.delete(f"{name}.json")
-        guard()
-        self._folder.delete(_record_path(record.name))
+            self._folder.delete(f"{name}.json", guard=guard)
+        self._folder.delete(_record_path(record.name), guard=guard)
         self._parsed.pop(record.name, None)
 
     def point(self, name: str, record: Record, guard: Callable[[], None]) -> None:
         """Write a pointer file; `guard` as for `append`."""
         newest = max((each.sequence for each in self.records()), default=record.sequence)
-        guard()
-        self._folder.write(f"{check_name(name)}.json", pointer_to_bytes(record, newest))
+        self._folder.write(f"{check_name(name)}.json", pointer_to_bytes(record, newest), guard)
 
     def pointed(self, name: str) -> Record | None:
         data = self._folder.read_many([f"{check_name(name)}.json"])[0]

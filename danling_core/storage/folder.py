@@ -12,6 +12,7 @@ from danling_core.errors import NotFound, StoreUnavailable
 from danling_core.storage import operations
 from danling_core.storage.hashing import Write, write_hashed
 from danling_core.storage.local import LocalBackend, make_folder, sync_folder
+from danling_core.storage.operations import Guard
 from danling_core.storage.urls import is_local, join, local_path
 
 Signature = tuple[int, int, int]
@@ -49,12 +50,17 @@ class Folder:
         urls = [self._at(path) for path in paths]
         return [self._read(url) for url in urls] if self.is_local else operations.read_many(urls)
 
-    def write(self, path: str, data: bytes) -> None:
-        """Replace a file at once: a reader, or a crash, sees the old content or the new."""
+    def write(self, path: str, data: bytes, guard: Guard = lambda: None) -> None:
+        """Replace a file at once: a reader, or a crash, sees the old content or the new.
+
+        Args:
+            guard: called before each attempt; raises if this process may not write any more.
+        """
         if self.is_local:
+            guard()
             self._disk.write(self._at(path), data, is_durable=True)
         else:
-            operations.write_bytes(self._at(path), data)
+            operations.write_bytes(self._at(path), data, guard=guard)
 
     def claim(self, folder: str) -> bool:
         """Make a new folder; return False if the name is taken.
@@ -101,11 +107,15 @@ class Folder:
             raise StoreUnavailable(f"put {size} bytes at {self._at(path)}, the store has {found}: try again")
         return size, digest
 
-    def delete(self, path: str, recursive: bool = False) -> None:
-        """Remove a file, or with `recursive` a folder with all it holds; what is not there is no error."""
+    def delete(self, path: str, recursive: bool = False, guard: Guard = lambda: None) -> None:
+        """Remove a file, or with `recursive` a folder with all it holds; what is not there is no error.
+
+        `guard` as for `write`.
+        """
         target = self._at(path)
         if not self.is_local:
-            return operations.delete(target, recursive)
+            return operations.delete(target, recursive, guard=guard)
+        guard()
         try:
             if recursive and os.path.isdir(target) and not os.path.islink(target):
                 shutil.rmtree(target)

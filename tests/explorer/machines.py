@@ -179,8 +179,8 @@ class Cluster:
         self.processes.append(process)
 
         def take() -> Lease:
-            now = lambda: self.clock(machine)  # noqa: E731
-            return Lease.acquire(ROOT, now=now, sleep=self.sleep, monotonic=lambda: self.now)
+            clocks: dict[str, Any] = {"now": lambda: self.clock(machine), "monotonic": lambda: self.now}
+            return Lease.acquire(ROOT, sleep=self.sleep, **clocks)
 
         try:
             process.lease = self.act(process, take, trouble)

@@ -58,7 +58,7 @@ class Recorder:
             "unlink": self._os_remove, "remove": self._os_remove, "rmdir": self._os_rmdir, "mkdir": self._os_mkdir,
         }  # fmt: skip
         self._real: dict[str, Any] = {name: getattr(os, name) for name in replaced}
-        patches = [mock.patch.object(os, name, call) for name, call in replaced.items()]
+        patches: list[Any] = [mock.patch.object(os, name, call) for name, call in replaced.items()]
         patches += [mock.patch.object(module, "open", self._open) for module in (builtins, io)]
         # copies by the kernel would pass unseen
         fast = ("_USE_CP_SENDFILE", "_USE_CP_COPY_FILE_RANGE")

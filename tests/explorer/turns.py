@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 from danling_core.parallel import seeding
@@ -206,8 +206,9 @@ class Turns:
         patient = Retry(clock=clock.time, sleep=clock.sleep, chance=lambda: 0.5)
         with ExitStack() as stack:
             for call in (lease.Lease.acquire.__func__, lease.is_held):  # type: ignore[attr-defined]
-                known = {name: value for name, value in times.items() if name in call.__kwdefaults__}
-                stack.enter_context(mock.patch.dict(call.__kwdefaults__, known))
+                defaults = cast(dict[str, Any], call.__kwdefaults__)
+                known = {name: value for name, value in times.items() if name in defaults}
+                stack.enter_context(mock.patch.dict(defaults, known))
             stack.enter_context(mock.patch.object(lease, "time", module))
             stack.enter_context(mock.patch.object(lease_owner, "_machine", lambda: self.acting.machine))
             stack.enter_context(mock.patch.object(lease_owner, "start_time", lambda pid: self.acting.started))
