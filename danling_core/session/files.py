@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -17,6 +18,7 @@ from danling_core.errors import CheckpointError, ConfigError, StorageError
 from danling_core.runs.folder import RunFolder, Status
 from danling_core.runs.lease import guard
 from danling_core.session.context import RunContext
+from danling_core.session.scratch import check_signature
 from danling_core.storage.local import sync_file
 from danling_core.writers import EventLog, Writer, Writers
 
@@ -239,12 +241,12 @@ def _owner_check(context: RunContext) -> Callable[[], None]:
     a write would make it again, without its checkpoints.
 
     It costs a stat and one listing of a small folder. A remote run is written by its mirror, which checks for
-    itself; its local folder is this machine's own.
+    itself; in its local folder, a later owner on this machine has signed.
     """
     check_lease: Callable[[], None] = (
         guard(RunFolder(context.url).lease_url, context.generation)
         if storage.is_local(context.url)
-        else lambda: None
+        else functools.partial(check_signature, context.work_dir, context.generation)
     )
 
     def check() -> None:

@@ -19,7 +19,7 @@ from danling_core.runs.finding import find_folders, parent_url
 from danling_core.runs.folder import RunFolder, Status
 from danling_core.runs.lease import STALE_AFTER_SECONDS, Lease
 from danling_core.session.other_code import tell_of_other_code
-from danling_core.session.scratch import scratch_folder
+from danling_core.session.scratch import scratch_folder, sign
 
 logger = logging.getLogger("danling")
 
@@ -207,7 +207,11 @@ def _open_under(
         _resume(folder, lease, config, identity, source_file)
     local = work_dir(config, folder)
     if not storage.is_local(folder.url):
+        sign(
+            local, lease.generation
+        )  # before, for who writes there still, and after, since the folder may be emptied
         pull(folder, local, config.checkpoint_dir_name)
+        sign(local, lease.generation)
     return OpenedRun(folder, lease, None, lease.generation, local, is_new=folder is not newest)
 
 

@@ -8,9 +8,10 @@ import stat
 import tempfile
 
 from danling_core import storage
-from danling_core.errors import StorageError
+from danling_core.errors import Fenced, StorageError
 
 _PRIVATE = 0o700
+_OWNER = ".owner"
 
 
 def scratch_folder(url: str, scratch: str | None) -> str:
@@ -30,6 +31,25 @@ def scratch_folder(url: str, scratch: str | None) -> str:
     path = os.path.join(root, _name(url))
     _make_private(path)
     return path
+
+
+def sign(folder: str, generation: int) -> None:
+    """Say in a scratch folder which generation of the lease writes there: one before it that wakes up finds it."""
+    storage.write_bytes(os.path.join(folder, _OWNER), str(generation).encode(), is_durable=False)
+
+
+def check_signature(folder: str, generation: int) -> None:
+    """Raise `Fenced` where a later generation writes into this scratch folder."""
+    try:
+        with open(os.path.join(folder, _OWNER), "rb") as file:
+            found = file.read()
+    except FileNotFoundError:
+        return
+    if found.isdigit() and int(found) > generation:
+        raise Fenced(
+            f"generation {generation} of the run in {folder} was taken over by generation {int(found)} on this "
+            "machine; nothing more may be written for it"
+        )
 
 
 def _make_private(path: str) -> None:

@@ -10,10 +10,12 @@ import pytest
 
 from danling_core import storage
 from danling_core.config import Config
-from danling_core.errors import ConfigError, RunBusy
+from danling_core.errors import ConfigError, Fenced, RunBusy
 from danling_core.identity.ids import Identity, identify
 from danling_core.runs.folder import RunFolder, Status, find_checkpoints
 from danling_core.runs.lease import Lease
+from danling_core.session.context import RunContext
+from danling_core.session.files import RunFiles
 from danling_core.session.open_run import OpenedRun, open_run
 from danling_core.storage.settings import current
 
@@ -77,6 +79,33 @@ def test_an_incomplete_run_is_resumed_in_place(root: str, tmp_path: Path, status
     assert second.folder == first.folder and not second.is_new
     assert second.generation == 2 and second.work_dir == first.work_dir
     assert len(storage.read_json(second.folder.metadata_url)["attempts"]) == 2
+
+
+def test_a_former_owner_that_wakes_up_on_the_same_machine_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, identity = make(f"memory://open/{uuid.uuid4().hex}", tmp_path)
+    first = open_run(config, identity)
+    monkeypatch.setattr(
+        "danling_core.runs.lease.beats_on_this_machine", lambda *owner: False
+    )  # stopped by Ctrl-Z
+    second = open_run(config, identity, stale_after_seconds=0.1)
+    assert second.work_dir == first.work_dir and second.generation == 2
+    files = []
+    for opened in (first, second):
+        status = Status(status="running", name=identity.name, id=identity.id)
+        context = RunContext(opened.work_dir, opened.folder.url, opened.generation)
+        checkpoints = os.path.join(opened.work_dir, "checkpoints")
+        files.append(
+            RunFiles(context, status, checkpoint_dir=checkpoints, keep_last=2, is_given=False, writers=[])
+        )
+    with pytest.raises(Fenced, match="taken over by generation 2 on this machine"):
+        files[0].emit("progress", step=1)
+    with pytest.raises(Fenced):
+        files[0].write_status(status="failed")
+    files[1].emit("progress", step=1)
+    for each in files:
+        each.close()
 
 
 @pytest.mark.parametrize("status", ["interrupted", "complete"])
