@@ -37,7 +37,7 @@ from danling_core.train.stepper import Stepper, Steppers
 
 logger = logging.getLogger("danling")
 
-_LIMIT_SECONDS = 120.0
+_LIMIT_SECONDS = 60.0
 _LARGEST_COPY_BYTES = 2 << 30
 _MOST_BYTES = 512 << 20  # of an attribute, beside the modules
 _MOST_OBJECTS = 100_000
