@@ -38,6 +38,8 @@ class Lease:
         self.url = url
         self.generation = generation
         self.is_fenced = False
+        self.is_taken_over = False
+        """Whether the owner before was silent, and may wake up."""
         self._owner = owner
         self._now = now
         self._lock = threading.Lock()
@@ -86,6 +88,7 @@ class Lease:
                     "taking over %s from %s: no beat for %.0f s", parent_url, holder, stale_after_seconds
                 )
                 if lease := cls._try_create(url, generation + 1, owner, now):
+                    lease.is_taken_over = True
                     return lease
                 continue
             sleep(min(_POLL_SECONDS, stale_after_seconds / 4))

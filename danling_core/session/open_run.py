@@ -198,7 +198,8 @@ def _open_under(
             f"dir {config.dir!r} holds a run already; to begin anew name another one, or remove it"
         )
     if newest is None or fresh:
-        folder = _new_folder(config, identity, newest, timestamp)
+        # later than what a silent owner may have chosen, and may still make
+        folder = _new_folder(config, identity, newest, None if lease.is_taken_over else timestamp)
         if newest is None and config.dir is None:
             tell_of_other_code(_absolute(config.project_root), config, identity, source_file)
         _create(folder, lease, config, identity, source_file)
