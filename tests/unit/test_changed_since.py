@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset
 
 from danling_core.errors import ConfigError
+from tests.marks import rarely
 from tests.small_runner import SmallRunner, config, points, weights
 from tests.unit.test_resume_here import Stopped, in_peace, resumed
 
@@ -234,8 +235,8 @@ class Drawing(Sampler[int]):
 
 
 @pytest.mark.parametrize("own_loader", [False, True])
-@pytest.mark.parametrize("kind", ["numpy", "python", "state"])
-@pytest.mark.parametrize("where", [("train", 2), ("train", 6)])
+@pytest.mark.parametrize("kind", ["numpy", "state", *rarely(["python"])])
+@pytest.mark.parametrize("where", [("train", 6), *rarely([(("train", 2),)])])
 def test_a_sampler_that_draws_by_itself_is_resumed_or_said(
     tmp_path: Path, kind: str, own_loader: bool, where: tuple[str, int]
 ) -> None:

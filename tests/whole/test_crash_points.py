@@ -10,7 +10,7 @@ import torch
 
 from tests.explorer.spaces import SPACES, Space, explore
 
-NAMES = [space.name for space in SPACES]
+IN_SHORT = [space for space in SPACES if space.place != "GCS"]
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def _quiet() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("space", SPACES, ids=NAMES)
+@pytest.mark.parametrize("space", IN_SHORT, ids=lambda space: space.name)
 def test_no_disturbance_breaks_what_must_hold(space: Space) -> None:
     found = explore(space, space.stride)
     assert sum(found.counts.values()) > 2 and not found.broken

@@ -458,8 +458,7 @@ def explored(machine: type[Owners], kind: Kind, examples: int, steps: int) -> No
     )
 
 
-@pytest.mark.parametrize("kind", ["s3", "gcs"])
-@pytest.mark.parametrize("machine", [StoreMachine, MirrorMachine])
+@pytest.mark.parametrize(("machine", "kind"), [(StoreMachine, "s3"), (MirrorMachine, "gcs")])
 def test_no_history_breaks_what_must_hold(machine: type[Owners], kind: Kind) -> None:
     explored(machine, kind, 10, 30)
 

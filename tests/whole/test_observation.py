@@ -14,6 +14,7 @@ from flows.cli import main
 from tests.prefect_fixtures import PrefectServer
 
 
+@pytest.mark.long
 def test_a_run_in_step_mode_is_told_in_steps_to_people_and_to_prefect(
     prefect_server: PrefectServer,
     toy_config: Callable[..., dict[str, Any]],

@@ -218,6 +218,7 @@ def block_and_root(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
     yield request.getfixturevalue("aws_block" if request.param == "s3" else "gcp_block"), root
 
 
+@pytest.mark.long
 @pytest.mark.holds("config-5")
 def test_a_run_reaches_its_store_by_a_block_alone_and_the_secret_is_nowhere(
     block_and_root: tuple[str, str],
