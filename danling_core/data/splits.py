@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from danling_core.config import Config
 from danling_core.data.facts import facts_of
@@ -15,6 +15,7 @@ from danling_core.data.lengths import Lengths
 from danling_core.data.loaders import build_evaluate_loader, build_train_loader
 from danling_core.data.round_robin import RoundRobinBatches
 from danling_core.data.samplers import GlobalBatchSampler
+from danling_core.data.source import Source
 from danling_core.data.stream import TrainStream
 from danling_core.data.user_loader import length_of
 from danling_core.errors import ConfigError
@@ -24,18 +25,6 @@ from danling_core.suggest import nearest
 
 logger = logging.getLogger("danling")
 Splits = Sequence[str] | str
-
-
-class _Same:
-    """Holds an object, and is equal to another one that holds the same object."""
-
-    def __init__(self, held: Any) -> None:
-        self._held = held
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self._held is other._held
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 class DataSplits:
@@ -73,7 +62,7 @@ class DataSplits:
         self._evaluate_loaders: dict[str, Any] = {}
         self._made: dict[str, tuple[Any, Any]] = {}
         """Split to the loader and sampler that were made here, to tell them from the user's."""
-        self._begun: dict[str, dict[str, Any]] = {}
+        self._begun: dict[str, Source] = {}
         """Split to what its stream was made of."""
         self._known_lengths: Lengths | None = None
         self._facts: dict[str, dict[str, Any]] | None = None
@@ -282,30 +271,17 @@ class DataSplits:
         Raises:
             ConfigError: says which; what is trained would be the old one.
         """
-        now = self._source(split)
-        if (known := self._begun.get(split, now)) == now:
-            return
-        what = next(name for name in now if name not in known or now[name] != known[name])
-        raise ConfigError(
-            f"{what} of split {split!r} is another one than when training began, and training would go on with what "
-            "it was: set it before train(). To train on other samples in another epoch, give a sampler, or a data set "
-            "with set_epoch"
-        )
+        begun = self._begun.get(split)
+        what = None if begun is None else begun.what_differs(self._source(split))
+        if what is not None:
+            raise ConfigError(
+                f"{what} of split {split!r} is another one than when training began, and training would go on with "
+                "what it was: set it before train(). To train on other samples in another epoch, give a sampler, or a "
+                "data set with set_epoch"
+            )
 
-    def _source(self, split: str) -> dict[str, Any]:
-        """Return what a split's stream is made of; two are equal where it is the same."""
-        loader, sampler = self._given(split)
-        data = self.datasets.get(split) if loader is None else None
-        data = loader.dataset if isinstance(loader, DataLoader) else data
-        parts = data.tensors if isinstance(data, TensorDataset) else [getattr(data, "indices", None)]
-        is_sized = hasattr(data, "__len__") and not isinstance(data, IterableDataset)
-        return {
-            "the loader": _Same(loader),
-            "the sampler": _Same(sampler),
-            "the data set": _Same(data),
-            "the content": [_Same(part) for part in parts],
-            "the length": len(data) if is_sized else None,  # type: ignore[arg-type]
-        }
+    def _source(self, split: str) -> Source:
+        return Source(*self._given(split), self.datasets.get(split))
 
     def stateful_samplers(self) -> dict[str, Any]:
         """Return what the user gave that may have a state of its own: samplers, and iterable data."""

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
-from danling_core.data import facts
-from danling_core.data.generators import KINDS, generator_state, restore_generator
+from danling_core.data.generators import generator_state, restore_generator
 from danling_core.errors import CheckpointError, ConfigError
 from danling_core.metrics import states as metric_states
 from danling_core.parallel import seeding
-from danling_core.parallel.environment import environment, what_differs
+from danling_core.parallel.environment import environment
 from danling_core.parallel.modules import Slot
+from danling_core.runner import bitwise
 from danling_core.runner.parts import Parts
-from danling_core.runner.values import fingerprint
 from danling_core.train.meters import LossMeter
 from danling_core.train.state import Order
 
@@ -104,12 +100,14 @@ def register_parts(parts: Parts, trained: Trained, metrics_in_use: Callable[[], 
     state.register("epoch", parts.epoch, shared=True, order=Order.counters)
     state.register("streams", parts.splits, shared=True, order=Order.positions)
     state.add("config", parts.config.canonical)
-    state.add("device", lambda: parts.ranks.device.type, lambda s: _compare_device(parts, s))
+    state.add("device", lambda: parts.ranks.device.type, lambda s: bitwise.compare_device(parts, s))
     state.add(
-        "environment", lambda: environment(parts.ranks.device), lambda s: _compare_environment(parts, s)
+        "environment",
+        lambda: environment(parts.ranks.device),
+        lambda s: bitwise.compare_environment(parts, s),
     )
-    state.add("data", parts.splits.facts, lambda s: _compare_data(parts, s))
-    state.add("samplers", lambda: _sampler_states(parts), lambda s: _compare_samplers(parts, s))
+    state.add("data", parts.splits.facts, lambda s: bitwise.compare_data(parts, s))
+    state.add("samplers", lambda: bitwise.sampler_states(parts), lambda s: bitwise.compare_samplers(parts, s))
     state.add("world_size", lambda: parts.ranks.world_size)
     _register_per_rank(parts, trained, metrics_in_use)
 
@@ -217,9 +215,9 @@ def _register_per_rank(parts: Parts, trained: Trained, metrics_in_use: Callable[
     state.add_per_rank(
         "attributes",
         lambda: None if parts.attributes is None else parts.attributes.state_dict(),
-        lambda s: _load_attributes(parts, s),
+        lambda s: bitwise.load_attributes(parts, s),
         Order.weights,
-        lambda states: _load_attributes(parts, states[0] if states else None),
+        lambda states: bitwise.load_attributes(parts, states[0] if states else None),
     )
     state.add_per_rank("split", split_so_far, keep_split, Order.positions, merge_splits)
     state.add_per_rank("rng", parts.generators.state, seeding.restore_rng, Order.generators, reseed)
@@ -284,60 +282,6 @@ def _load_buffers(module: Any, saved: Mapping[str, Any] | None) -> None:
     for name, buffer in module.named_buffers() if saved else ():
         if saved and name in saved:
             buffer.copy_(saved[name])
-
-
-def _compare_device(parts: Parts, device: str | None) -> None:
-    here = parts.ranks.device.type
-    if device not in (None, here):
-        parts.setup.not_bitwise(f"the run was on {device} and goes on with {here}")
-
-
-def _sampler_states(parts: Parts) -> dict[str, int]:
-    """Return a hash of what each sampler of the user's holds, but for what begins anew with each pass."""
-    return {name: _sampler_state(each) for name, each in parts.splits.stateful_samplers().items()}
-
-
-def _sampler_state(sampler: Any) -> int:
-    with contextlib.suppress(Exception):  # one that cannot be copied is looked at as it is
-        sampler = copy.copy(sampler)
-        if callable(set_epoch := getattr(sampler, "set_epoch", None)):
-            set_epoch(0)
-    return fingerprint(sampler, lambda value: isinstance(value, (Dataset, *KINDS)) and value is not sampler)
-
-
-def _compare_samplers(parts: Parts, before: Mapping[str, int] | None) -> None:
-    now = _sampler_states(parts)
-    for name, state in (before or {}).items():
-        if name in now and now[name] != state:
-            parts.setup.not_bitwise(f"self.{name} has a state of its own, which no checkpoint holds")
-
-
-def _load_attributes(parts: Parts, state: Mapping[str, Any] | None) -> None:
-    if not state or parts.attributes is None:
-        return
-    parts.attributes.load_state_dict(state)
-    for name, reason in parts.attributes.not_restored.items():
-        parts.setup.not_bitwise(f"self.{name} cannot be put back: {reason}")
-    if lost := state.get("lost"):
-        parts.setup.not_bitwise(
-            f"training had changed self.{', self.'.join(lost)}, which no checkpoint can hold"
-        )
-
-
-def _compare_environment(parts: Parts, before: Mapping[str, str] | None) -> None:
-    found = what_differs(before or {}, environment(parts.ranks.device))
-    if found:
-        parts.setup.not_bitwise(", ".join(found))
-
-
-def _compare_data(parts: Parts, before: Mapping[str, Any] | None) -> None:
-    found = facts.what_differs(before or {}, parts.splits.facts())
-    if found:
-        parts.setup.not_bitwise(f"the data has changed: {'; '.join(found)}")
-    if uncovered := parts.splits.uncovered_generators():
-        parts.setup.not_bitwise(
-            f"{', '.join(uncovered)} draws in loader workers of your own, and nobody saves what it drew"
-        )
 
 
 def _merged_split(states: list[dict[str, Any]], metrics: Any, *, is_first: bool) -> dict[str, Any] | None:
