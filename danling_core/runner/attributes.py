@@ -20,7 +20,7 @@ from danling_core.metrics import states as metric_states
 from danling_core.parallel.modules import Modules, Slot
 from danling_core.parallel.strategies import digest, unwrap
 from danling_core.runner.base import RunnerBase
-from danling_core.runner.values import Unsaved, decode, encode, inner, mark
+from danling_core.runner.values import PLAIN, Unsaved, decode, encode, inner, mark
 
 logger = logging.getLogger("danling")
 
@@ -67,9 +67,8 @@ class Attributes:
         tensors = {id(t) for item in taken if isinstance(item, nn.Module) for t in _tensors(item)}
         parts = {id(part) for item in taken if isinstance(item, nn.Module) for part in item.modules()}
         for found in _find(runner, ignored):
-            if id(found.value) not in known | parts:
-                if _is_kept(found.value):
-                    known.add(id(found.value))
+            if id(found.value) not in known and id(found.value) not in parts:
+                known.add(id(found.value))
                 self._sort(found, tensors, parts)
         for name, value in _values(runner, ignored):
             self._first[name] = mark(value, _is_kept)
@@ -173,6 +172,8 @@ class ModuleState:
 
 def _is_kept(value: Any) -> bool:
     """Return whether an object is found and saved by itself, wherever it stands."""
+    if type(value) in PLAIN:
+        return False
     return isinstance(value, (nn.Module, nn.Parameter, Optimizer, LRScheduler, *KINDS)) or _has_state(value)
 
 
@@ -184,6 +185,7 @@ def _values(runner: Any, ignored: set[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _find(runner: Any, ignored: set[str]) -> Iterator[Found]:
+    """Yield the objects that are saved by themselves, wherever they stand in the user's attributes."""
     for name, value in list(vars(runner).items()):
         is_own = name not in _OURS or (name == "criterion" and isinstance(value, list | tuple | dict))
         if is_own and name != "_parts" and name not in ignored:
@@ -192,17 +194,20 @@ def _find(runner: Any, ignored: set[str]) -> Iterator[Found]:
 
 
 def _walk(name: str, value: Any, slot: Slot, depth: int) -> Iterator[Found]:
-    yield Found(name, value, slot)
-    if depth >= _DEPTH or _is_kept(value):
+    if _is_kept(value):
+        yield Found(name, value, slot)
+        return
+    if depth >= _DEPTH:
         return
     if not isinstance(value, list | tuple | dict):
         for key, item in inner(value):
             place = Slot(lambda v=value, k=key: getattr(v, k), lambda new, v=value, k=key: setattr(v, k, new))  # type: ignore[misc]
             yield from _walk(f"{name}.{key}", item, place, depth + 1)
         return
-    for key, item in itertools.islice(
-        value.items() if isinstance(value, dict) else enumerate(value), _MOST_ITEMS
-    ):
+    if PLAIN.issuperset(map(type, value.values() if isinstance(value, dict) else value)):
+        return  # fast: such containers may be long
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in itertools.islice(items, _MOST_ITEMS):
         put = None if isinstance(value, tuple) else lambda new, v=value, k=key: v.__setitem__(k, new)
         yield from _walk(f"{name}.{key}", item, Slot(lambda v=value, k=key: v[k], put), depth + 1)  # type: ignore[misc]
 

@@ -23,7 +23,7 @@ from danling_core.parallel.strategies import digest
 
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _SEQUENCES = (list, tuple, collections.deque)
-_PLAIN = {bool, int, float, str, type(None)}
+PLAIN = {bool, int, float, str, type(None)}
 _TAG = "danling:"
 _KINDS = ("kept", "enum", "mapping", "scalar", "array", "numbers", "deque", "object")
 _MAPPINGS = (collections.OrderedDict, collections.defaultdict, collections.Counter)
@@ -139,10 +139,10 @@ def _length(value: Any) -> int:
 def _of_tensor(tensor: torch.Tensor) -> bytes:
     head = f"tensor:{tensor.dtype}:{tuple(tensor.shape)}:{tensor.device};"
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-        return f"{head}{id(tensor)}:{tensor._version};".encode()
+        return f"{head}{id(tensor)}:{0 if tensor.is_inference() else tensor._version};".encode()
     flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().contiguous().reshape(-1)
     step = 1 + flat.numel() * flat.element_size() // _MOST_BYTES
-    version = tensor._version if step > 1 else 0
+    version = tensor._version if step > 1 and not tensor.is_inference() else 0
     return f"{head}{version}:{digest(flat[::step])};".encode()
 
 
@@ -153,7 +153,7 @@ def _of_array(array: np.ndarray[Any, Any]) -> memoryview:
 
 
 def _encode(value: Any, is_kept: IsKept, path: tuple[Any, ...]) -> Any:
-    if type(value) in _PLAIN:
+    if type(value) in PLAIN:
         return value
     if isinstance(value, enum.Enum) and _class_of(_path_of(value)) is type(value):
         return {f"{_TAG}enum": value.name, f"{_TAG}type": _path_of(value)}
@@ -171,7 +171,7 @@ def _encode(value: Any, is_kept: IsKept, path: tuple[Any, ...]) -> Any:
         raise Unsaved(
             f"{len(value)} items are too many for each checkpoint: keep them in a tensor or an array"
         )
-    if type(value) in (list, tuple) and _PLAIN.issuperset(map(type, value)):
+    if type(value) in (list, tuple) and PLAIN.issuperset(map(type, value)):
         return type(value)(value)
     if type(value) in (list, tuple):
         return type(value)(_encode(item, is_kept, (*path, index)) for index, item in enumerate(value))
