@@ -21,6 +21,6 @@ def why_unusable(error: BaseException) -> str | None:
     if not isinstance(error, OSError) or error.filename is not None or error.errno not in _TROUBLE:
         return None
     return (
-        f"the shared memory /dev/shm is {_TROUBLE[error.errno]} ({error}): give the container more "
-        "(docker run --shm-size=1g, or in Kubernetes an emptyDir of medium Memory)"
+        f"the shared memory /dev/shm is {_TROUBLE[error.errno]} ({error}): mount one that is large enough and may be "
+        "written to (docker run --shm-size=1g, or in Kubernetes an emptyDir of medium Memory)"
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import pickle
 import select
 import signal
 import sys
@@ -60,7 +60,8 @@ def in_a_fork(work: Callable[[], None], beat: Callable[[], None], limit_seconds:
         os.waitpid(child, 0)
     if answer is None:
         logger.info(
-            "the look before the first step has no result: it took more than %g s, or died", limit_seconds
+            "the look before the first step has no result (it took more than %g s, or died): training begins without",
+            limit_seconds,
         )
     elif answer[0] is not None:
         name, message, told = answer
@@ -80,8 +81,9 @@ def _answer(reader: int, beat: Callable[[], None], end: float) -> tuple[str | No
             break
         data += part
     try:
-        return pickle.loads(data)
-    except (EOFError, pickle.UnpicklingError):
+        name, message, told = json.loads(data)
+        return name, message, told
+    except ValueError:
         return None
 
 
@@ -101,7 +103,7 @@ def _work_and_exit(work: Callable[[], None], writer: int) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         with open(writer, "wb") as file:  # the parent kills this process once it has the answer
-            file.write(pickle.dumps(answer))
+            file.write(json.dumps(answer).encode())
         os._exit(0)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from danling_core import storage
+from danling_core.checkpoints.record import Record
 from danling_core.checkpoints.store import CheckpointStore
 from danling_core.errors import DanLingError, NotFound
 from danling_core.runs.finding import list_runs
@@ -70,16 +71,7 @@ def check_as_reader(root_url: str, told: Sequence[str] = (), *, has_power: bool 
     statuses: list[Status] = []
     for folder, status in list_runs(root_url):
         with holding(COMMITTED):
-            store = CheckpointStore(folder.checkpoints_url)
-            records, bad = store.survey()
-            if bad:
-                raise Broken(COMMITTED, bad)
-            for record in records:
-                store.verify(record)
-        with holding(POINTERS):
-            for pointed in map(store.pointed, ("latest", "best")):
-                if pointed is not None:
-                    store.verify(pointed)
+            records = check_checkpoints(CheckpointStore(folder.checkpoints_url), ("latest", "best"))
         if has_power:
             _check_whole(folder)
         found |= {record.name for record in records}
@@ -91,6 +83,20 @@ def check_as_reader(root_url: str, told: Sequence[str] = (), *, has_power: bool 
         raise Broken(NOT_LOST, f"{committed[-1]} is not among {sorted(found)}")
     if "complete" in told and not any(status.is_complete for status in statuses):
         raise Broken(STAYS, [status.status for status in statuses])
+
+
+def check_checkpoints(store: CheckpointStore, pointers: Sequence[str]) -> list[Record]:
+    """Check that every record of a store verifies, and that every pointer means one of them. Raises `Broken`."""
+    with holding(COMMITTED):
+        records, bad = store.survey()
+        if bad:
+            raise Broken(COMMITTED, bad)
+        for record in records:
+            store.verify(record)
+    with holding(POINTERS):
+        for pointed in filter(None, map(store.pointed, pointers)):
+            store.verify(pointed)
+    return records
 
 
 def _check_whole(folder: RunFolder) -> None:

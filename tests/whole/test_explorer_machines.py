@@ -37,6 +37,7 @@ from tests.explorer.invariants import (
     POINTERS,
     WHOLE,
     Broken,
+    check_checkpoints,
     holding,
 )
 from tests.explorer.machines import ROOT, Cluster, Process, Trouble
@@ -139,15 +140,8 @@ class Owners(RuleBasedStateMachine):
     @invariant()
     def readers_find_good_checkpoints(self) -> None:
         store = CheckpointStore(f"{ROOT}/checkpoints", scratch=self.cluster.folder)
-        with holding(COMMITTED):
-            records, bad = store.survey()
-            if bad:
-                raise Broken(COMMITTED, bad)
-            for record in records:
-                store.verify(record)
+        records = check_checkpoints(store, POINTER_NAMES)
         with holding(POINTERS):
-            for record in filter(None, map(store.pointed, POINTER_NAMES)):
-                store.verify(record)
             if records and store.pointed("latest") is None:
                 raise Broken(POINTERS, "there are checkpoints, and none is the latest")
         if self.told and not any(record.name >= self.told[-1] for record in records):
