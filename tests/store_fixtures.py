@@ -58,21 +58,21 @@ def _gcs() -> Iterator[GCSServer]:
 @pytest.fixture
 def s3_proxy(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """Between this process (and the ranks it launches) and a healthy S3 server: flawless until told."""
-    with FaultyProxy(moto_url) as proxy, _asking_s3(proxy.url, monkeypatch):
+    with FaultyProxy(moto_url) as proxy, asking_s3(proxy.url, monkeypatch):
         yield proxy
 
 
 @pytest.fixture
 def s3_root(s3_proxy: FaultyProxy, moto_url: str) -> str:
     """A new bucket's URL with a folder."""
-    return _new_bucket(moto_url)
+    return new_bucket(moto_url)
 
 
 @pytest.fixture
 def rclone_root(rclone_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The same on rclone's server, without a proxy."""
-    with _asking_s3(rclone_url, monkeypatch):
-        yield _new_bucket(rclone_url)
+    with asking_s3(rclone_url, monkeypatch):
+        yield new_bucket(rclone_url)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def gcs_root(gcs_server: GCSServer) -> str:
 
 
 @contextmanager
-def _asking_s3(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def asking_s3(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
@@ -108,7 +108,7 @@ def _connected_anew() -> Iterator[None]:
     storage.reconnect()
 
 
-def _new_bucket(endpoint: str) -> str:
+def new_bucket(endpoint: str) -> str:
     import boto3
 
     bucket = f"b{uuid.uuid4().hex[:12]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -84,7 +84,7 @@ class Ledger:
     def point(self, name: str, record: Record, guard: Callable[[], None]) -> None:
         """Write a pointer file; `guard` as for `append`."""
         newest = max((each.sequence for each in self.records()), default=record.sequence)
-        self._folder.write(f"{check_name(name)}.json", pointer_to_bytes(record, newest), guard)
+        self._folder.write(f"{check_name(name)}.json", pointer_to_bytes(name, record, newest), guard)
 
     def pointed(self, name: str) -> Record | None:
         data = self._folder.read_many([f"{check_name(name)}.json"])[0]
@@ -92,17 +92,33 @@ class Ledger:
 
     def pointers(self, records: Sequence[Record]) -> dict[str, Record]:
         """Return the record of every pointer; damaged pointers are left out. `records` as `survey` gave them."""
-        names = {name.removesuffix(".json") for name in self._folder.names("") if _is_document(name)}
-        names |= {name for record in records for name in record.names}
-        simple = sorted(name for name in names if is_simple_name(name))
         found: dict[str, Record] = {}
-        contents = self._folder.read_many([f"{name}.json" for name in simple])
-        for name, data in zip(simple, contents, strict=True):
+        for name, data in self._pointer_files(records):
             with contextlib.suppress(CheckpointCorrupt):
                 record = _meaning(name, data, records)
                 if record is not None:
                     found[name] = record
         return found
+
+    def damaged_pointers(self) -> list[BadCheckpoint]:
+        """Return the pointers whose file is damaged or that mean nothing, and why."""
+        records = self.records()
+        bad: list[BadCheckpoint] = []
+        for name, data in self._pointer_files(records):
+            try:
+                if data is not None:
+                    pointer_from_bytes(data, name)
+                _meaning(name, data, records)
+            except CheckpointCorrupt as error:
+                bad.append(BadCheckpoint(name, str(error)))
+        return bad
+
+    def _pointer_files(self, records: Sequence[Record]) -> Iterator[tuple[str, bytes | None]]:
+        """Yield the name and the file of every pointer that has one, or that a record says moved to it."""
+        names = {name.removesuffix(".json") for name in self._folder.names("") if _is_document(name)}
+        names |= {name for record in records for name in record.names}
+        simple = sorted(name for name in names if is_simple_name(name))
+        yield from zip(simple, self._folder.read_many([f"{name}.json" for name in simple]), strict=True)
 
     def _read(self, names: Sequence[str]) -> list[Record | BadCheckpoint]:
         """Read the named records that are still there; parse a record again only if its file was touched."""

@@ -168,9 +168,9 @@ def record_name(step: int, attempt: str) -> str:
     return check_name(f"{step:010d}-{attempt}")
 
 
-def pointer_to_bytes(record: Record, as_of: int) -> bytes:
-    """Return a pointer file: the record it names, and the newest sequence that existed when it was set."""
-    body = {"record": record.name, "as_of": as_of}
+def pointer_to_bytes(name: str, record: Record, as_of: int) -> bytes:
+    """Return the pointer file `name`.json: the record it means, and the newest sequence of when it was set."""
+    body = {"pointer": name, "record": record.name, "as_of": as_of}
     return (json.dumps(body | {"checksum": _checksum(body)}) + "\n").encode()
 
 
@@ -178,9 +178,11 @@ def pointer_from_bytes(data: bytes, name: str) -> tuple[str, int]:
     """Return the record that the pointer file `name`.json names, and its `as_of`; CheckpointCorrupt if damaged."""
     try:
         body = parse_json_object(data, f"{name}.json")
-        claimed = body.pop("checksum", None)  # older versions wrote none
-        if claimed not in (None, _checksum(body)):
+        claimed = body.pop("checksum", None)  # older versions wrote neither this nor the pointer's name
+        if claimed not in (None, _checksum(body)) or not body.keys() <= {"pointer", "record", "as_of"}:
             raise CheckpointError("it does not match its own checksum")
+        if body.get("pointer", name) != name:
+            raise CheckpointError(f"it is a copy of that of {body['pointer']!r}")
         return check_name(body["record"]), int(body["as_of"])
     except (ValueError, KeyError, TypeError, CheckpointError, StorageError) as error:
         raise CheckpointCorrupt(f"pointer {name!r} is damaged: {error}") from error

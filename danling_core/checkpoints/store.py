@@ -185,6 +185,11 @@ class CheckpointStore:
         with self._explained(f"read pointer {name!r}"):
             return self._ledger.pointed(name)
 
+    def damaged_pointers(self) -> list[BadCheckpoint]:
+        """Return the pointers whose file is damaged or that mean nothing, and why."""
+        with self._explained("read pointers"):
+            return self._ledger.damaged_pointers()
+
     def verify(self, record: Record) -> None:
         """Read the whole payload and compare sizes and hashes; raises CheckpointCorrupt on any difference."""
         with self._explained(f"verify checkpoint {record.name}"):

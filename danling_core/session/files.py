@@ -194,9 +194,9 @@ class RunFiles:
         self.check_store()
 
     def check_store(self) -> None:
-        """Refuse a folder of checkpoints, named by hand, that another run writes to: each would load and prune the
-        other's. Raises `ConfigError`."""
-        if not self._is_given:
+        """Refuse a folder of checkpoints, named by hand or a link, that another run writes to: each would load and
+        prune the other's. Raises `ConfigError`."""
+        if not self._is_given and not os.path.islink(self.store.url):
             return
         mine = self.status.run_id, self.status.timestamp
         for record in self.store.records():
@@ -204,8 +204,8 @@ class RunFiles:
             if found != mine:
                 raise ConfigError(
                     f"checkpoint_dir {self.store.url} holds checkpoints of run {found[0]} of {found[1]}, and this is "
-                    f"{mine[0]} of {mine[1]}: leave checkpoint_dir out, or give each run its own, also "
-                    f"each --fresh one, such as {self.store.url.rstrip('/')}-{self.status.timestamp}"
+                    f"{mine[0]} of {mine[1]}: leave checkpoint_dir out (or remove the link), or give each run its own, "
+                    f"also each --fresh one, such as {self.store.url.rstrip('/')}-{self.status.timestamp}"
                 )
 
     def flush(self) -> None:

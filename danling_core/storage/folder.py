@@ -22,7 +22,8 @@ class Folder:
     """Files by their path in one folder. What was written is durable on return.
 
     On a local disk each call is one attempt, and raises OSError as the system does: whoever saves knows better what
-    to do about a full disk. On a store it is an operation like any other, repeated and explained.
+    to do about a full disk. On a store it is an operation like any other, repeated and explained. Nothing is written
+    or deleted through a link inside the folder: what it leads to may belong to somebody else.
 
     Args:
         url: a local path, or any URL.
@@ -46,7 +47,7 @@ class Folder:
             return []
 
     def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
-        """Return small files, in the order of `paths`; None for those that are not there."""
+        """Return small files, in the order of `paths`; None for those that are not there, b"" for what is no file."""
         urls = [self._at(path) for path in paths]
         return [self._read(url) for url in urls] if self.is_local else operations.read_many(urls)
 
@@ -58,7 +59,7 @@ class Folder:
         """
         if self.is_local:
             guard()
-            self._disk.write(self._at(path), data, is_durable=True)
+            self._disk.write(self._within(path), data, is_durable=True)
         else:
             operations.write_bytes(self._at(path), data, guard=guard)
 
@@ -79,6 +80,7 @@ class Folder:
                 "it disappeared during the run: put it back, or start again with a fresh run",
                 self.url,
             )
+        self._within(folder)
         make_folder(self._at(above))
         self._existed = True
         try:
@@ -115,6 +117,7 @@ class Folder:
         target = self._at(path)
         if not self.is_local:
             return operations.delete(target, recursive, guard=guard)
+        self._within(path)
         guard()
         try:
             if recursive and os.path.isdir(target) and not os.path.islink(target):
@@ -165,11 +168,27 @@ class Folder:
             return self._disk.read(path)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno in (errno.EISDIR, errno.EINVAL, errno.ELOOP):  # a folder, a pipe, a link to itself
+                return b""
+            raise
 
     def _at(self, path: str) -> str:
         if self.is_local:
             return os.path.join(self.url, *path.split("/")) if path else self.url
         return join(self.url, *path.split("/"))
+
+    def _within(self, path: str) -> str:
+        """Return the place of a file whose folder is no link inside this folder. Raises OSError for another one."""
+        target = self._at(path)
+        above = os.path.dirname(target)
+        if os.path.realpath(above) != os.path.normpath(
+            os.path.join(os.path.realpath(self.url), os.path.relpath(above, self.url))
+        ):
+            raise OSError(
+                errno.ELOOP, "it is a link out of its folder: put the folder itself in its place", above
+            )
+        return target
 
     def _stat(self, path: str) -> os.stat_result:
         try:

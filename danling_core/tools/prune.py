@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +14,7 @@ from danling_core.errors import DanLingError
 from danling_core.runs.finding import list_runs
 from danling_core.runs.folder import RunFolder, find_checkpoints
 from danling_core.runs.lease import Lease, is_held
+from danling_core.runs.links import another_run
 from danling_core.tools.threads import map_threads
 
 _RUNS_AT_ONCE = 16
@@ -92,8 +92,8 @@ def _delete(planned: PrunePlan) -> None:
 def _plan_one(folder: RunFolder, keep_best: bool, keep_last: int) -> PrunePlan:
     try:
         store = CheckpointStore(find_checkpoints(folder))
-        if (owner := _another_run(folder, store.url)) is not None:
-            return PrunePlan(folder, reason=f"its checkpoint_dir lies in the folder of another run, {owner}")
+        if (owner := another_run(folder, store.url)) is not None:
+            return PrunePlan(folder, reason=f"its checkpoints lie in the folder of another run, {owner}")
         records = store.records()
         pinned = retention.pinned(store.pointers(), ("best",) if keep_best else ())
         removed = retention.removable(records, max(keep_last, 1), pinned)
@@ -109,16 +109,6 @@ def _plan_one(folder: RunFolder, keep_best: bool, keep_last: int) -> PrunePlan:
         return PrunePlan(folder, tuple(removed), len(kept))
     except DanLingError as error:
         return PrunePlan(folder, reason=str(error))
-
-
-def _another_run(folder: RunFolder, checkpoints_url: str) -> str | None:
-    """Return the run whose folder holds the checkpoints, where it is another one: they are under its lease."""
-    place = RunFolder(storage.parent(checkpoints_url))
-    return place.url if _real(place.url) != _real(folder.url) and place.holds_run() else None
-
-
-def _real(url: str) -> str:
-    return os.path.realpath(storage.local_path(url)) if storage.is_local(url) else url
 
 
 def _incomplete(url: str, kept: Sequence[Record]) -> str | None:

@@ -157,17 +157,9 @@ def _verify_checkpoints(report: VerifyReport, store: CheckpointStore) -> Record 
         else:
             report.checkpoints += 1
             report.checkpoint_bytes += record.size
-    for name in _pointer_names(store, records):
-        try:
-            store.pointed(name)
-        except CheckpointError as error:
-            report.bad(f"pointer {name}", str(error))
+    for each in store.damaged_pointers():
+        report.bad(f"{storage.base_name(store.url)}/{each.name}.json", each.reason)
     return records[0] if records else None
-
-
-def _pointer_names(store: CheckpointStore, records: list[Record]) -> list[str]:
-    files = [name for name in storage.list_names(store.url) if name.endswith(".json") and name[0] != "."]
-    return sorted({name.removesuffix(".json") for name in files}.union(*(record.names for record in records)))
 
 
 # results and events

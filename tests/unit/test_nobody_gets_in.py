@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from danling_core import storage
-from danling_core.errors import StorageError
+from danling_core.errors import DanLingError, StorageError
 from danling_core.session.scratch import scratch_folder
 from flows.cli import main
 from tests.small_runner import SmallRunner, config
@@ -88,6 +89,28 @@ def test_prune_leaves_the_checkpoints_of_another_run_alone(
     assert main(["prune", str(tmp_path / "root"), "--keep-last", "1", "--yes"]) == 0
     assert "of another run" in capsys.readouterr().out
     assert sorted(Path(victim.dir).rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/records", "checkpoints/data", ""])
+def test_nothing_is_deleted_or_saved_through_a_link_to_another_run(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    victim = SmallRunner(config(tmp_path / "victim", save_interval=1))
+    victim.train()
+    thief = SmallRunner(config(tmp_path / "root", save_interval=1))
+    thief.train()
+    place = Path(thief.dir) / name
+    shutil.rmtree(place)
+    place.symlink_to(Path(victim.dir) / name)
+    before = {path: path.read_bytes() for path in Path(victim.dir).rglob("*") if path.is_file()}
+    assert main(["prune", str(tmp_path / "root"), "--keep-last", "1", "--yes"]) in (0, 1)
+    said = capsys.readouterr()
+    assert ("of another run" if name in ("checkpoints", "") else "is a link") in said.out + said.err
+    if name:
+        (Path(thief.dir) / "status.json").unlink()
+        with pytest.raises(DanLingError, match=r"holds checkpoints of run|is a link|is damaged"):
+            SmallRunner(config(tmp_path / "root", save_interval=1)).train()
+    assert {path: path.read_bytes() for path in Path(victim.dir).rglob("*") if path.is_file()} == before
 
 
 def test_what_a_runs_files_say_is_shown_and_not_obeyed(

@@ -68,7 +68,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a pointer to nothing": (
         lambda run: (run / "checkpoints" / "best.json").write_text('{"record": "gone", "as_of": 99}'),
-        "pointer best",
+        "checkpoints/best.json",
     ),
     "a changed result": (change_result, "results.json"),
     "a torn results file": (lambda run: (run / "results.json").write_text('{"results'), "results.json"),
