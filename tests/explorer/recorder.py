@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import io
 import itertools
 import os
@@ -250,10 +251,15 @@ class Recorder:
         text = os.fsdecode(path)
         if dir_fd is not None:
             text = os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), text)
-        text = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(text))), os.path.basename(text))
+        text = os.path.join(_real_folder(os.path.dirname(os.path.abspath(text))), os.path.basename(text))
         if text == self._root:
             return ""
         return text[len(self._root) + 1 :] if text.startswith(f"{self._root}/") else None
+
+
+@functools.cache
+def _real_folder(path: str) -> str:
+    return os.path.realpath(path)
 
 
 class _RecordedFile(io.FileIO):

@@ -23,6 +23,9 @@ FIELDS: dict[str, Any] = {"save_interval": 2, "log": False, "params": {"width": 
 """A run of two epochs with a checkpoint in the middle of each."""
 
 
+_parsed = functools.lru_cache(Config.from_yamls)  # every run here has the same config
+
+
 @contextlib.contextmanager
 def settled() -> Iterator[None]:
     """Have a run do the same operations in the same order each time: a save is written before training goes on."""
@@ -38,6 +41,7 @@ def settled() -> Iterator[None]:
     with (
         mock.patch.object(BackgroundSaver, "_submit", submit),
         mock.patch.object(metadata, "collect", lambda *code, **facts: {"packages": {}}),
+        mock.patch.object(Config, "from_yamls", _parsed),
         mock.patch.object(logging.getLogger("danling"), "handlers", []),  # the dead close none
     ):
         yield
