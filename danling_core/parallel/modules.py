@@ -90,6 +90,10 @@ class Modules:
             if moved is not module:
                 self.put(name, moved)
         self._kept_in_eval = {id(part) for module in self.own.values() for part in _in_eval(module)}
+        self.equalize()
+
+    def equalize(self) -> None:
+        """Give all ranks the weights and buffers of rank 0. Collective."""
         self._strategy.equalize(list(self.own.values()))
 
     def wrap(self, trained: Iterable[nn.Parameter], compile: Callable[[nn.Module], nn.Module]) -> None:

@@ -9,7 +9,6 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from types import ModuleType
 from typing import Any
 
@@ -30,7 +29,7 @@ from danling_core.runner.base import RunnerMode
 from danling_core.runner.parts import CurrentStep, Parts, SetUp
 from danling_core.session.files import NoFiles
 from danling_core.train.epoch import EpochState
-from danling_core.train.evaluator import computed, loss_of
+from danling_core.train.evaluator import Evaluator, computed, joined_values
 from danling_core.train.meters import LossMeter
 from danling_core.train.step import REHEARSAL
 from danling_core.train.stepper import Stepper, Steppers
@@ -86,16 +85,11 @@ def _evaluate(probe: Any, split: str, count: int) -> None:
         return  # an iterator of the user's own, which can be read once
     probe.split, probe.mode, probe.meters = split, RunnerMode.evaluate, LossMeter()
     metrics = probe.evaluate_metrics if probe.evaluate_metrics is not None else probe.metrics
-    seen = 0
+    evaluator = Evaluator(parts.ranks.device, is_stop_requested=lambda: False, beat=lambda: None)
     with parts.modules.evaluating(None):
-        for batch in islice(loader, count):
-            seen += 1
-            loss = loss_of(probe.evaluate_step(to_device(batch, parts.ranks.device)))
-            if loss is not None:
-                probe.meters.add(loss.detach(), 1)
-    if not seen:
-        return  # fewer samples than ranks
-    values = {**({"loss": probe.meters.mean} if probe.meters.count else {}), **computed(metrics)}
+        if not evaluator.evaluate(loader, probe.evaluate_step, probe.meters, probe.size_of, most=count):
+            return  # fewer samples than ranks
+    values = joined_values({"loss": probe.meters.mean} if probe.meters.count else {}, computed(metrics))
     if not values:
         raise ConfigError(
             "it reports nothing: let it return (prediction, loss), set self.criterion, or give self.metrics"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -295,7 +296,7 @@ class TorchRunner(BaseRunner):
     # evaluate -----------------------------------------------------------------------------------------------
     def evaluate_epoch(self, split: str = "val") -> Values:
         """Evaluate a split: each sample counts once at any world size, EMA weights where there are any. Collective."""
-        if not self._parts.setup.is_placed:
+        if not self._parts.setup.is_trainable:
             self._set_up(None, (split,), resume=False)
         evaluator, loader = self._parts.evaluator, self._parts.splits.evaluate_loader(split)
         with self._evaluating(RunnerMode.evaluate, split):
@@ -388,14 +389,18 @@ class TorchRunner(BaseRunner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned; every resume calls it, on every rank, once all is set up. Collective.
 
-        Called before training, it sets up what the state belongs to.
+        Called before training, it sets up what the state belongs to. A state that is given by hand is copied, and says
+        nothing of random generators and of the sums of an epoch that has begun: the run is not bitwise equal then.
 
         Raises:
             CheckpointError: a newer version of danling wrote it.
         """
         setup = self._parts.setup
-        if not setup.is_trainable and not setup.is_under_way:
-            self._set_up(self._parts.splits.to_train() or None, resume=False)
+        if not setup.is_under_way:
+            state = copy.deepcopy(state)
+            if not setup.is_trainable:
+                self._set_up(self._parts.splits.to_train() or None, resume=False)
+            setup.not_bitwise("load_state_dict restores no random generators; load_checkpoint does")
         self._parts.state.load_shared(state)
 
     def save_checkpoint(
@@ -499,9 +504,10 @@ class TorchRunner(BaseRunner):
     def _apply(self, state: Mapping[str, Any]) -> None:
         """Take over a whole state, once all is set up. The generators come last."""
         parts, ranks = self._parts, state.get("ranks", [])
-        self.load_state_dict(state)
+        with parts.setup.under_way():
+            self.load_state_dict(state)
         if not ranks:
-            parts.setup.is_bitwise = False
+            parts.setup.not_bitwise("the state that it began with holds no random generators")
             return
         if len(ranks) != self.world_size:
             parts.setup.not_bitwise(f"the run was on {len(ranks)} rank(s) and goes on with {self.world_size}")
@@ -575,6 +581,8 @@ class TorchRunner(BaseRunner):
         parts, setup = self._parts, self._parts.setup
         if not setup.is_placed:
             trainable.place(parts, self)
+        elif not setup.is_trainable:  # weights may have been loaded or changed by hand since
+            parts.modules.equalize()
         metrics = {n: getattr(self, n) for n in ("metrics", "train_metrics", "evaluate_metrics")}
         trained = "metrics" if self.train_metrics is None else "train_metrics"
         set_up.check_metrics(

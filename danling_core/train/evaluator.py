@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -45,23 +46,34 @@ class Evaluator:
         step: Callable[[Any], Any],
         meter: LossMeter,
         size_of: Callable[[Any], int] | None = None,
-    ) -> None:
+        *,
+        most: int | None = None,
+    ) -> int:
         """Call `step` with each batch, and count its loss in `meter`, weighted by what the sampler says of its size.
 
         Leaves early where a stop was requested: the next `reduce` raises then, on every rank.
+
+        Args:
+            most: batches to evaluate; None for all.
+
+        Returns:
+            how many were evaluated.
         """
         self._left_early = False
         counts = loader.counts() if size_of is None and isinstance(loader, PassLoader) else None
         size_of = size_of or batch_size_of
-        for batch in loader:
+        seen = 0
+        for batch in itertools.islice(loader, most):
             self._beat()
             if self._is_stop_requested():
                 self._left_early = True
-                return
+                break
+            seen += 1
             count = size_of(batch) if counts is None else next(counts)
             loss = loss_of(step(to_device(batch, self._device, non_blocking=True)))
             if loss is not None:
                 meter.add(loss.detach(), count)
+        return seen
 
     def reduce(
         self,
@@ -117,11 +129,7 @@ class Evaluator:
                 f"metric {unseen[0]!r} has counted nothing: call self.update_metrics(pred, target) in evaluate_step, "
                 "or set self.metrics to None"
             )
-        if "loss" in values and "loss" in result:
-            raise ConfigError(
-                "a metric is called 'loss', which is the name of the criterion's own: give it another"
-            )
-        return {**result, **values}
+        return joined_values(result, values)
 
     def infer(self, loader: Iterable[Any], step: Callable[[Any], Any]) -> Any:
         """Return all outputs in data set order, concatenated where they are tensors. Collective."""
@@ -157,6 +165,15 @@ def loss_of(returned: Any) -> torch.Tensor | None:
             f"evaluate_step returned a {type(loss).__name__} as the loss, wanted a tensor or None"
         )
     return loss
+
+
+def joined_values(losses: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return losses and metrics of a split as one mapping. Raises ConfigError where one name means both."""
+    if twice := sorted(losses.keys() & values.keys()):
+        raise ConfigError(
+            f"a metric is called {twice[0]!r}, which is the name of the criterion's own: give it another"
+        )
+    return {**losses, **values}
 
 
 def computed(metrics: Any) -> dict[str, Any]:

@@ -21,26 +21,48 @@ class PerRank(SmallRunner):
 
     def __init__(self, given: Any) -> None:
         super().__init__(given)
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                parameter.add_(10.0 * self.rank)
+        disturb(self)
 
 
-def evaluated(root: str) -> Any:
+@torch.no_grad()
+def disturb(runner: SmallRunner) -> None:
+    """Change one class's weights, by another value on each rank: all classes alike would change no loss."""
+    for parameter in runner.unwrap(runner.model).parameters():
+        parameter[0] += 3.0 * runner.rank
+
+
+def evaluated(root: str, way: str) -> Any:
+    """Evaluate in four ways; what each reports, and the outputs."""
     runner = PerRank(config(root))
-    loss = runner.evaluate("val")["val"]["loss"]
-    outputs = runner.infer("val")
+    if way == "loaded by hand":
+        runner.evaluate("val")  # which places the model
+        state = {
+            name: value + 0.25 * runner.rank
+            for name, value in runner.unwrap(runner.model).state_dict().items()
+        }
+        runner.load_pretrained(state)
+    elif way == "changed by hand":
+        runner.infer("val")
+        disturb(runner)
+    elif way == "a stage":
+        status = runner.run(["evaluate"])
+        loss = status.evaluation["val"]["loss"] if status and status.evaluation else None
+        return loss, runner.infer("val").tolist(), weights(runner)
+    elif way == "an epoch":
+        return runner.evaluate_epoch("val")["loss"], runner.infer("val").tolist(), weights(runner)
+    return runner.evaluate("val")["val"]["loss"], runner.infer("val").tolist(), weights(runner)
+
+
+@pytest.mark.parametrize("way", ["at once", "loaded by hand", "changed by hand", "a stage", "an epoch"])
+def test_an_evaluation_without_training_is_of_one_model(way: str, two_ranks: Ranks, tmp_path: Path) -> None:
+    first, second = two_ranks.run(evaluated, str(tmp_path), way)
+    assert first[1:] == second[1:] and second[0] in (first[0], None)
     inputs, targets = points(27)
     with torch.no_grad():
-        plain = nn.functional.cross_entropy(outputs, targets[20:]).item()
-    return loss, plain, weights(runner)
-
-
-def test_an_evaluation_without_training_is_of_one_model(two_ranks: Ranks, tmp_path: Path) -> None:
-    first, second = two_ranks.run(evaluated, str(tmp_path))
-    alone = SmallRunner(config(tmp_path / "alone")).evaluate("val")["val"]["loss"]
-    assert first == second
-    assert first[0] == pytest.approx(alone, rel=1e-6) == pytest.approx(first[1], rel=1e-6)
+        outputs = SmallRunner(config(tmp_path / "alone")).model(inputs[20:])
+        expected = nn.functional.cross_entropy(outputs, targets[20:]).item()
+    assert first[0] == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(torch.tensor(first[1]), outputs)
 
 
 class Bypasses(SmallRunner):
