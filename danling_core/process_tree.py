@@ -1,4 +1,8 @@
-"""Tie the life of one process to that of another: no process of a run outlives the one that wanted it."""
+"""Tie the life of one process to that of another: no process of a run outlives the one that wanted it.
+
+SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are sent by outsiders (a batch system, a service manager, a lost terminal), often
+to every process of a job at once, and mean save and stop. Our processes have signals of their own for each other.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,18 @@ import sys
 import threading
 import time
 from pathlib import Path
+
+_HAS_MORE = hasattr(signal, "SIGRTMIN")  # not on macOS
+END: int = signal.SIGRTMIN + 1 if _HAS_MORE else signal.SIGUSR2
+"""Ends a fork server, a mirror or a Prefect server of ours."""
+DUMP_STACKS: int = signal.SIGRTMIN + 2 if _HAS_MORE else signal.SIGUSR1
+"""Has a rank write the stacks of its threads to its log."""
+STOP_SIGNALS = tuple(
+    number
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    if number not in (END, DUMP_STACKS)
+)
+"""Mean to save and stop: to the driver, and to each rank."""
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -48,7 +64,13 @@ def is_alive(pid: int, started: int | None) -> bool:
         return _is_known(pid)
 
 
-def die_with_parent(death: signal.Signals = signal.SIGKILL) -> None:
+def ignore_stop_signals() -> None:
+    """Live through what stops the run, in a process that the run still needs then. Ctrl-C is one of them."""
+    for number in (*STOP_SIGNALS, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def die_with_parent(death: int = signal.SIGKILL) -> None:
     """Have the kernel send `death` to this process when the thread that forked it ends. Linux only.
 
     Call it only where that thread is one that lives as long as its process, such as the main thread.

@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 from danling_core.errors import ConfigError, DanLingError, NotFound
 from flows import exit_codes
 from flows.cli_text import say
+from flows.signals import StoppedBySignal
 
 _OVERRIDES = """\
 Overrides are dotted: params.lr=0.01, dataloader.batch_size=64, scheduler=null.
@@ -27,6 +28,14 @@ Endpoint = Annotated[
 File = Annotated[str, Parameter(help="a YAML or JSON file, local or at a URL")]
 Overrides = Annotated[str, Parameter(help="dotted changes of every run's config: key=value")]
 Fresh = Annotated[bool, Parameter(help="begin new run folders, whatever is there")]
+Busy = Annotated[
+    Literal["follow", "wait", "fail"],
+    Parameter(
+        help="where another process has a run in work: show its epochs and end as it does (and take over if it dies), "
+        "wait for its end and go on then, or fail",
+        show_default=True,
+    ),
+]
 Verbose = Annotated[bool, Parameter(help="show Prefect's log lines too")]
 Json = Annotated[bool, Parameter(help="print JSON")]
 Status = Literal["running", "complete", "failed", "interrupted", "unknown"]
@@ -71,11 +80,18 @@ examples:
 
 {exit_codes.MEANINGS}"""
 )
-def run(config: File, /, *overrides: Overrides, fresh: Fresh = False, verbose: Verbose = False) -> int:
+def run(
+    config: File,
+    /,
+    *overrides: Overrides,
+    fresh: Fresh = False,
+    if_busy: Busy = "follow",
+    verbose: Verbose = False,
+) -> int:
     """Train and evaluate one run, or resume it."""
     from flows.cli_train import Training
 
-    return Training(fresh, verbose, _words).run(config, overrides)
+    return Training(fresh, verbose, _words, if_busy).run(config, overrides)
 
 
 @app.command(
@@ -100,12 +116,13 @@ def experiment(
         ),
     ] = None,
     fresh: Fresh = False,
+    if_busy: Busy = "follow",
     verbose: Verbose = False,
 ) -> int:
     """Train the runs of an experiment."""
     from flows.cli_train import Training
 
-    return Training(fresh, verbose, _words).experiment(file, overrides, sweep or [])
+    return Training(fresh, verbose, _words, if_busy).experiment(file, overrides, sweep or [])
 
 
 @app.command(
@@ -116,11 +133,18 @@ examples:
 
 {exit_codes.MEANINGS}"""
 )
-def group(file: File, /, *overrides: Overrides, fresh: Fresh = False, verbose: Verbose = False) -> int:
+def group(
+    file: File,
+    /,
+    *overrides: Overrides,
+    fresh: Fresh = False,
+    if_busy: Busy = "follow",
+    verbose: Verbose = False,
+) -> int:
     """Train several experiments, ending in a leaderboard."""
     from flows.cli_train import Training
 
-    return Training(fresh, verbose, _words).group(file, overrides)
+    return Training(fresh, verbose, _words, if_busy).group(file, overrides)
 
 
 @app.command(
@@ -308,6 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), exit_codes.FAILED)
     except KeyboardInterrupt:
         return _complain("interrupted", exit_codes.INTERRUPTED)
+    except StoppedBySignal as stop:
+        return _complain(f"{stop} before a run had begun: the same command begins", exit_codes.RESUMABLE)
     except BrokenPipeError:
         sys.stderr.close()
         return exit_codes.DONE

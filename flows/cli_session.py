@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from danling_core.config import Config
@@ -21,12 +20,14 @@ from flows.credentials import forget, named_block, store_credentials
 from flows.home import a_home, never_through_a_proxy
 from flows.outcome import RunOutcome
 from flows.pool import LauncherPool, Listener, using
-from flows.server import QUIET, EmbeddedServer, api_server, send_waiting, using_api
+from flows.server import QUIET, EmbeddedServer, api_server, send_waiting, using_api, why_unreachable
+from flows.signals import Signals
 from flows.skipping import complete_already
 
 POLL_SECONDS = 0.1
-# For the last reports of a flow whose runs have ended; an API that is away is given up then.
+# For the last reports of a flow whose runs have ended; an API that is away is given up sooner.
 FAREWELL_SECONDS = 30.0
+AWAY_SECONDS = 2.0
 
 
 @dataclass
@@ -76,6 +77,7 @@ class Session:
         self._pool = LauncherPool(min(slots, len(configs)), listener)
         self._is_verbose = is_verbose
         self._is_fresh = is_fresh
+        self._signals = Signals()
 
     def call(self, flow: Callable[[list[Config]], Any]) -> SessionEnd:
         """Bring everything up, call `flow` with the validated configs, and take everything down.
@@ -85,13 +87,14 @@ class Session:
 
         Raises:
             ConfigError: a config cannot be run; no flow was called and no folder made.
+            StoppedBySignal: before the flow was called.
         """
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
         ending: SessionEnd | None = None
         try:
             never_through_a_proxy()
-            with a_home(), using(self._pool):
+            with self._signals, a_home(), using(self._pool):
                 if named_block(self._configs) is None:  # with a block, launchers inherit its variables
                     self._pool.start()
                 quiet = contextlib.nullcontext() if self._is_verbose else _quiet_prefect()
@@ -135,47 +138,49 @@ class Session:
 
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(work,), name="danling-flow", daemon=True)
-        with _signals_noted() as noted:
+        noted = self._signals.noted
+        with self._signals.being_noted():
             thread.start()
             self._mind(thread, noted)
             first_signal = noted[0] if noted else None
-            is_lost = thread.is_alive() or not send_waiting()
+            is_lost = thread.is_alive() or not send_waiting(0.5 if _is_api_away() else 10.0)
         outcomes = list(self._pool.outcomes.values())
         error = errors[0] if errors else None
         failure = _failure(states[0]) if states and not outcomes else None
         return SessionEnd(outcomes, error, failure, first_signal, is_lost)
 
     def _mind(self, thread: threading.Thread, noted: list[int]) -> None:
-        is_told, all_ended_at = False, math.inf
-        while thread.is_alive() and time.monotonic() < all_ended_at + FAREWELL_SECONDS:
+        is_told, give_up_at, look_at = False, math.inf, math.inf
+        while thread.is_alive() and time.monotonic() < give_up_at:
             thread.join(POLL_SECONDS)
-            if len(self._pool.outcomes) >= len(self._configs):
-                all_ended_at = min(all_ended_at, time.monotonic())
+            now = time.monotonic()
+            if give_up_at == math.inf and self._have_all_ended(noted):
+                give_up_at, look_at = now + FAREWELL_SECONDS, now + AWAY_SECONDS / 4
+            if now > look_at:
+                look_at = now + AWAY_SECONDS
+                if _is_api_away():
+                    give_up_at = min(give_up_at, now + AWAY_SECONDS / 2)
             if noted and not is_told:
                 is_told = True
-                print("\ndanling: stopping: the runs save what they have (again: kill)", file=sys.stderr)
+                again = " (again: kill)" if noted[0] == signal.SIGINT else ""
+                print(f"\ndanling: stopping: the runs save what they have{again}", file=sys.stderr)
                 self._pool.interrupt(signal.Signals(noted[0]).name)
-            if len(noted) > 1:
+            if noted.count(signal.SIGINT) > 1:
                 self._pool.kill()
                 forget()
                 print("danling: killed", file=sys.stderr, flush=True)
-                os._exit(128 + noted[0])
+                os._exit(128 + signal.SIGINT)
+
+    def _have_all_ended(self, noted: list[int]) -> bool:
+        """Return whether no rank is at work any more, and none will be."""
+        return len(self._pool.outcomes) >= len(self._configs) or (bool(noted) and self._pool.is_at_rest())
 
 
-@contextlib.contextmanager
-def _signals_noted() -> Iterator[list[int]]:
-    """Yield the numbers of the signals SIGINT and SIGTERM that arrive inside, in order."""
-    noted: list[int] = []
+def _is_api_away() -> bool:
+    from prefect.settings import PREFECT_API_URL
 
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    url = PREFECT_API_URL.value()
+    return url is not None and why_unreachable(url, AWAY_SECONDS / 2) is not None
 
 
 def _failure(state: Any) -> BaseException | None:

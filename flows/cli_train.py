@@ -15,6 +15,7 @@ from danling_core.config.overrides import parse_sweep
 from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from danling_core.errors import ConfigError, DanLingError
 from danling_core.writers.console import survive_a_closed_console
+from flows.busy import IfBusy
 from flows.cli_session import Session, SessionEnd
 from flows.cli_table import print_table
 from flows.cli_text import say
@@ -31,12 +32,14 @@ class Training:
         fresh: begin new run folders.
         verbose: show Prefect's log lines.
         words: the command line, for the message that says how to resume.
+        if_busy: what to do about a run that another process has in work.
     """
 
-    def __init__(self, fresh: bool, verbose: bool, words: Sequence[str]) -> None:
+    def __init__(self, fresh: bool, verbose: bool, words: Sequence[str], if_busy: IfBusy = "follow") -> None:
         self._fresh = fresh
         self._verbose = verbose
         self._words = words
+        self._if_busy = if_busy
 
     def run(self, file: str, overrides: Sequence[str]) -> int:
         """Train one run; return the exit code."""
@@ -47,7 +50,9 @@ class Training:
             [config],
             1,
             console,
-            lambda configs: _Flows().run(configs[0], fresh=self._fresh, return_state=True),
+            lambda configs: _Flows().run(
+                configs[0], fresh=self._fresh, if_busy=self._if_busy, return_state=True
+            ),
         )
         return self._conclude(ending, 1)
 
@@ -61,7 +66,7 @@ class Training:
             spec.configs(),
             spec.concurrency,
             f"Leaderboard of {spec.configs()[0].experiment_name}",
-            lambda configs: _Flows().experiment(spec, self._fresh, return_state=True),
+            lambda configs: _Flows().experiment(spec, self._fresh, self._if_busy, return_state=True),
         )
 
     def group(self, file: str, overrides: Sequence[str]) -> int:
@@ -72,7 +77,7 @@ class Training:
             [config for plan in spec.configs() for config in plan.configs],
             spec.concurrency,
             f"Leaderboard of {spec.group}",
-            lambda configs: _Flows().group(spec, self._fresh, return_state=True),
+            lambda configs: _Flows().group(spec, self._fresh, self._if_busy, return_state=True),
         )
 
     def _several(
@@ -116,7 +121,7 @@ class Training:
             return _report_failure(ending.failure)
         if len(ending.outcomes) == total and not bad and not stopped:
             return DONE
-        if ending.is_ctrl_c or (stopped and not bad):
+        if ending.is_ctrl_c or ((stopped or ending.signal is not None) and not bad):
             self._say_how_to_resume(stopped, ending.outcomes)
             return INTERRUPTED if ending.is_ctrl_c else RESUMABLE
         if bad:

@@ -11,16 +11,17 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from danling_core.process_tree import die_with_parent
+from danling_core.process_tree import END, die_with_parent, ignore_stop_signals
 
 
 def main() -> None:
     """Serve the API on the listening socket that was inherited as file descriptor `SOCKET_FD`."""
     parent = os.getppid()
-    die_with_parent(signal.SIGTERM)
+    ignore_stop_signals()
+    die_with_parent(END)
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()  # where the kernel does not
     import uvicorn
 
@@ -36,6 +37,12 @@ def main() -> None:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             async with _alone_at_first():
                 await super().startup(sockets)
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """Leave it to the process that wants the server when it ends."""
+            signal.signal(END, lambda *_: setattr(self, "should_exit", True))
+            yield
 
     Server(config).run()
 
@@ -69,7 +76,7 @@ async def _alone_at_first() -> AsyncIterator[None]:
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), END)
 
 
 if __name__ == "__main__":

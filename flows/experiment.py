@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +13,14 @@ from prefect.runtime import flow_run as runtime
 
 from danling_core.config import Config
 from danling_core.config.sweep import ExperimentSpec
-from danling_core.errors import RunInterrupted
+from danling_core.errors import ConfigError, RunInterrupted
+from flows.busy import IfBusy
 from flows.cancellation import heeding_cancel
 from flows.credentials import store_credentials
 from flows.endings import conclude_all
 from flows.fan_out import call_all, nested
 from flows.leaderboard import leaderboard, markdown
+from flows.lineage import in_flow_run
 from flows.naming import run_display_name, tags_of
 from flows.outcome import Ending, RunOutcome
 from flows.pool import LauncherPool, launcher_pool
@@ -29,21 +32,28 @@ logger = logging.getLogger("danling.flows")
 
 
 def _flow_run_name() -> str:
-    return str(runtime.get_parameters()["spec"].configs()[0].experiment_name)
+    spec = runtime.get_parameters()["spec"]
+    with contextlib.suppress(ConfigError):  # the flow's body raises it, where it has a message
+        return str(spec.configs()[0].experiment_name)
+    return "experiment"
 
 
 @flow(name="experiment", flow_run_name=_flow_run_name, persist_result=False)
-def experiment(spec: ExperimentSpec, fresh: bool = False) -> State[list[dict[str, Any]]]:
+def experiment(
+    spec: ExperimentSpec, fresh: bool = False, if_busy: IfBusy = "follow"
+) -> State[list[dict[str, Any]]]:
     """Train the runs of one experiment, `concurrency` at a time; ends in a leaderboard.
 
     Every run is validated before the first one starts. A run that fails does not stop the others.
 
     Args:
         spec: a config, and what varies in it.
-        fresh: begin new run folders, whatever is there.
+        fresh: begin new run folders, whatever is there. A retry of this flow run goes on with the folders that it made.
+        if_busy: as for `run`.
     """
     configs = spec.configs()
     with (
+        in_flow_run(),
         store_credentials(configs),
         launcher_pool(min(spec.concurrency, len(configs))) as pool,
         reporting() as reporter,
@@ -55,7 +65,7 @@ def experiment(spec: ExperimentSpec, fresh: bool = False) -> State[list[dict[str
         tags = tags_of(configs[0])
         artifacts.tag(tags)
         with nested(tags):
-            outcomes = run_all(configs, pool, fresh)
+            outcomes = run_all(configs, pool, fresh, if_busy)
         rows = leaderboard(outcomes)
         title = f"Experiment {configs[0].experiment_name}"
         artifacts.markdown(f"leaderboard-{configs[0].experiment_name}", markdown(rows, title), title)
@@ -67,38 +77,40 @@ def prepared_configs(configs: Sequence[Config], pool: LauncherPool) -> list[Conf
     return [plan.config for plan in pool.prepare(configs)]
 
 
-def run_all(configs: list[Config], pool: LauncherPool, fresh: bool) -> list[RunOutcome]:
+def run_all(
+    configs: list[Config], pool: LauncherPool, fresh: bool, if_busy: IfBusy = "follow"
+) -> list[RunOutcome]:
     """Call the flow of each run, as many at a time as there are slots; how they ended, in order."""
     outcomes: list[RunOutcome | None] = [None] * len(configs)
 
     def call(index: int) -> None:
-        outcomes[index] = _run_one(configs[index], pool, fresh)
+        outcomes[index] = _run_one(configs[index], pool, fresh, if_busy)
 
     call_all([lambda index=index: call(index) for index in range(len(configs))], pool.slots, pool)  # type: ignore[misc]
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _run_one(config: Config, pool: LauncherPool, fresh: bool) -> RunOutcome:
+def _run_one(config: Config, pool: LauncherPool, fresh: bool, if_busy: IfBusy) -> RunOutcome:
     """Call the run's flow once there is a slot for it; return its outcome, whatever reached Prefect."""
     message = None
     with pool.remembering() as ended:
         try:
             with pool.slot():
-                message = run(config, fresh=fresh, return_state=True).message
+                message = run(config, fresh=fresh, if_busy=if_busy, return_state=True).message
         except RunInterrupted as error:
             return pool.record(not_started(config, "interrupted", str(error)))
         except Exception as error:
             logger.warning("Prefect lost sight of %s: %s: %s", config.run_name, type(error).__name__, error)
             if not ended:
-                return _run_unseen(config, pool, fresh)
+                return _run_unseen(config, pool, fresh, if_busy)
     return ended[-1] if ended else pool.record(not_started(config, "failed", message))
 
 
-def _run_unseen(config: Config, pool: LauncherPool, fresh: bool) -> RunOutcome:
+def _run_unseen(config: Config, pool: LauncherPool, fresh: bool, if_busy: IfBusy) -> RunOutcome:
     """Train a run for which Prefect could make no flow run: training does not depend on who watches."""
     try:
         with pool.slot(), reporting() as reporter:
-            return pool.record(open_and_train(config, pool, FlowArtifacts(reporter), fresh))
+            return pool.record(open_and_train(config, pool, FlowArtifacts(reporter), fresh, if_busy))
     except RunInterrupted as error:
         return pool.record(not_started(config, "interrupted", str(error)))
 

@@ -9,12 +9,14 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from danling_core.config.sweep import ExperimentSpec, GroupSpec
+from flows.busy import IfBusy
 from flows.cancellation import heeding_cancel
 from flows.credentials import store_credentials
 from flows.endings import conclude_all
 from flows.experiment import experiment, not_started, prepared_configs, run_all
 from flows.fan_out import call_all, nested
 from flows.leaderboard import leaderboard, markdown
+from flows.lineage import in_flow_run
 from flows.naming import tags_of
 from flows.outcome import Ending, RunOutcome
 from flows.pool import LauncherPool, launcher_pool
@@ -25,17 +27,19 @@ logger = logging.getLogger("danling.flows")
 
 
 @flow(name="group", flow_run_name="{spec.group}", persist_result=False)
-def group(spec: GroupSpec, fresh: bool = False) -> State[list[dict[str, Any]]]:
+def group(spec: GroupSpec, fresh: bool = False, if_busy: IfBusy = "follow") -> State[list[dict[str, Any]]]:
     """Train several experiments, `concurrency` runs at a time over all of them; ends in a leaderboard.
 
     Every run of every experiment is validated before the first one starts.
 
     Args:
         spec: the experiments.
-        fresh: begin new run folders, whatever is there.
+        fresh: begin new run folders, whatever is there. A retry of this flow run goes on with the folders that it made.
+        if_busy: as for `run`.
     """
     configs = [config for plan in spec.configs() for config in plan.configs]
     with (
+        in_flow_run(),
         store_credentials(configs),
         launcher_pool(min(spec.concurrency, len(configs))) as pool,
         reporting() as reporter,
@@ -46,21 +50,22 @@ def group(spec: GroupSpec, fresh: bool = False) -> State[list[dict[str, Any]]]:
         tags = [tag for tag in tags_of(configs[0]) if not tag.startswith("experiment:")]
         artifacts.tag(tags)
         with nested(tags):
-            outcomes = _call_experiments(spec, pool, fresh)
+            outcomes = _call_experiments(spec, pool, fresh, if_busy)
         rows = leaderboard(outcomes)
         artifacts.markdown(f"leaderboard-{spec.group}", markdown(rows, f"Group {spec.group}"), "Leaderboard")
         artifacts.table(f"leaderboard-table-{spec.group}", rows, f"Leaderboard of the group {spec.group}")
     return conclude_all(rows, outcomes)
 
 
-def _call_experiments(spec: GroupSpec, pool: LauncherPool, fresh: bool) -> list[RunOutcome]:
+def _call_experiments(spec: GroupSpec, pool: LauncherPool, fresh: bool, if_busy: IfBusy) -> list[RunOutcome]:
     """Open as many experiments as there are slots: none is idle while there is work."""
     ended: list[list[RunOutcome]] = [[] for _ in spec.experiments]
 
     def call(index: int) -> None:
         with pool.remembering() as outcomes:
             try:
-                _call_experiment(_in_group(spec.experiments[index], spec.group), pool, fresh, outcomes)
+                each = _in_group(spec.experiments[index], spec.group)
+                _call_experiment(each, pool, fresh, if_busy, outcomes)
             finally:
                 ended[index] = outcomes
 
@@ -69,7 +74,7 @@ def _call_experiments(spec: GroupSpec, pool: LauncherPool, fresh: bool) -> list[
 
 
 def _call_experiment(
-    spec: ExperimentSpec, pool: LauncherPool, fresh: bool, outcomes: list[RunOutcome]
+    spec: ExperimentSpec, pool: LauncherPool, fresh: bool, if_busy: IfBusy, outcomes: list[RunOutcome]
 ) -> None:
     """Call the experiment's flow; where Prefect can make none, train its runs all the same.
 
@@ -77,12 +82,12 @@ def _call_experiment(
     """
     configs = spec.configs()
     try:
-        state = experiment(spec, fresh, return_state=True)
+        state = experiment(spec, fresh, if_busy, return_state=True)
     except Exception as error:
         name = configs[0].experiment_name
         logger.warning("Prefect lost sight of %s: %s: %s", name, type(error).__name__, error)
         if not outcomes:
-            run_all(prepared_configs(configs, pool), pool, fresh)
+            run_all(prepared_configs(configs, pool), pool, fresh, if_busy)
         return
     if not outcomes:
         status: Ending = "interrupted" if state.is_cancelled() else "failed"

@@ -111,7 +111,7 @@ class LauncherPool:
         with self._lock:
             held = self._by_id.setdefault(plan.identity.id, threading.Lock())
         while not held.acquire(timeout=0.1):
-            if (reason := self._why_stopped()) is not None:
+            if (reason := self.why_stopped()) is not None:
                 raise RunInterrupted(f"not started: {reason}")
         try:
             yield
@@ -143,7 +143,7 @@ class LauncherPool:
         """Make a started run reachable by `interrupt`; an error inside interrupts it, to its end."""
         with self._lock:
             self._active[handle] = _part.get()
-            reason = self._why_stopped()
+            reason = self.why_stopped()
         if reason is not None:
             self.interrupt_run(handle, reason)
         try:
@@ -186,6 +186,11 @@ class LauncherPool:
             yield lambda reason: self.interrupt(reason, part)
         finally:
             _part.reset(token)
+
+    def is_at_rest(self) -> bool:
+        """Return whether the ranks of every run that was begun have ended, and no other is begun any more."""
+        with self._lock:
+            return self.stopped_because is not None and all(handle.has_ended for handle in self._active)
 
     def publish(self, name: str, event: dict[str, Any]) -> None:
         """Pass an event of a run on to the listener."""
@@ -250,12 +255,12 @@ class LauncherPool:
             self._free.put(launcher)
 
     def _wait_for_launcher(self) -> Launcher:
-        while (reason := self._why_stopped()) is None:
+        while (reason := self.why_stopped()) is None:
             with contextlib.suppress(queue.Empty):
                 return self._free.get(timeout=0.1)
         raise RunInterrupted(f"not started: {reason}")
 
-    def _why_stopped(self) -> str | None:
+    def why_stopped(self) -> str | None:
         """Why no run of this context may be started; None if it may."""
         part = _part.get()
         return self.stopped_because or (None if part is None else part.stopped_because)

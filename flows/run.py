@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,7 +15,15 @@ from prefect.runtime import flow_run as runtime
 import flows.own_names  # noqa: F401
 from danling_core import storage
 from danling_core.config import Config
-from danling_core.errors import CodeChanged, DanLingError, LeaseError, RunInterrupted, StorageError
+from danling_core.errors import (
+    CodeChanged,
+    ConfigError,
+    DanLingError,
+    LeaseError,
+    RunBusy,
+    RunInterrupted,
+    StorageError,
+)
 from danling_core.identity.sources import check_sources
 from danling_core.launch.client import RunHandle
 from danling_core.launch.plan import RunPlan
@@ -22,9 +31,11 @@ from danling_core.results.formatting import format_epoch_result
 from danling_core.runs.folder import RunFolder
 from danling_core.session.open_run import OpenedRun, open_run
 from danling_core.session.writers import text_log_path
+from flows.busy import IfBusy, other_owner
 from flows.cancellation import heeding_cancel
 from flows.credentials import store_credentials
 from flows.endings import conclude_run
+from flows.lineage import flow_runs, in_flow_run
 from flows.naming import counted, run_display_name, tags_of
 from flows.outcome import RunOutcome, describe
 from flows.pool import LauncherPool, launcher_pool
@@ -42,22 +53,30 @@ logger = logging.getLogger("danling.flows")
 
 def _flow_run_name() -> str:
     parameters = runtime.get_parameters()
-    return run_display_name(_effective(parameters["config"], parameters.get("overrides")))
+    with contextlib.suppress(ConfigError):  # the flow's body raises it, where it has a message
+        return run_display_name(_effective(parameters["config"], parameters.get("overrides")))
+    return run_display_name(parameters["config"])
 
 
 @flow(name="run", flow_run_name=_flow_run_name, persist_result=False)
 def run(
-    config: Config, overrides: dict[str, Any] | None = None, fresh: bool = False
+    config: Config,
+    overrides: dict[str, Any] | None = None,
+    fresh: bool = False,
+    if_busy: IfBusy = "follow",
 ) -> State[dict[str, Any]]:
     """Train and evaluate one run; when it is complete already, return what it left.
 
     Args:
         config: the run.
         overrides: dotted changes of the config, such as `{"params.lr": 0.01}`.
-        fresh: begin a new run folder, whatever is there.
+        fresh: begin a new run folder, whatever is there. A retry of this flow run goes on with the folder that it made.
+        if_busy: what to do where another process has the run in work: follow it, wait for its end and go on then, or
+            fail.
     """
     config = _effective(config, overrides)
     with (
+        in_flow_run(),
         store_credentials([config]),
         launcher_pool() as pool,
         reporting() as reporter,
@@ -65,7 +84,7 @@ def run(
     ):
         artifacts = FlowArtifacts(reporter)
         artifacts.tag(tags_of(config))
-        outcome = pool.record(open_and_train(config, pool, artifacts, fresh))
+        outcome = pool.record(open_and_train(config, pool, artifacts, fresh, if_busy))
         artifacts.markdown(f"run-{outcome.key}", _page(outcome), "The run and where its files are")
         if outcome.traceback:
             get_run_logger().error("rank %s failed:\n%s", outcome.rank, outcome.traceback)
@@ -73,7 +92,11 @@ def run(
 
 
 def open_and_train(
-    config: Config, pool: LauncherPool, artifacts: FlowArtifacts, fresh: bool = False
+    config: Config,
+    pool: LauncherPool,
+    artifacts: FlowArtifacts,
+    fresh: bool = False,
+    if_busy: IfBusy = "follow",
 ) -> RunOutcome:
     """Open the run, train it unless it is complete, and say how it ended.
 
@@ -82,15 +105,44 @@ def open_and_train(
     """
     [plan] = pool.prepare([config])
     with pool.alone(plan):
-        return _open_and_train(plan, pool, artifacts, fresh)
+        while True:
+            try:
+                return _open_and_train(plan, pool, artifacts, fresh)
+            except RunBusy as error:
+                if if_busy == "fail":
+                    return RunOutcome(**plan.names, status="refused", error=str(error))
+                logger.warning("%s: %s (if_busy is %r)", _key(plan), error, if_busy)
+                if (outcome := _leave_to_other(plan, pool, artifacts, if_busy)) is not None:
+                    return outcome
+
+
+def _leave_to_other(
+    plan: RunPlan, pool: LauncherPool, artifacts: FlowArtifacts, if_busy: IfBusy
+) -> RunOutcome | None:
+    """Wait for the process that has the run in work; None where this one is to open the run then."""
+    other = other_owner(plan, pool)
+    if if_busy == "follow":
+        with contextlib.suppress(StorageError):  # its log cannot be read: its end can be waited for
+            observe_stages(Observation(other.events(), _listener(plan, pool, artifacts)), plan.config)
+    other.wait()
+    ended = other.outcome()
+    return ended if if_busy == "follow" or pool.why_stopped() is not None else None
 
 
 def _open_and_train(plan: RunPlan, pool: LauncherPool, artifacts: FlowArtifacts, fresh: bool) -> RunOutcome:
     try:
         check_sources(plan.sources)
-        opened = open_run(plan.config, plan.identity, fresh=fresh, source_file=plan.source_file)
+        opened = open_run(
+            plan.config, plan.identity, fresh=fresh, source_file=plan.source_file, flow_runs=flow_runs()
+        )
+    except RunBusy:
+        raise
     except (CodeChanged, LeaseError, StorageError, OSError) as error:
         return RunOutcome(**plan.names, status="refused", error=str(error))
+    if opened.lease is not None and opened.lease.predecessor is not None:
+        artifacts.conclude_dead(
+            opened.lease.predecessor.flow_runs, flow_runs(), str(opened.lease.predecessor)
+        )
     if opened.complete is not None:
         return RunOutcome.from_status(opened.complete, opened.folder, skipped=True, **plan.names)
     try:
@@ -114,7 +166,12 @@ def _train(plan: RunPlan, opened: OpenedRun, pool: LauncherPool, artifacts: Flow
         _beating(opened, handle, pool),
     ):
         warnings = RankWarnings(_key(plan), text_log_path(config.log_path, opened.work_dir))
-        listen = _listener(plan, pool, artifacts, warnings)
+        show = _listener(plan, pool, artifacts)
+
+        def listen(event: Event) -> None:
+            warnings.pass_on()
+            show(event)
+
         observe_stages(Observation(handle.events(), listen, logger.warning), config)
         ended = handle.outcome()
         warnings.pass_on()
@@ -135,13 +192,10 @@ def _key(plan: RunPlan) -> str:
     return f"{plan.identity.name}-{plan.identity.id}"
 
 
-def _listener(
-    plan: RunPlan, pool: LauncherPool, artifacts: FlowArtifacts, warnings: RankWarnings
-) -> Callable[[Event], None]:
+def _listener(plan: RunPlan, pool: LauncherPool, artifacts: FlowArtifacts) -> Callable[[Event], None]:
     key, (unit, total) = _key(plan), counted(plan.config)
 
     def listen(event: Event) -> None:
-        warnings.pass_on()
         pool.publish(key, event)
         if event["event"] == "progress":
             percent = 100.0 * event.get("progress", 0.0)

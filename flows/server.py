@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from danling_core.errors import DanLingError
 from danling_core.parallel import loopback
+from danling_core.process_tree import END
 from danling_core.python_path import python_path
 
 logger = logging.getLogger("danling.flows")
@@ -47,8 +48,8 @@ class EmbeddedServer:
     """A Prefect server on a free local port, over the database of the user's Prefect home.
 
     `start` returns at once, so that the server (5 to 9 s) comes up while other things are prepared; `wait`
-    blocks. The server ends with this process, however that ends, but not with a Ctrl-C: runs are to report
-    their end to it.
+    blocks. The server ends with this process, however that ends, but not with a signal that stops the runs: they are
+    to report their end to it.
 
     Args:
         auth: `name:password` that its clients must give; None lets every user of this machine in.
@@ -102,7 +103,7 @@ class EmbeddedServer:
         """End the process, at first politely: it writes what it still holds."""
         if self._process is None:
             return
-        self._process.terminate()
+        self._process.send_signal(END)
         try:
             self._process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
@@ -125,7 +126,7 @@ def api_server() -> Iterator[EmbeddedServer | str]:
     from prefect.settings import PREFECT_API_URL
 
     url = PREFECT_API_URL.value()
-    if url is not None and (reason := _why_unreachable(url)) is not None:
+    if url is not None and (reason := why_unreachable(url)) is not None:
         logger.warning(
             "PREFECT_API_URL is %s, which cannot be reached (%s): going on with a server of this command's own. "
             "Start that one, or forget it: prefect config unset PREFECT_API_URL",
@@ -180,11 +181,11 @@ def send_waiting(timeout_seconds: float = 10.0) -> bool:
     return not thread.is_alive()
 
 
-def _why_unreachable(api_url: str) -> str | None:
+def why_unreachable(api_url: str, timeout_seconds: float = _PROBE_SECONDS) -> str | None:
     """Return why an API is taken for away: anything but a healthy answer; None where it is healthy."""
     try:
         request = urllib.request.Request(f"{api_url}/health", headers=_headers())
-        with urllib.request.urlopen(request, timeout=_PROBE_SECONDS, context=_tls()) as answer:
+        with urllib.request.urlopen(request, timeout=timeout_seconds, context=_tls()) as answer:
             return None if answer.status == 200 else f"it answers {answer.status}"
     except urllib.error.HTTPError as error:
         return f"it answers {error.code} {error.reason}"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.filters import TaskRunFilter
+from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as runtime
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Crashed
 
 from tasks.reporter import Reporter
 
@@ -45,6 +51,19 @@ class FlowArtifacts:
             flow_run_id, wanted = UUID(self._flow_run_id), [*runtime.get_tags(), *missing]
             self._reporter.submit(f"tags/{flow_run_id}", lambda: _set_tags(flow_run_id, wanted))
 
+    def conclude_dead(self, dead: Sequence[str], successors: Sequence[str], owner: str) -> None:
+        """Say of the flow runs of a process that is gone that they have crashed, and who goes on with their run.
+
+        Args:
+            dead: their ids; those that have ended otherwise stay as they are.
+            successors: flow runs of this process: a retry is the flow run of before.
+            owner: the process, in words.
+        """
+        successor = f"flow run {self._flow_run_id}" if self._flow_run_id else "another process"
+        message = f"{owner} is gone, and {successor} goes on with its run"
+        for flow_run_id in dict.fromkeys(each for each in dead if each not in successors):
+            self._reporter.submit(f"crashed/{flow_run_id}", functools.partial(crash, flow_run_id, message))
+
     def _put(self, kind: str, name: str, data: Any, description: str | None) -> None:
         if self._flow_run_id is not None:
             key = artifact_key(name)
@@ -68,6 +87,26 @@ class FlowArtifacts:
                 )
             )
             self._ids[key] = made.id
+
+
+def crash(flow_run_id: str, message: str) -> bool:
+    """Set a flow run, and its task runs under way, to Crashed; False where it has ended, or is not of this API."""
+    with get_client(sync_client=True) as client:
+        try:
+            flow_run = client.read_flow_run(UUID(flow_run_id))
+        except (ObjectNotFound, ValueError):
+            return False
+        if flow_run.state is None or flow_run.state.is_final():
+            return False
+        state: State[Any] = Crashed(message=message)
+        at_work = {
+            "flow_run_id": {"any_": [flow_run_id]},
+            "state": {"type": {"any_": ["RUNNING", "PENDING"]}},
+        }
+        for task_run in client.read_task_runs(task_run_filter=TaskRunFilter.model_validate(at_work)):
+            client.set_task_run_state(task_run.id, state, force=True)
+        client.set_flow_run_state(flow_run.id, state, force=True)
+        return True
 
 
 def artifact_key(name: str) -> str:

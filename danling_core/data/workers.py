@@ -9,6 +9,8 @@ import signal
 import threading
 from collections.abc import Iterator
 
+from danling_core.process_tree import ignore_stop_signals
+
 _POLL_SECONDS = 0.5
 
 
@@ -28,10 +30,11 @@ def starting_workers() -> Iterator[None]:
 def start_worker(worker_id: int) -> None:
     """Set up a worker: the `worker_init_fn` of every loader.
 
-    A Ctrl-C or SIGTERM to the whole process group reaches the rank, which finishes its step and saves: its
+    A signal to the whole process group that means to stop reaches the rank, which finishes its step and saves: its
     workers must live until then. They end when the rank says so by a SIGTERM of its own, or is gone.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_stop_signals()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not hasattr(signal, "sigtimedwait"):
         return  # macOS: torch's own watchdog ends the worker some seconds after its rank
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -17,7 +17,15 @@ from typing import Any
 from danling_core.errors import ConfigError
 from danling_core.parallel.control import Control
 from danling_core.parallel.distributed import MEETING_FILE
-from danling_core.process_tree import children_die_with_us, die_with_parent, lead_group, watch_parent
+from danling_core.process_tree import (
+    DUMP_STACKS,
+    END,
+    STOP_SIGNALS,
+    children_die_with_us,
+    die_with_parent,
+    lead_group,
+    watch_parent,
+)
 from danling_core.session.rank_failures import describe
 
 # Variables that elastic sets for a rank; the rest of its environment is the driver's at the time of the request.
@@ -82,7 +90,7 @@ def enter(order: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the folder is gone, or closed to us.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR2):  # the fork server has its own ways with these
+    for number in (*STOP_SIGNALS, END):  # the fork server has its own ways with these
         signal.signal(number, signal.SIG_DFL)
     # Python's own default, as under torchrun: a child of a fork server would make its children by one, too.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
@@ -94,7 +102,7 @@ def enter(order: Mapping[str, Any]) -> None:
     children_die_with_us()
     watch_parent(order["launcher_pid"], order["launcher_started"])
     faulthandler.enable(file=2)  # whatever that will be: a rank puts its log there
-    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True, chain=False)
+    faulthandler.register(DUMP_STACKS, file=2, all_threads=True, chain=False)
     take_environment(order["env"])
     try:
         os.chdir(order["cwd"])

@@ -53,6 +53,11 @@ class RunHandle:
         """
         return Outcome(**_checked(self._reply.result(timeout_seconds))["outcome"])
 
+    @property
+    def has_ended(self) -> bool:
+        """Return whether no rank is left."""
+        return self._reply.done()
+
     def interrupt(self, reason: str = "asked to stop") -> None:
         """Have the ranks save and stop; they are killed after the grace. A second call kills them at once."""
         is_second, self._is_interrupted = self._is_interrupted, True

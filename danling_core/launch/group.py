@@ -37,8 +37,8 @@ def quieten() -> None:
     ]:
         if name.startswith(("torch.distributed", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Never SIGTERM: that one is the launcher's own, and means save and stop.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGUSR2"
+    # Nothing that means save and stop: such a signal is the launcher's own.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
 
 
 class _Agent(LocalElasticAgent):

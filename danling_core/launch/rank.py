@@ -18,6 +18,7 @@ from danling_core.errors import RunInterrupted
 from danling_core.identity.sources import check_sources
 from danling_core.parallel import distributed
 from danling_core.parallel.control import Control
+from danling_core.process_tree import STOP_SIGNALS
 from danling_core.runner.resolve import import_runner
 from danling_core.runner.torch_runner import TorchRunner
 from danling_core.runs.folder import Status
@@ -140,7 +141,8 @@ def _leave(runner: TorchRunner, control: Control | None) -> None:
 
 @contextlib.contextmanager
 def _stopping_on_signals(context: RunContext) -> Iterator[None]:
-    """SIGTERM, and under torchrun the first Ctrl-C, ask all ranks to save and stop; handlers are put back after."""
+    """A signal that means so, and under torchrun the first Ctrl-C, asks all ranks to save and stop; handlers are put
+    back after."""
     control = context.control
     if control is None:
         yield
@@ -151,8 +153,9 @@ def _stopping_on_signals(context: RunContext) -> Iterator[None]:
         if number == signal.SIGINT:  # a second one ends this rank at once
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    numbers = [signal.SIGTERM] if context.is_launched else [signal.SIGTERM, signal.SIGINT]
-    before = {number: signal.signal(number, ask) for number in numbers}
+    numbers = STOP_SIGNALS if context.is_launched else (*STOP_SIGNALS, signal.SIGINT)
+    ignored = [number for number in numbers if signal.getsignal(number) is signal.SIG_IGN]  # by nohup
+    before = {number: signal.signal(number, ask) for number in numbers if number not in ignored}
     try:
         yield
     finally:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from danling_core.errors import ConfigError, LaunchError
 from danling_core.launch.messages import RunRequest
 from danling_core.launch.preparation import Preparation
+from danling_core.process_tree import DUMP_STACKS, ignore_stop_signals
 
 if TYPE_CHECKING:
     from danling_core.launch.run import SupervisedRun
@@ -64,10 +65,10 @@ class Server:
 
     def serve(self) -> None:
         """Warm up, then serve until the driver is gone."""
+        ignore_stop_signals()  # the driver gets them, too, and asks for what they mean
         signal.signal(signal.SIGTERM, lambda *_: os.write(self._signal_fd, b"t"))
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         # for a person with a launcher that hangs
-        faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
+        faulthandler.register(DUMP_STACKS, file=2, all_threads=True)
         threading.Thread(target=self._listen, name="danling-listen", daemon=True).start()
         self._warm_up()
         while (message := self._queue.get()) is not None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from danling_core.parallel.control import Control, silence_allowed
-from danling_core.process_tree import is_alive, kill_tree, start_time
+from danling_core.process_tree import DUMP_STACKS, is_alive, kill_tree, start_time
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ class Watch:
         for index, rank in self._ranks.items():
             # Before a rank has entered, the signal would kill it instead of showing its stacks.
             if self.control.ranks[index].pid == rank.pid and is_alive(rank.pid, rank.started):
-                os.kill(rank.pid, signal.SIGUSR1)
+                os.kill(rank.pid, DUMP_STACKS)
 
     def kill(self) -> None:
         """SIGKILL every rank that is left, with its children, and remember which: their deaths are ours."""

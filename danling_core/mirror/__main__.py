@@ -13,6 +13,7 @@ from danling_core.errors import Fenced, StorageError
 from danling_core.mirror.alone import alone
 from danling_core.mirror.service import FENCED, MirrorService
 from danling_core.mirror.uploader import Uploader
+from danling_core.process_tree import ignore_stop_signals
 from danling_core.runs.folder import CHECKPOINTS
 from danling_core.runs.lease import guard
 
@@ -20,6 +21,7 @@ from danling_core.runs.lease import guard
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the mirror; return its exit code."""
     options = _parser().parse_args(arguments)
+    ignore_stop_signals()  # its rank saves when they come, and then there is more to bring up
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import IO
 
-from danling_core.process_tree import start_time
+from danling_core.process_tree import END, start_time
 
 _FILE = ".mirror.lock"
 _PATIENCE_SECONDS = 5.0
@@ -38,7 +38,7 @@ def _take_over(file: IO[str]) -> None:
         holder = _holder(file)
         if holder is not None and asked_at is None:
             asked_at = time.monotonic()
-            _end(holder, signal.SIGTERM)
+            _end(holder, END)
         elif holder is not None and asked_at is not None and time.monotonic() - asked_at > _PATIENCE_SECONDS:
             _end(holder, signal.SIGKILL)
         time.sleep(_POLL_SECONDS)
@@ -64,6 +64,6 @@ def _holder(file: IO[str]) -> int | None:
     return int(pid) if is_there and int(pid) != os.getpid() else None
 
 
-def _end(pid: int, number: signal.Signals) -> None:
+def _end(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
         os.kill(pid, number)

@@ -94,7 +94,7 @@ class CheckpointUploader:
 
     def _target(self, name: str, data: bytes) -> str | None:
         try:
-            return pointer_from_bytes(data, name)[0]
+            return pointer_from_bytes(data, name.removesuffix(".json"))[0]
         except CheckpointError as error:
             logger.warning("a pointer is not mirrored: %s", error)
             return None

@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
@@ -40,6 +40,8 @@ class Lease:
         self.is_fenced = False
         self.is_taken_over = False
         """Whether the owner before was silent, and may wake up."""
+        self.predecessor: Owner | None = None
+        """The owner before, where it did not give the run up in good order."""
         self._owner = owner
         self._now = now
         self._lock = threading.Lock()
@@ -52,6 +54,7 @@ class Lease:
         *,
         stale_after_seconds: float = STALE_AFTER_SECONDS,
         wait_seconds: float = 0.0,
+        flow_runs: Sequence[str] = (),
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
@@ -60,6 +63,9 @@ class Lease:
 
         An owner on another machine is watched until its beat changes (it lives) or `stale_after_seconds` have
         passed without a change (it is taken over), so a refusal may take as long as one beat.
+
+        Args:
+            flow_runs: ids under which an orchestrator shows what the owner does.
 
         Raises:
             RunBusy: a living process owns it; the message says which.
@@ -71,7 +77,8 @@ class Lease:
         while True:
             generation, holder = _highest(url)
             if holder is None or holder.is_released or is_dead(holder):
-                if lease := cls._try_create(url, generation + 1, owner, now):
+                if lease := cls._try_create(url, generation + 1, owner, flow_runs, now):
+                    lease.predecessor = None if holder is None or holder.is_released else holder
                     return lease
                 continue
             if (generation, holder) != watched:
@@ -87,17 +94,17 @@ class Lease:
                 logger.warning(
                     "taking over %s from %s: no beat for %.0f s", parent_url, holder, stale_after_seconds
                 )
-                if lease := cls._try_create(url, generation + 1, owner, now):
-                    lease.is_taken_over = True
+                if lease := cls._try_create(url, generation + 1, owner, flow_runs, now):
+                    lease.is_taken_over, lease.predecessor = True, holder
                     return lease
                 continue
             sleep(min(_POLL_SECONDS, stale_after_seconds / 4))
 
     @classmethod
     def _try_create(
-        cls, url: str, generation: int, description: str, now: Callable[[], float]
+        cls, url: str, generation: int, description: str, flow_runs: Sequence[str], now: Callable[[], float]
     ) -> Lease | None:
-        owner = this_process(description, now())
+        owner = replace(this_process(description, now()), flow_runs=tuple(flow_runs))
         with _prompt():
             is_created = storage.create_exclusive(_generation_url(url, generation), owner.dumps())
         if not is_created:
@@ -109,6 +116,11 @@ class Lease:
             if old < generation - 1:
                 storage.delete(_generation_url(url, old))
         return cls(url, generation, owner, now)
+
+    @property
+    def flow_runs(self) -> tuple[str, ...]:
+        """Return the ids under which an orchestrator shows what this owner does, the innermost first."""
+        return self._owner.flow_runs
 
     def check(self) -> None:
         """Raise `Fenced` if another process has taken over. Costs one small listing."""

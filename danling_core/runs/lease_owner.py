@@ -35,6 +35,7 @@ class Owner:
         beat: counts its beats.
         beat_at: when it last beat, by its own clock.
         is_released: it gave the run up in good order.
+        flow_runs: ids under which an orchestrator shows what it does, the innermost first.
     """
 
     token: str
@@ -47,6 +48,7 @@ class Owner:
     beat: int = 0
     beat_at: float = 0.0
     is_released: bool = False
+    flow_runs: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, data: bytes, url: str) -> Owner:

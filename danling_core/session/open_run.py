@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,7 @@ def open_run(
     timestamp: str | None = None,
     stale_after_seconds: float = STALE_AFTER_SECONDS,
     wait_seconds: float = 0.0,
+    flow_runs: Sequence[str] = (),
 ) -> OpenedRun:
     """Return the run that this config and this code mean: complete, resumed in place, or new.
 
@@ -78,6 +80,8 @@ def open_run(
         timestamp: of the folder to make, where there is no run yet.
         stale_after_seconds: without a beat for so long, another machine's owner is taken over.
         wait_seconds: how long to wait for a living owner to finish.
+        flow_runs: ids under which an orchestrator shows the work of this process, the innermost first. The outermost
+            one begins anew once: a retry of it goes on with what it made.
 
     Raises:
         RunBusy: another living process owns the run.
@@ -88,9 +92,10 @@ def open_run(
     storage_block.check_loaded(config)
     _check_places(config)
     with storage.using(config.storage_options):
+        fresh = fresh and not _is_made_by(newest_folder(config, identity), flow_runs)
         if not fresh and (done := newest_complete(config, identity)):
             return done
-        lease = _acquire(config, identity, stale_after_seconds, wait_seconds)
+        lease = _acquire(config, identity, stale_after_seconds, wait_seconds, flow_runs)
         try:
             if not fresh and (done := newest_complete(config, identity)):  # completed while we waited
                 lease.release()
@@ -102,7 +107,21 @@ def open_run(
             raise
 
 
-def _acquire(config: Config, identity: Identity, stale_after_seconds: float, wait_seconds: float) -> Lease:
+def _is_made_by(folder: RunFolder | None, flow_runs: Sequence[str]) -> bool:
+    """Return whether a folder was made for the outermost of these flow runs, by a try of before."""
+    if folder is None or not flow_runs:
+        return False
+    attempts = (_known_metadata(folder) or {}).get("attempts") or [{}]
+    return isinstance(attempts[0], dict) and attempts[0].get("flow_run") == flow_runs[-1]
+
+
+def _acquire(
+    config: Config,
+    identity: Identity,
+    stale_after_seconds: float,
+    wait_seconds: float,
+    flow_runs: Sequence[str],
+) -> Lease:
     """Acquire the run's lease; that of its other name, where one has begun under that since we looked."""
     while True:
         parent = _lease_parent_url(config, identity)
@@ -111,6 +130,7 @@ def _acquire(config: Config, identity: Identity, stale_after_seconds: float, wai
             f"{identity.name}-{identity.id} ({metadata.user_name()})",
             stale_after_seconds=stale_after_seconds,
             wait_seconds=wait_seconds,
+            flow_runs=flow_runs,
         )
         if _lease_parent_url(config, identity) == parent:
             return lease
@@ -287,9 +307,10 @@ def _known_metadata(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _attempt(lease: Lease, config: Config) -> dict[str, Any]:
-    return metadata.attempt_entry(
-        generation=lease.generation, nproc_per_node=config.nproc_per_node, nnodes=config.nnodes
-    )
+    facts: dict[str, Any] = {"nproc_per_node": config.nproc_per_node, "nnodes": config.nnodes}
+    if lease.flow_runs:
+        facts["flow_run"] = lease.flow_runs[-1]
+    return metadata.attempt_entry(generation=lease.generation, **facts)
 
 
 def _check_same_run(folder: RunFolder, identity: Identity) -> None:

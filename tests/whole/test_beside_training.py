@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flows.home import a_home, never_through_a_proxy
-from flows.server import _why_unreachable
+from flows.server import why_unreachable
 
 # the console
 
@@ -117,7 +117,7 @@ def test_anything_but_a_healthy_answer_is_away_and_no_proxy_is_asked(
     monkeypatch.setenv("no_proxy", "example.org")
     monkeypatch.setenv("NO_PROXY", "example.org")
     never_through_a_proxy()
-    reason = _why_unreachable(f"http://127.0.0.1:{server.server_port}/{code}")
+    reason = why_unreachable(f"http://127.0.0.1:{server.server_port}/{code}")
     assert (reason is None) == (code == 200)
     assert reason is None or str(code) in reason
     assert os.environ["no_proxy"].startswith("example.org,127.0.0.1")

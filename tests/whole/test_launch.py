@@ -17,12 +17,11 @@ import pytest
 
 from danling_core.errors import ConfigError, LaunchError, RunFailed, RunInterrupted
 from danling_core.launch.client import Launcher, Outcome, RunHandle, RunRequest
-from danling_core.process_tree import children_of, is_alive, start_time
+from danling_core.process_tree import END, children_of, is_alive, start_time
 from danling_core.runs.folder import RunFolder
 from tests.marks import rarely
 from tests.processes import listening, tree, wait_until
 
-END = signal.SIGUSR2  # as the fork server has it, which is no module to import here
 ENTRYPOINTS: dict[str, Any] = {
     "rank_entrypoint": "tests.launch_toy:run_rank",
     "prepare_entrypoint": "tests.launch_toy:prepare",
