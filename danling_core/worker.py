@@ -7,6 +7,7 @@ import contextlib
 import faulthandler
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -102,7 +103,7 @@ def _open(config: Config, source: str | None, fresh: bool, stack: contextlib.Exi
     if opened.lease is None:
         return opened.folder.url
     stack.callback(opened.lease.release)
-    stack.enter_context(opened.lease.beating())
+    stack.enter_context(opened.lease.beating(on_stop=lambda request: os.kill(os.getpid(), signal.SIGTERM)))
     return {
         "work_dir": opened.work_dir,
         "url": opened.folder.url,

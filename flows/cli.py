@@ -190,6 +190,77 @@ def show(
         return print_run(root, run, json)
 
 
+@app.command(
+    help_epilogue="""\
+examples:
+  danling stop digits-cnn-baseline
+  danling stop digits-lr --root s3://bucket/experiments      every run of a group that is at work
+
+The request is left in the run's folder, so it works from any machine, and without
+a Prefect API. The owner of the run sees it within 5 s, saves, and ends with exit
+code 75; `danling resume` goes on."""
+)
+def stop(
+    run: Annotated[str, Parameter(help="a run's name, id or folder, or a group's name")],
+    /,
+    *,
+    root: Root = "experiments",
+    wait: Annotated[
+        float, Parameter(help="seconds to wait for the end; 0: do not", show_default=True)
+    ] = 120.0,
+    endpoint_url: Endpoint = None,
+) -> int:
+    """Have a run, or all of a group, save and stop."""
+    from flows.cli_operations import stop_runs
+
+    with _endpoint(endpoint_url):
+        return stop_runs(root, run, wait)
+
+
+@app.command(
+    help_epilogue="""\
+examples:
+  danling resume digits-cnn-baseline
+  danling resume 0123abcd --root s3://bucket/experiments
+  danling resume digits-cnn-baseline --here      not as a flow run of its deployment
+
+A run that a deployment has begun is resumed by a retry of its flow run, where the
+Prefect API that is configured knows it; every other one in this terminal, by the
+config in its folder."""
+)
+def resume(
+    run: Run,
+    /,
+    *,
+    root: Root = "experiments",
+    here: Annotated[bool, Parameter(help="in this terminal, whoever began it")] = False,
+    verbose: Verbose = False,
+) -> int:
+    """Go on with a run that was stopped, failed or lost its process."""
+    from flows.cli_operations import resume_run
+
+    return resume_run(root, run, here, verbose)
+
+
+@app.command(
+    help_epilogue="""\
+examples:
+  danling doctor
+  danling doctor s3://bucket/experiments"""
+)
+def doctor(
+    root: Annotated[str, Parameter(help="project root", show_default=True)] = "experiments",
+    /,
+    *,
+    endpoint_url: Endpoint = None,
+) -> int:
+    """Find runs whose process is gone or silent, and set the flow runs of the dead to Crashed."""
+    from flows.cli_operations import examine
+
+    with _endpoint(endpoint_url):
+        return examine(root)
+
+
 @app.command(help_epilogue="examples:\n  danling keys\n  danling keys checkpoint")
 def keys(text: Annotated[str, Parameter(help="only those in which this occurs")] = "", /) -> int:
     """List the keys of a config, with defaults and meanings."""

@@ -54,12 +54,12 @@ def print_run(root: str, run: str, as_json: bool) -> int:
     if storage.base_name(folder.config_url) not in names:
         return 0
     ranks = 1 if status is None else status.world_size
-    words = [folder.config_url, *_moved(folder)]
+    words = [folder.config_url, *moved(folder)]
     say(f"\nby hand\n  torchrun --nproc-per-node {ranks} -m danling_core.worker {shlex.join(words)}")
     return 0
 
 
-def _moved(folder: RunFolder) -> list[str]:
+def moved(folder: RunFolder) -> list[str]:
     """Return the overrides that make a worker resume a run which was copied elsewhere than its config says."""
     root = storage.parent(storage.parent(folder.url))
     config = documents.parse_yaml(documents.read_text(folder.config_url))

@@ -29,6 +29,7 @@ from danling_core.launch.client import RunHandle
 from danling_core.launch.plan import RunPlan
 from danling_core.results.formatting import format_epoch_result
 from danling_core.runs.folder import RunFolder
+from danling_core.runs.stop_request import StopRequest
 from danling_core.session.open_run import OpenedRun, open_run
 from danling_core.session.writers import text_log_path
 from flows.busy import IfBusy, other_owner
@@ -38,6 +39,7 @@ from flows.endings import conclude_run
 from flows.lineage import flow_runs, in_flow_run
 from flows.naming import counted, run_display_name, tags_of
 from flows.outcome import RunOutcome, describe
+from flows.parameters import Overrides
 from flows.pool import LauncherPool, launcher_pool
 from flows.rank_warnings import RankWarnings
 from flows.stages import observe_stages, try_task
@@ -61,7 +63,7 @@ def _flow_run_name() -> str:
 @flow(name="run", flow_run_name=_flow_run_name, persist_result=False)
 def run(
     config: Config,
-    overrides: dict[str, Any] | None = None,
+    overrides: Overrides | None = None,
     fresh: bool = False,
     if_busy: IfBusy = "follow",
 ) -> State[dict[str, Any]]:
@@ -163,7 +165,7 @@ def _train(plan: RunPlan, opened: OpenedRun, pool: LauncherPool, artifacts: Flow
         pool.slot() as launcher,
         pool.active(launcher.run(plan.request(opened))) as handle,
         heeding_cancel(lambda reason: pool.interrupt_run(handle, reason)),
-        _beating(opened, handle, pool),
+        _beating(opened, handle, pool, _key(plan)),
     ):
         warnings = RankWarnings(_key(plan), text_log_path(config.log_path, opened.work_dir))
         show = _listener(plan, pool, artifacts)
@@ -172,7 +174,10 @@ def _train(plan: RunPlan, opened: OpenedRun, pool: LauncherPool, artifacts: Flow
             warnings.pass_on()
             show(event)
 
-        observe_stages(Observation(handle.events(), listen, logger.warning), config)
+        def interrupt(error: BaseException) -> None:
+            pool.interrupt_run(handle, f"{type(error).__name__} in its driver")
+
+        observe_stages(Observation(handle.events(), listen, logger.warning, interrupt), config)
         ended = handle.outcome()
         warnings.pass_on()
     try_task(score, folder_url=opened.work_dir)
@@ -182,10 +187,18 @@ def _train(plan: RunPlan, opened: OpenedRun, pool: LauncherPool, artifacts: Flow
     return _ended(plan, opened, **known)
 
 
-def _beating(opened: OpenedRun, handle: RunHandle, pool: LauncherPool) -> AbstractContextManager[Any]:
+def _beating(
+    opened: OpenedRun, handle: RunHandle, pool: LauncherPool, key: str
+) -> AbstractContextManager[Any]:
     if opened.lease is None:
         raise LeaseError(f"{opened.folder.url} is to be written without a lease")
-    return opened.lease.beating(on_fenced=lambda error: pool.interrupt_run(handle, str(error)))
+
+    def stop(request: StopRequest) -> None:
+        reason = f"stopped by {request.by}"
+        logger.warning("%s is %s", key, reason)
+        return pool.interrupt(reason) if request.session else pool.interrupt_run(handle, reason)
+
+    return opened.lease.beating(on_fenced=lambda error: pool.interrupt_run(handle, str(error)), on_stop=stop)
 
 
 def _key(plan: RunPlan) -> str:

@@ -1,4 +1,4 @@
-"""What signals mean to a command that trains."""
+"""Meaning of signals to a command that trains."""
 
 from __future__ import annotations
 

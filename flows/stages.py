@@ -28,8 +28,10 @@ def observe_stages(observation: Observation, config: Config) -> None:
             shown = try_task(train_epoch, name=name, observation=observation, opening=opening)
         else:
             shown = try_task(evaluate, observation=observation, opening=opening)
-        if not shown:
+        if not shown and observation.cut_off is None:
             observation.until_closed(opening)
+        if observation.cut_off is not None:
+            raise observation.cut_off
 
 
 def try_task(task: Task[..., Any], **parameters: Any) -> bool:

@@ -7,10 +7,11 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Completed
 
 from danling_core.results.formatting import format_epoch_result
 from tasks.observation import Event, Observation
+from tasks.unclosed import ended_inside
 
 
 @task(name="evaluate", task_run_name="evaluate", cache_policy=NO_CACHE, persist_result=False)
@@ -22,7 +23,4 @@ def evaluate(observation: Observation, opening: Event) -> State[dict[str, Any] |
         return Completed(
             message=f"{metrics} | {closing.get('seconds', 0.0):.3g} s", data=closing.get("result")
         )
-    terminal = observation.terminal or {}
-    if terminal.get("event") == "interrupted":
-        return Cancelled(name="Interrupted", message=str(terminal.get("reason", "interrupted")))
-    return Failed(message=str(terminal.get("error", "the run ended inside its evaluation")))
+    return ended_inside(observation, "its evaluation")

@@ -22,6 +22,7 @@ class Observation:
         events: the run's events, in order; ends when the worker group has ended.
         listen: is given each event as it is read, before anything else happens with it.
         on_difference: called when a repeated stage ended in other values than before.
+        on_cut_off: called at once with what ended the reading of a stage.
     """
 
     def __init__(
@@ -29,13 +30,18 @@ class Observation:
         events: Iterator[Event],
         listen: Callable[[Event], None] = lambda event: None,
         on_difference: Callable[[str], None] = lambda message: None,
+        on_cut_off: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self._events = events
         self._listen = listen
         self._on_difference = on_difference
+        self._on_cut_off = on_cut_off
         self._put_back: Event | None = None
         self.finished: dict[int, Event] = {}  # by index
         self.terminal: Event | None = None
+        self.cut_off: BaseException | None = None
+        """Exit that ended the reading of a stage, such as a cancellation: to be raised once the stage is shown as
+        cancelled."""
 
     def next_opening(self) -> Event | None:
         """Read on to the event that opens the next stage; None when the run has ended."""
@@ -45,7 +51,18 @@ class Observation:
         return None
 
     def until_closed(self, opening: Event) -> Event | None:
-        """Read on to the event that closes the stage; None when the run ended, or went on, without it."""
+        """Read on to the event that closes the stage; None when the run ended, or went on, without it, or at a
+        `cut_off`."""
+        try:
+            return self._read_until_closed(opening)
+        except Exception:
+            raise
+        except BaseException as error:
+            self.cut_off = error
+            self._on_cut_off(error)
+            return None
+
+    def _read_until_closed(self, opening: Event) -> Event | None:
         while (event := self._next()) is not None:
             if opening["event"] == "evaluate_began" and event["event"] == "evaluate_finished":
                 return event

@@ -7,10 +7,11 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Completed
 
 from danling_core.results.formatting import format_epoch_result
 from tasks.observation import Event, Observation
+from tasks.unclosed import ended_inside
 
 
 @task(name="train epoch", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
@@ -22,10 +23,7 @@ def train_epoch(name: str, observation: Observation, opening: Event) -> State[di
     closing = observation.until_closed(opening)
     if closing is not None:
         return Completed(message=_message(closing), data={"index": closing["index"], **closing["result"]})
-    terminal = observation.terminal or {}
-    if terminal.get("event") == "interrupted":
-        return Cancelled(name="Interrupted", message=str(terminal.get("reason", "interrupted")))
-    return Failed(message=str(terminal.get("error", f"the run ended inside {name}")))
+    return ended_inside(observation, name)
 
 
 def _message(closing: Event) -> str:

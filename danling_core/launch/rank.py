@@ -141,7 +141,7 @@ def _leave(runner: TorchRunner, control: Control | None) -> None:
 
 @contextlib.contextmanager
 def _stopping_on_signals(context: RunContext) -> Iterator[None]:
-    """A signal that means so, and under torchrun the first Ctrl-C, asks all ranks to save and stop; handlers are put
+    """Have each signal that means so, and under torchrun the first Ctrl-C, ask all ranks to save and stop; put handlers
     back after."""
     control = context.control
     if control is None:

@@ -14,18 +14,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from danling_core import storage
 from danling_core.errors import Fenced, NotFound, RunBusy, StorageError
 from danling_core.runs.folder import LEASE
 from danling_core.runs.lease_owner import Owner, beats_on_this_machine, is_dead, this_process
+from danling_core.runs.stop_request import StopRequest, stop_name
 
 logger = logging.getLogger("danling")
 
 BEAT_SECONDS = 5.0
 STALE_AFTER_SECONDS = 30.0
-_FILE = re.compile(r"(\d{6,})\.json")
+_FILE = re.compile(r"(\d{6,})\.(json|stop)")
 _POLL_SECONDS = 1.0
 _LONG_SILENCE_SECONDS = 600.0
 _ANSWER_SECONDS = 5.0  # a connection that died silently must not cost a healthy owner its lease
@@ -40,6 +41,8 @@ class Lease:
         self.is_fenced = False
         self.is_taken_over = False
         """Whether the owner before was silent, and may wake up."""
+        self.is_asked_to_stop = False
+        """Whether somebody wants the run saved and stopped: see `ask_to_stop`."""
         self.predecessor: Owner | None = None
         """The owner before, where it did not give the run up in good order."""
         self._owner = owner
@@ -77,7 +80,7 @@ class Lease:
         while True:
             generation, holder = _highest(url)
             if holder is None or holder.is_released or is_dead(holder):
-                if lease := cls._try_create(url, generation + 1, owner, flow_runs, now):
+                if lease := cls._try_create(url, generation + 1, owner, now, flow_runs):
                     lease.predecessor = None if holder is None or holder.is_released else holder
                     return lease
                 continue
@@ -94,7 +97,7 @@ class Lease:
                 logger.warning(
                     "taking over %s from %s: no beat for %.0f s", parent_url, holder, stale_after_seconds
                 )
-                if lease := cls._try_create(url, generation + 1, owner, flow_runs, now):
+                if lease := cls._try_create(url, generation + 1, owner, now, flow_runs):
                     lease.is_taken_over, lease.predecessor = True, holder
                     return lease
                 continue
@@ -102,7 +105,12 @@ class Lease:
 
     @classmethod
     def _try_create(
-        cls, url: str, generation: int, description: str, flow_runs: Sequence[str], now: Callable[[], float]
+        cls,
+        url: str,
+        generation: int,
+        description: str,
+        now: Callable[[], float],
+        flow_runs: Sequence[str] = (),
     ) -> Lease | None:
         owner = replace(this_process(description, now()), flow_runs=tuple(flow_runs))
         with _prompt():
@@ -112,9 +120,9 @@ class Lease:
         highest, holder = _highest(url)
         if highest != generation or holder is None or holder.token != owner.token:
             return None  # decided on an old listing, or the store has no exclusive create
-        for old in _generations(url):
-            if old < generation - 1:
-                storage.delete(_generation_url(url, old))
+        for name in _names(url):
+            if (old := _FILE.fullmatch(name)) and int(old.group(1)) < generation - 1:
+                storage.delete(storage.join(url, name))
         return cls(url, generation, owner, now)
 
     @property
@@ -127,7 +135,8 @@ class Lease:
         if self.is_fenced:
             raise Fenced(_fenced_message(self.url, self.generation, None))
         try:
-            check_generation(self.url, self.generation)
+            names = check_generation(self.url, self.generation)
+            self.is_asked_to_stop = self.is_asked_to_stop or stop_name(self.generation) in names
         except Fenced:
             self.is_fenced = True
             raise
@@ -150,18 +159,27 @@ class Lease:
                 return
             self._write(replace(self._owner, is_released=True, beat_at=self._now()))
 
+    def stop_request(self) -> StopRequest:
+        """Return what was asked for, once `is_asked_to_stop`."""
+        url = storage.join(self.url, stop_name(self.generation))
+        return StopRequest.parse(storage.read_bytes(url, storage.DOCUMENT_BYTES), url)
+
     @contextmanager
     def beating(
-        self, interval: float = BEAT_SECONDS, on_fenced: Callable[[Fenced], None] | None = None
+        self,
+        interval: float = BEAT_SECONDS,
+        on_fenced: Callable[[Fenced], None] | None = None,
+        on_stop: Callable[[StopRequest], None] | None = None,
     ) -> Iterator[Lease]:
         """Beat from a background thread while the block runs.
 
         A beat that the store refuses is tried again at the next interval. Once fenced, the thread calls
-        `on_fenced` (from the thread, once) and ends. The lease is not released at the end: call `release`.
+        `on_fenced` (from the thread, once) and ends. Where somebody asks for a stop, it calls `on_stop` once, and goes
+        on. The lease is not released at the end: call `release`.
         """
         stopped = threading.Event()
         run = contextvars.copy_context().run  # with the caller's storage settings
-        arguments = (self._beat_until, interval, stopped, on_fenced)
+        arguments = (self._beat_until, interval, stopped, on_fenced, on_stop)
         thread = threading.Thread(target=run, args=arguments, name="danling-lease", daemon=True)
         thread.start()
         try:
@@ -171,12 +189,19 @@ class Lease:
             thread.join()
 
     def _beat_until(
-        self, interval: float, stopped: threading.Event, on_fenced: Callable[[Fenced], None] | None
+        self,
+        interval: float,
+        stopped: threading.Event,
+        on_fenced: Callable[[Fenced], None] | None,
+        on_stop: Callable[[StopRequest], None] | None,
     ) -> None:
         with storage.using(retry=storage.Retry(deadline_seconds=interval, max_wait_seconds=interval / 4)):
             while not stopped.wait(interval):
                 try:
                     self.beat()
+                    if self.is_asked_to_stop and on_stop is not None:
+                        on_stop(self.stop_request())
+                        on_stop = None
                 except Fenced as error:
                     logger.error("%s", error)
                     if on_fenced is not None:
@@ -204,21 +229,41 @@ def lease_url(parent_url: str) -> str:
     return storage.join(parent_url, LEASE)
 
 
-def check_generation(url: str, generation: int) -> None:
+def check_generation(url: str, generation: int) -> list[str]:
     """Raise `Fenced` if a higher generation exists: for processes that write on behalf of an owner.
 
     Args:
         url: the lease's own URL, as in `Lease.url`.
         generation: what the owner acquired.
+
+    Returns:
+        the names of the lease's files.
     """
-    highest = max(_generations(url), default=0)
+    names = _names(url)
+    highest = max(_generations_in(names), default=0)
     if highest > generation:
         raise Fenced(_fenced_message(url, generation, _read(url, highest)))
+    return names
 
 
 def guard(url: str, generation: int) -> Callable[[], None]:
     """Return `check_generation` as a callable without arguments, as `CheckpointStore(guard=...)` wants it."""
-    return lambda: check_generation(url, generation)
+
+    def check() -> None:
+        check_generation(url, generation)
+
+    return check
+
+
+def ask_to_stop(parent_url: str, request: StopRequest) -> Owner | None:
+    """Ask the run's owner, on any machine, to save and stop: it sees that at its next beat. Return the owner; None
+    where nobody has the run in work.
+    """
+    generation, holder = _highest(lease_url(parent_url))
+    if holder is None or holder.is_released or is_dead(holder):
+        return None
+    storage.write_json(storage.join(lease_url(parent_url), stop_name(generation)), asdict(request))
+    return holder
 
 
 def current_owner(parent_url: str) -> Owner | None:
@@ -268,10 +313,13 @@ def _generation_url(url: str, generation: int) -> str:
     return storage.join(url, f"{generation:06d}.json")
 
 
-def _generations(url: str) -> list[int]:
+def _names(url: str) -> list[str]:
     with _prompt():
-        names = storage.list_names(url)
-    return sorted(int(match.group(1)) for name in names if (match := _FILE.fullmatch(name)))
+        return storage.list_names(url)
+
+
+def _generations_in(names: Sequence[str]) -> list[int]:
+    return [int(match[1]) for name in names if (match := _FILE.fullmatch(name)) and match[2] == "json"]
 
 
 def _prompt() -> AbstractContextManager[None]:
@@ -280,7 +328,7 @@ def _prompt() -> AbstractContextManager[None]:
 
 
 def _highest(url: str) -> tuple[int, Owner | None]:
-    highest = max(_generations(url), default=0)
+    highest = max(_generations_in(_names(url)), default=0)
     return highest, _read(url, highest) if highest else None
 
 
