@@ -36,6 +36,7 @@ Busy = Annotated[
         show_default=True,
     ),
 ]
+Pool = Annotated[str, Parameter(help="work pool, of type process", show_default=True)]
 Verbose = Annotated[bool, Parameter(help="show Prefect's log lines too")]
 Json = Annotated[bool, Parameter(help="print JSON")]
 Status = Literal["running", "complete", "failed", "interrupted", "unknown"]
@@ -188,6 +189,47 @@ def show(
 
     with _endpoint(endpoint_url):
         return print_run(root, run, json)
+
+
+@app.command(
+    help_epilogue="""\
+examples:
+  danling up                                             in a terminal of its own
+  danling up --database postgresql+asyncpg://user:password@localhost/prefect
+
+Prefect's own commands do the same: see deployments/README.md of the project."""
+)
+def up(
+    *,
+    port: Annotated[int, Parameter(help="of the server and its UI", show_default=True)] = 4200,
+    database: Annotated[
+        str | None, Parameter(help="of the server; default: SQLite, good for about four runs at a time")
+    ] = None,
+    pool: Pool = "danling",
+    limit: Annotated[int | None, Parameter(help="flow runs at a time of the worker")] = None,
+) -> int:
+    """Start server, work pool, worker and this project's deployments on this machine."""
+    from flows.up import up as bring_up
+
+    return bring_up(port, database, pool, limit)
+
+
+@app.command(
+    help_epilogue="""\
+examples:
+  danling deploy run.yaml group.yaml       writes prefect.yaml once, and registers it
+  danling deploy                           registers the prefect.yaml of this folder
+  danling deploy --example                 a small project to begin with"""
+)
+def deploy(
+    *files: Annotated[str, Parameter(help="a run's, an experiment's or a group's file each")],
+    pool: Pool = "danling",
+    example: Annotated[bool, Parameter(help="write toy.py and toy.yaml, and deploy these")] = False,
+) -> int:
+    """Make deployments of this folder's runs, experiments and groups."""
+    from flows.cli_deploy import deploy as deploy_files
+
+    return deploy_files(files, pool, example)
 
 
 @app.command(

@@ -63,7 +63,7 @@ def _flow_run_name() -> str:
 @flow(name="run", flow_run_name=_flow_run_name, persist_result=False)
 def run(
     config: Config,
-    overrides: Overrides | None = None,
+    overrides: Overrides = {},  # noqa: B006 - Prefect copies it; null would hide the schema's own message
     fresh: bool = False,
     if_busy: IfBusy = "follow",
 ) -> State[dict[str, Any]]:

@@ -98,6 +98,11 @@ def new_timestamp(now: datetime | None = None) -> str:
     return moment.strftime("%Y%m%d-%H%M%S-%f")
 
 
+def is_named_by_file(config: Config) -> bool:
+    """Return whether the runner is named by a file or a script, so that the file's content is part of the run's id."""
+    return _FILE_RUNNER.fullmatch(config.runner or "") is not None
+
+
 def _canonical(config: Config, source_file: str | None) -> dict[str, object]:
     """Return the canonical config, in which a runner in a file or a script is named by its content, not its path.
 

@@ -21,6 +21,7 @@ from danling_core.parallel.ranks import Ranks
 from danling_core.parallel.stopping import Stopping, share
 from danling_core.session.context import RunContext
 from danling_core.suggest import nearest
+from danling_core.train.evaluator import name_of
 
 logger = logging.getLogger("danling")
 _TRUE_TEXTS = {"no", "off", "n", "yes", "on", "y"}
@@ -39,7 +40,7 @@ def check_metrics(metrics: Mapping[str, Any], *, is_distributed: bool, trained: 
     for name, metric in metrics.items():
         if metric is None:
             continue
-        if isinstance(metric, Mapping) and "loss" in metric:
+        if "loss" in (metric.keys() if hasattr(metric, "keys") else [name_of(metric)]):
             raise ConfigError(
                 f"self.{name} has a metric called 'loss', which is the name of the criterion's own: give it another"
             )

@@ -299,13 +299,16 @@ class TorchRunner(BaseRunner):
         if not self._parts.setup.is_trainable:
             self._set_up(None, (split,), resume=False)
         evaluator, loader = self._parts.evaluator, self._parts.splits.evaluate_loader(split)
-        with self._evaluating(RunnerMode.evaluate, split):
-            self.meters = LossMeter()
-            metrics = self._metrics_in_use()
-            if metrics is not None:
-                metrics.reset()
-            evaluator.evaluate(loader, self.evaluate_step, self.meters, self.size_of)
-            return self.get_epoch_result()
+        before, self.meters = self.meters, LossMeter()
+        try:
+            with self._evaluating(RunnerMode.evaluate, split):
+                metrics = self._metrics_in_use()
+                if metrics is not None:
+                    metrics.reset()
+                evaluator.evaluate(loader, self.evaluate_step, self.meters, self.size_of)
+                return self.get_epoch_result()
+        finally:
+            self.meters = before
 
     def evaluate_step(self, data: Any) -> tuple[Any, Any]:
         """Evaluate one batch, without gradients: forward, loss, metrics.

@@ -94,6 +94,7 @@ def make_trainable(parts: Parts, runner: Trained, train_splits: Sequence[str]) -
     if parts.ranks.distributed and runner.ema is not None:
         runner.ema.module.load_state_dict(parts.modules.own["model"].state_dict())
     parts.steppers = _make_steppers(parts, runner, optimizers, runner.scheduler if by_steps else None)
+    _drop_left_out(parts, held)
     trained = {id(parameter) for parameter in held}
     for name, module in parts.modules.own.items():
         if name not in ("model", "criterion"):
@@ -146,9 +147,18 @@ def take_unfrozen(parts: Parts, runner: Trained) -> bool:
     held = [p for each in parts.steppers for group in each.optimizer.param_groups for p in group["params"]]
     compile_model: Any = torch.compile if parts.config.compile else lambda module: module
     parts.modules.wrap(held, compile_model)
+    _drop_left_out(parts, held)
     if parts.ranks.is_main_process:
         _warn_of_untrained(parts, {id(parameter) for parameter in held})
     return True
+
+
+def _drop_left_out(parts: Parts, held: Sequence[torch.Tensor]) -> None:
+    """Have the first optimizer's step drop the gradients of parameters that no optimizer holds."""
+    if parts.steppers.first is not None:
+        ids = {id(parameter) for parameter in held}
+        parameters = parts.modules.parameters().values()
+        parts.steppers.first.left_out = [p for p in parameters if p.requires_grad and id(p) not in ids]
 
 
 def load_other_weights(parts: Parts, runner: Trained, state: Mapping[str, Any]) -> None:

@@ -94,6 +94,11 @@ def find_folders(root_url: str, name: str, id: str) -> list[RunFolder]:
     return _timestamped(parent_url(root_url, name, id))
 
 
+def begun_folders(root_url: str, name: str, id: str) -> list[RunFolder]:
+    """Return the folders of one run in which it has begun, newest first: not those that hold somebody else's file."""
+    return [folder for folder in find_folders(root_url, name, id) if folder.is_begun()]
+
+
 def resolve(root_url: str, text: str) -> RunFolder:
     """Return the run that a user means: path or URL of its folder, `{name}-{id}`, an id, its beginning, or a name.
 
@@ -113,7 +118,7 @@ def resolve(root_url: str, text: str) -> RunFolder:
     if not matches:
         known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         raise NotFound(f"no run {text!r} under {root_url}; there is {known or 'none at all'}")
-    folders = [folder for name in matches for folder in _timestamped(storage.join(root_url, name))[:1]]
+    folders = [folder for name in matches if (folder := _newest_begun(storage.join(root_url, name)))]
     if not folders:
         raise NotFound(f"{', '.join(matches)} under {root_url} holds no run")
     folders.sort(key=lambda folder: folder.timestamp, reverse=True)
@@ -131,7 +136,13 @@ def _at_location(url: str) -> RunFolder | None:
     folder = RunFolder(url.rstrip("/") or "/")
     if folder.holds_run():
         return folder
-    return next(iter(_timestamped(url)), None)
+    return _newest_begun(url)
+
+
+def _newest_begun(parent_url: str) -> RunFolder | None:
+    return next(
+        (folder for folder in _timestamped(parent_url) if folder.is_begun() or folder.holds_run()), None
+    )
 
 
 def _is_called(folder_name: str, text: str) -> bool:

@@ -11,9 +11,9 @@ from danling_core import storage
 from danling_core.config import Config
 from danling_core.errors import ConfigError, DanLingError
 from danling_core.identity.code_state import git_output
-from danling_core.identity.ids import Identity
+from danling_core.identity.ids import Identity, is_named_by_file
 from danling_core.runs import metadata
-from danling_core.runs.finding import NAME_AND_ID, find_folders
+from danling_core.runs.finding import NAME_AND_ID, begun_folders
 from danling_core.runs.folder import RunFolder
 
 logger = logging.getLogger("danling")
@@ -41,16 +41,24 @@ def tell_of_other_code(root_url: str, config: Config, identity: Identity, source
     status = folder.find_status()
     logger.warning(
         "a run of the same config (%s, in %s) was made by other code%s: this one begins anew; to go on with that one, "
-        "give experiment_id=%s",
+        "%s",
         *("unknown" if status is None else status.status, folder.url),
-        *(_difference(source_file, experiment_id), experiment_id),
+        *(_difference(source_file, experiment_id), _advice(config, experiment_id)),
     )
+
+
+def _advice(config: Config, experiment_id: str) -> str:
+    """Return what makes this config mean the other run."""
+    if is_named_by_file(config):  # whose content belongs to the run's id
+        commit, _, difference = experiment_id.partition("-")
+        return f"put its code back: commit {commit[:12]}{' and what was changed in it' if difference else ''}"
+    return f"give experiment_id={experiment_id}"
 
 
 def _newest(root_url: str, config: Config, identity: Identity) -> tuple[RunFolder, str] | None:
     matches = [match for name in storage.list_names(root_url) if (match := NAME_AND_ID.fullmatch(name))]
     others = [m["id"] for m in matches if m["name"] == identity.name and m["id"] != identity.id]
-    folders = [folder for id in others for folder in find_folders(root_url, identity.name, id)[:1]]
+    folders = [folder for id in others for folder in begun_folders(root_url, identity.name, id)[:1]]
     for folder in sorted(folders, key=lambda each: each.timestamp, reverse=True)[:_LOOKED_AT]:
         try:
             is_same = _without_code(folder.read_config()) == _without_code(config)

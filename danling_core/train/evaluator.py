@@ -176,13 +176,18 @@ def joined_values(losses: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
     return {**losses, **values}
 
 
+def name_of(metric: Any) -> str:
+    """Return the name of a metric that stands alone: its class, as `mean_squared_error`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metric).__name__).lower()
+
+
 def computed(metrics: Any) -> dict[str, Any]:
     """Return what metrics compute, as plain numbers by name; a single value is named after its class."""
     if metrics is None:
         return {}
     value = metrics.compute()
     if not isinstance(value, Mapping):
-        value = {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metrics).__name__).lower(): value}
+        value = {name_of(metrics): value}
     return {str(name): as_floats(item, str(name)) for name, item in value.items()}
 
 

@@ -52,6 +52,9 @@ class Stepper:
         """Whether there are gradients of a window that has not stepped."""
         self.rehearsed = 0
         """How often it was called only to try it."""
+        self.left_out: Sequence[torch.Tensor] = ()
+        """Parameters that no optimizer holds: their gradients are dropped with the others, and not summed up until one
+        does."""
         self._modules = modules
         self._precision = precision
         self._ema = ema
@@ -105,6 +108,8 @@ class Stepper:
             taken = self._scaled_step(scaler, parameters[0].device)
             self._undo_skipped(taken)
         for parameter in parameters:  # zero_grad does the same with profiler hooks: 10 us a step
+            parameter.grad = None
+        for parameter in self.left_out:
             parameter.grad = None
         for scheduler in self.schedulers:
             scheduler.step()

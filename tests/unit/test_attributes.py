@@ -309,6 +309,20 @@ def test_results_name_the_loss_of_each_optimizer(tmp_path: Path) -> None:
     assert {"loss", "loss_critic_optimizer", "loss_optimizers.0", "accuracy"} == set(result)
 
 
+def test_the_log_says_at_its_start_which_attributes_every_checkpoint_holds(tmp_path: Path) -> None:
+    runner = in_peace(tmp_path, Rich)
+    lines = Path(runner.dir, "run.log").read_text().splitlines()
+    [at] = [number for number, line in enumerate(lines) if "every checkpoint also holds" in line]
+    assert not any("epoch" in line for line in lines[:at])
+    named = lines[at].partition("every checkpoint also holds self.")[2].split(", self.")
+    parts = {"critic", "teacher", "nets.a", "nets.rest.0", "critic_optimizer", "optimizers.0", "decay"}
+    assert sorted(named) == sorted({*parts, "memory", "generator", "numpy_generator", "python_generator"})
+    shared, own = runner.training_state.shared_state(), runner.training_state.rank_state()["attributes"]
+    assert {*named} == {*shared["modules"], *shared["optimizers"], *own["states"]}
+    plain = in_peace(tmp_path / "plain")
+    assert "also holds" not in Path(plain.dir, "run.log").read_text()
+
+
 def test_an_attribute_can_be_left_out(tmp_path: Path) -> None:
     class Without(Rich):
         def __init__(self, given: Any) -> None:
@@ -480,6 +494,39 @@ def test_a_save_inside_a_step_holds_a_whole_state(tmp_path: Path, place: str) ->
     other.load_checkpoint(f"{first.checkpoint_dir}/mine")
     other.train()
     assert weights(other) == weights(peace) and other.results == peace.results
+
+
+class SavesInAdvance(Stopped):
+    """Saves in its third step, before the weights change or right after."""
+
+    is_before = True
+
+    def advance(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
+        if self.is_before and self.iters == 2:
+            self.save_checkpoint("mine")
+        super().advance(loss, optimizer)
+        if not self.is_before and self.iters == 2:
+            self.save_checkpoint("mine")
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+@pytest.mark.parametrize(("accum_steps", "iters", "steps"), [(1, 3, 3), (2, 4, 2)])
+def test_a_save_inside_advance_waits_for_the_end_of_the_window(
+    tmp_path: Path, is_before: bool, accum_steps: int, iters: int, steps: int
+) -> None:
+    from danling_core.checkpoints.store import CheckpointStore
+
+    fields: dict[str, Any] = {"params": {"width": 4, "dropout": 0.5}, "accum_steps": accum_steps}
+    peace = in_peace(tmp_path, **fields)
+    first = SavesInAdvance(config(tmp_path / "saves", **fields))
+    first.is_before = is_before
+    first.train()
+    mine = CheckpointStore(first.checkpoint_dir).pointed("mine")
+    assert mine is not None and mine.progress == {"iters": iters, "steps": steps, "epochs": 0}
+    other = Stopped(config(tmp_path / "other", **fields))
+    other.load_checkpoint(f"{first.checkpoint_dir}/mine")
+    other.train()
+    assert weights(first) == weights(other) == weights(peace) and other.results == peace.results
 
 
 def test_a_state_inside_a_step_is_refused(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, TensorDataset
 
 from danling_core.data.facts import facts_of
 from danling_core.errors import CheckpointError, ConfigError, DataError
 from danling_core.metrics import Accuracy, MetricGroup
 from danling_core.parallel import environment as environments
 from danling_core.results.scoring import resolve_score_mode
-from tests.small_runner import SmallRunner, config, points, weights
+from tests.small_runner import SmallRunner, Stream, config, events, points, weights
 from tests.unit.test_resume_here import Stopped, in_peace, resumed
 from tests.unit.test_right_or_refused import refused
 
@@ -229,14 +229,16 @@ def test_generators_of_the_data_survive_a_resume(tmp_path: Path, kind: type[Augm
 # a false "bitwise"
 
 
-def _resume(root: Path, **changes: Any) -> Stopped:
+def _resume(root: Path, where: tuple[str, int] = ("train", 6), **changes: Any) -> Stopped:
     first = Stopped(config(root, epoch_end=3))
-    first.stop_in = ("train", 6)
+    first.stop_in = where
     with pytest.raises(Exception, match="asked"):
         first.train()
     second = Stopped(config(root, epoch_end=3))
     for name, value in changes.items():
         second.datasets[name] = value
+        if value is None:
+            del second.datasets[name]
     second.train()
     return second
 
@@ -276,12 +278,77 @@ def test_a_resume_in_another_environment_says_what_differs(
     ]
 
 
+def test_the_event_of_a_start_holds_the_environment(tmp_path: Path) -> None:
+    def started(name: str) -> dict[str, str]:
+        runner = SmallRunner(config(tmp_path / name, epoch_end=1))
+        runner.train()
+        [event] = events(runner, "run_started")
+        found: dict[str, str] = event["environment"]
+        return found
+
+    known = {
+        "torch": torch.__version__,
+        "NumPy": np.__version__,
+        "CPU capability": torch.backends.cpu.get_cpu_capability(),
+        "CPU threads": str(torch.get_num_threads()),
+        "deterministic algorithms": "False",
+        "float32 matmul precision": "highest",
+    }
+    assert started("plain").items() >= known.items()
+    torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("high")
+    try:
+        flags = {"deterministic algorithms": "True", "float32 matmul precision": "high"}
+        assert started("flags").items() >= (known | flags).items()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_data_that_changed_is_named(tmp_path: Path) -> None:
     inputs, targets = points(20)
     longer = _resume(tmp_path / "longer", train=TensorDataset(*points(40)))
     assert _status(longer).not_bitwise == "the data has changed: split 'train': the length was 20 and is 40"
     others = _resume(tmp_path / "others", train=TensorDataset(inputs + 1, targets))
     assert _status(others).not_bitwise == "the data has changed: split 'train': the samples are not the same"
+
+
+def test_half_of_the_data_is_said_where_the_pass_still_has_the_position(tmp_path: Path) -> None:
+    half = _resume(tmp_path, ("train", 4), train=TensorDataset(*points(10)))
+    assert _status(half).not_bitwise == "the data has changed: split 'train': the length was 20 and is 10"
+    assert (half.steps, half.epochs) == (8, 3), "4 and 2 steps, one more of that pass, and 2 of the last"
+
+
+def test_half_of_the_data_is_refused_inside_its_other_half_and_costs_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"after 4 batches of a pass, and the data has 2 now"):
+        _resume(tmp_path, train=TensorDataset(*points(10)))
+    again, peace = Stopped(config(tmp_path, epoch_end=3)), in_peace(tmp_path, epoch_end=3)
+    again.train()
+    assert again.bitwise and weights(again) == weights(peace) and again.results == peace.results
+
+
+@pytest.mark.parametrize("kind", ["Subset", "list", "Stream"])
+def test_data_of_another_type_is_named_though_its_samples_are_the_same(tmp_path: Path, kind: str) -> None:
+    inputs, targets = points(27)[0][:20], points(27)[1][:20]
+    plain = TensorDataset(inputs, targets)
+    others = {
+        "Subset": Subset(plain, list(range(20))),
+        "list": list(zip(inputs, targets, strict=True)),
+        "Stream": Stream(inputs, targets),
+    }
+    again = _resume(tmp_path, train=others[kind])
+    expected = f"the data has changed: split 'train': the type was TensorDataset and is {kind}"
+    assert _status(again).not_bitwise == expected and again.steps == 12
+
+
+def test_a_split_that_is_gone_is_named(tmp_path: Path) -> None:
+    again = _resume(tmp_path / "val", val=None)
+    assert _status(again).not_bitwise == "the data has changed: split 'val' is gone"
+    assert set(again.results[2]) == {"train"} and again.steps == 12
+    renamed = _resume(tmp_path / "train", train=None, training=TensorDataset(*points(20)))
+    assert _status(renamed).not_bitwise == "the data has changed: split 'train' is gone"
+    with pytest.raises(ConfigError, match=r"no split to train on: the runner has \['val'\]"):
+        _resume(tmp_path / "none", train=None)
 
 
 def test_a_position_that_no_longer_exists_is_refused(tmp_path: Path) -> None:

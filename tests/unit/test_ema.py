@@ -68,6 +68,33 @@ def test_it_is_updated_once_per_step_and_used_to_evaluate_and_infer(tmp_path: Pa
     torch.testing.assert_close(runner.infer(), runner.ema(inputs[20:]))
 
 
+def test_a_state_inside_an_evaluation_holds_the_trained_weights_beside_the_average(tmp_path: Path) -> None:
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    class Asks(SmallRunner):
+        def evaluate_step(self, data: Any) -> Any:
+            state = self.state_dict()
+            joined = [torch.cat([v.flatten() for v in state[name].values()]) for name in ("model", "ema")]
+            seen.append((*joined, parameters(self.model)))
+            return super().evaluate_step(data)
+
+    runner = Asks(config(tmp_path, ema_decay=0.5, epoch_end=1))
+    average = parameters(runner.model)
+
+    def watched() -> None:
+        nonlocal average
+        average = 0.5 * average + 0.5 * parameters(runner.model)
+
+    runner.after_step = watched  # type: ignore[method-assign]
+    runner.train()
+    trained = parameters(runner.model)
+    assert len(seen) == 2 and not torch.allclose(trained, average)
+    for model, ema, evaluated in seen:
+        assert torch.equal(model, trained)
+        torch.testing.assert_close(ema, average)
+        torch.testing.assert_close(evaluated, average)
+
+
 @pytest.mark.holds("attributes-11")
 def test_it_is_saved_and_restored(tmp_path: Path) -> None:
     class Stops(SmallRunner):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
+import sys
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from uuid import UUID, uuid5
 import pytest
 
 from danling_core.config import Config
-from danling_core.errors import ConfigError
+from danling_core.errors import ConfigError, RunInterrupted
 from danling_core.identity import code_state
 from danling_core.identity.ids import NO_SOURCE, experiment_id_of, identify, new_timestamp
+from danling_core.runner.resolve import import_runner
 
 SETTINGS = [
     "diff.external=false",
@@ -273,6 +276,70 @@ def test_code_in_no_file_has_a_known_id_and_a_missing_file_is_refused(tmp_path: 
     assert experiment_id_of(None) == NO_SOURCE
     with pytest.raises(ConfigError, match="is not a file"):
         experiment_id_of(str(tmp_path / "gone.py"))
+
+
+RUNNER = """
+import torch
+import danling_core as dl
+
+class Mine(dl.TorchRunner):
+    def __init__(self, config):
+        super().__init__(config)
+        inputs = torch.arange(16.0).reshape(8, 2) / 16
+        self.datasets["train"] = torch.utils.data.TensorDataset(inputs, (inputs[:, 0] > 0.4).long())
+        self.model = torch.nn.Linear(2, 2)
+        self.criterion = torch.nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.until = None
+
+    def train_step(self, data):
+        if self.steps == self.until:
+            self.request_stop("asked by the test")
+        return super().train_step(data)
+"""
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_code_that_changes_in_the_middle_of_a_run_is_said_and_the_old_id_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_committed: bool
+) -> None:
+    name, code = f"runner_of_a_commit_{is_committed}".lower(), tmp_path / "code"
+    code.mkdir()
+    (code / f"{name}.py").write_text(RUNNER)
+    git(code, "init", "-q")
+    git(code, "add", ".")
+    git(code, "commit", "-q", "-m", "one")
+    monkeypatch.syspath_prepend(str(code))
+
+    def make(**fields: Any) -> Any:
+        sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        place = {"project_root": str(tmp_path / "runs"), "runner": f"{name}:Mine", "device": "cpu"}
+        values = {"epoch_end": 3, "dataloader": {"batch_size": 2}, "sanity_batches": 0, "progress_bar": False}
+        return import_runner(f"{name}:Mine")({**place, **values, **fields})
+
+    first, old = make(), git(code, "rev-parse", "HEAD")
+    assert first.identity.experiment_id == old
+    first.until = 5
+    with pytest.raises(RunInterrupted):
+        first.train()
+    (code / f"{name}.py").write_text(RUNNER.replace("lr=0.1", "lr=0.2"))
+    if is_committed:
+        git(code, "commit", "-q", "-a", "-m", "two")
+    caplog.clear()
+    anew = make()
+    anew.train()
+    [line] = [record.getMessage() for record in caplog.records if "other code" in record.getMessage()]
+    changed = git(code, "diff", "--shortstat", old)
+    assert changed.startswith("1 file changed") and f"({changed} since its commit)" in line
+    assert f"(interrupted, in {first.dir})" in line and line.endswith(f"experiment_id={old}")
+    assert anew.resumed is None and anew.dir != first.dir and anew.steps == 12
+
+    caplog.clear()
+    again = make(experiment_id=old)
+    again.train()
+    assert again.resumed["step"] == first.steps < 12 and again.dir == first.dir and again.steps == 12
+    assert "other code" not in caplog.text and len(list((tmp_path / "runs").glob("*/2*"))) == 2
 
 
 # the run -----------------------------------------------------------------------

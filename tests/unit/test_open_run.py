@@ -138,6 +138,21 @@ def test_a_complete_run_is_returned_without_a_lease(root: str, tmp_path: Path) -
     assert status is not None and status.is_complete
 
 
+@pytest.mark.parametrize("status", ["complete", "interrupted"])
+def test_a_newer_folder_with_a_file_of_somebody_elses_hides_no_run(
+    root: str, tmp_path: Path, status: str
+) -> None:
+    config, identity = make(root, tmp_path)
+    first = open_run(config, identity)
+    finish(first, identity, status)
+    ghost = storage.join(storage.parent(first.folder.url), "20990101-000000-000000")
+    storage.write_bytes(storage.join(ghost, "notes.txt"), b"mine")
+    second = open_run(config, identity)
+    assert second.folder == first.folder and not second.is_new
+    assert (second.complete is not None, second.lease is None) == (status == "complete",) * 2
+    assert storage.list_names(ghost) == ["notes.txt"]
+
+
 @pytest.mark.holds("levels-5")
 def test_fresh_makes_a_new_folder_that_is_the_newest(root: str, tmp_path: Path) -> None:
     config, identity = make(root, tmp_path)

@@ -15,9 +15,12 @@ from torch.utils.data import DataLoader, TensorDataset
 import danling_core as dl
 from danling_core.config import FreeParams
 from danling_core.config.sections import unread
-from danling_core.errors import ConfigError
+from danling_core.errors import ConfigError, NonFiniteLossError, RunInterrupted
 from danling_core.metrics import Accuracy, MetricGroup
+from danling_core.runs.finding import resolve
+from danling_core.runs.folder import RunFolder
 from tests.small_runner import SmallRunner, config, events, points, weights
+from tests.unit.test_resume_here import Stopped, in_peace, resumed
 
 
 def refused(runner: SmallRunner, message: str) -> None:
@@ -200,6 +203,37 @@ def test_a_step_of_ones_own(tmp_path: Path) -> None:
     assert runner.get_step_result()["accuracy"] >= 0
 
 
+def test_training_goes_on_by_hand_once_train_has_ended(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"params": {"width": 4, "dropout": 0.5}}
+    longer = SmallRunner(config(tmp_path / "longer", epoch_end=3, **fields))
+    longer.train()
+    runner = SmallRunner(config(tmp_path / "run", **fields))
+    runner.train()
+    written = events(runner)
+    assert (runner.iters, runner.steps, runner.epochs) == (8, 8, 2)
+    assert {"train": runner.train_epoch(), "val": runner.evaluate_epoch()} == longer.results[2]
+    assert (runner.iters, runner.steps, runner.epochs) == (12, 12, 3) and weights(runner) == weights(longer)
+    assert events(runner) == written and set(runner.results) == {0, 1}
+
+
+@pytest.mark.parametrize("first", ["train", "train_epoch"])
+def test_a_step_goes_on_once_train_has_ended(tmp_path: Path, first: str) -> None:
+    runner, (inputs, targets) = SmallRunner(config(tmp_path)), points(5)
+    getattr(runner, first)()
+    before = runner.steps
+    plain = nn.Linear(2, 2)
+    plain.load_state_dict(runner.model.state_dict())
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    for number in range(1, 4):
+        _, loss = runner.train_step((inputs, targets))
+        expected = nn.functional.cross_entropy(plain(inputs), targets)
+        optimizer.zero_grad()
+        expected.backward()
+        optimizer.step()
+        assert loss.item() == expected.item() and runner.steps == runner.iters == before + number
+    assert torch.equal(runner.model.weight, plain.weight) and torch.equal(runner.model.bias, plain.bias)
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(
     "call",
@@ -252,6 +286,45 @@ def test_a_state_is_taken_up_before_training(tmp_path: Path, finished: SmallRunn
     assert (runner.steps, runner.epochs, runner.results) == (8, 2, finished.results)
     runner.train()
     assert runner.steps == 12 and runner.results == longer.results and weights(runner) == weights(longer)
+
+
+class Overflows(Stopped):
+    """Halves its gradient scale in the third step."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        super().backward(loss * 1e38 if self.steps == 2 else loss)
+
+
+def test_a_state_of_the_middle_of_an_epoch_is_taken_up_by_hand_and_is_not_bitwise(tmp_path: Path) -> None:
+    def made(kind: type[Stopped], name: str) -> Stopped:
+        fields: dict[str, Any] = {"precision": "fp16", "optim": {"name": "adamw", "lr": 0.01}}
+        return kind(config(tmp_path / name, params={"width": 8, "dropout": 0.5}, **fields))
+
+    def moments(runner: Stopped) -> list[torch.Tensor]:
+        return [value for state in runner.optimizer.state.values() for value in state.values()]
+
+    first = made(Overflows, "first")
+    first.stop_in = ("train", 4)
+    with pytest.raises(RunInterrupted):
+        first.train()
+    state, (second, third) = first.state_dict(), [made(Stopped, name) for name in ("second", "third")]
+    kept = [value.clone() for value in moments(first)]
+    for runner in (second, third):
+        runner.load_state_dict(state)
+        assert (runner.steps, runner.epochs) == (first.steps, 1) == (6, 1)
+        assert all(map(torch.equal, moments(runner), kept))
+    assert state["scalers"]["optimizer"]["scale"] == 2.0**15
+    assert second.state_dict()["scalers"] == third.state_dict()["scalers"] == state["scalers"]
+    second.train()
+    assert (second.steps, second.epochs) == (8, 2)
+    status = RunFolder(second.dir).read_status()
+    assert status is not None and not status.bitwise and status.not_bitwise is not None
+    assert "load_state_dict restores no random generators" in status.not_bitwise
+    for runner in (first, third):
+        assert all(map(torch.equal, moments(runner), kept)), (
+            "nobody shares a tensor with the one that trained"
+        )
+    assert not any(map(torch.equal, moments(second), kept))
 
 
 def test_a_runner_is_made_from_a_state(finished: SmallRunner) -> None:
@@ -381,3 +454,59 @@ def test_uuid_batch_size_and_lines_have_their_defaults(tmp_path: Path) -> None:
     runner.train()
     assert seen == {"val": 3} and runner.batch_size == 5
     assert runner.format_epoch_result({"val": {"loss": 0.5}}) == "epoch 3/3 | val loss 0.5000"
+
+
+class Late(Stopped):
+    """Hands its second layer to the optimizer in the second epoch; until then that layer only collects gradients."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        self.model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+        self.optimizer = torch.optim.SGD(self.model[0].parameters(), lr=0.1)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def train_epoch(self, split: str = "train") -> Any:
+        if self.epochs == 1 and len(self.optimizer.param_groups) == 1:
+            self.optimizer.add_param_group({"params": list(self.model[1].parameters()), "lr": 0.1})
+        return super().train_epoch(split)
+
+
+def test_a_layer_that_is_trained_later_begins_with_the_gradient_of_its_first_step(tmp_path: Path) -> None:
+    undisturbed = in_peace(tmp_path, Late)
+    again = resumed(tmp_path, ("train", 1), Late)
+    assert again.bitwise and weights(again) == weights(undisturbed)
+
+
+def test_a_step_after_an_evaluation_is_checked_as_before_it(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path))
+    runner.train()
+    runner.evaluate_epoch("val")
+    inputs, targets = points(5)
+    with pytest.raises(NonFiniteLossError):
+        runner.train_step((inputs * float("nan"), targets))
+
+
+class Loss(Accuracy):
+    """A metric whose class is called as the criterion's value is."""
+
+
+def test_a_metric_of_training_alone_that_is_called_loss_is_refused_before_the_first_step(
+    tmp_path: Path,
+) -> None:
+    runner = SmallRunner(config(tmp_path))
+    runner.train_metrics = Loss()
+    with pytest.raises(ConfigError, match="called 'loss'"):
+        runner.train()
+    assert runner.steps == 0
+
+
+def test_a_newer_folder_of_somebody_elses_is_not_the_run_that_is_named(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path))
+    runner.train()
+    ghost = Path(runner.dir).parent / "20990101-000000-000000"
+    ghost.mkdir()
+    (ghost / "notes.txt").write_text("mine")
+    assert resolve(str(tmp_path), runner.id).url == runner.dir
+    assert resolve(str(tmp_path), str(ghost.parent)).url == runner.dir

@@ -219,6 +219,30 @@ def test_step_log_logs_a_line_and_draws_a_curve(tmp_path: Path, caplog: pytest.L
 
 
 @pytest.mark.holds("methods-9")
+@pytest.mark.parametrize(
+    ("kind", "lines"), [("sized", ["train 1/4 |", "val 2/2 |"]), ("stream", ["train 1 |", "val 2 |"])]
+)
+def test_step_log_finds_the_length_of_a_pass_by_itself(tmp_path: Path, kind: str, lines: list[str]) -> None:
+    class Logs(SmallRunner):
+        evaluated = 0
+
+        def train_step(self, data: Any) -> Any:
+            answer = super().train_step(data)
+            self.step_log("train", self.iters)
+            return answer
+
+        def evaluate_step(self, data: Any) -> Any:
+            self.evaluated += 1
+            self.step_log("val", self.evaluated)
+            return super().evaluate_step(data)
+
+    runner = Logs(config(tmp_path, epoch_end=1, params={"kind": kind}))
+    runner.train()
+    log = Path(runner.dir, "run.log").read_text()
+    assert [line for line in lines if line not in log] == []
+
+
+@pytest.mark.holds("methods-9")
 def test_write_result_expands_lists_and_maps(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path))
     points: dict[str, float] = {}

@@ -67,6 +67,7 @@ def test_signatures_that_users_know() -> None:
         "check_dir": "(self, action='warn')",
         "save": "(self, obj, file, main_process_only=True)",
         "init_print": "(self, process=0)",
+        "step_log": "(self, split, iteration, length=None)",
         "save_checkpoint": "(self, name='latest', epochs=None, save_best=True)",
         "load_config": "(self, checkpoint, overwrite=False)",
         "train": "(self, train_splits=None, evaluate_splits=None)",

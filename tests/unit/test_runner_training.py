@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 import danling_core as dl
 from danling_core.errors import ConfigError, NonFiniteLossError
+from examples.gan.runner import GANRunner
 from tests.small_runner import SmallRunner, config, events, points, weights
 
 
@@ -105,6 +107,77 @@ class TwoLosses(SmallRunner):
         loss = self.criterion(pred, data[1]) + 0.1 * pred.square().mean()
         self.advance(loss)
         return pred, loss
+
+
+SAMPLES, BATCH, ACCUM, CLIP = 46, 4, 2, 0.05
+
+
+class FixedGAN(GANRunner):
+    """The GAN of the examples, on images and noise that a test knows."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        generator = torch.Generator().manual_seed(1)
+        images = torch.rand(SAMPLES, 1, 8, 8, generator=generator)
+        self.table = torch.randn(SAMPLES, self.params.noise, generator=generator)
+        self.datasets = {"train": torch.utils.data.TensorDataset(images, torch.arange(SAMPLES))}
+
+    def train_step(self, data: Any) -> Any:
+        self.indices = data[1]
+        return super().train_step(data)
+
+    def noise(self, count: int) -> torch.Tensor:
+        return self.table[self.indices]
+
+
+def plain_gan(runner: FixedGAN) -> tuple[nn.Module, nn.Module, list[float]]:
+    """Train copies of a GAN's networks for an epoch in plain torch; return them, and each window's gradient norms."""
+    makes, judges = copy.deepcopy(runner.model), copy.deepcopy(runner.critic)
+    adams = [torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.5, 0.999)) for net in (makes, judges)]
+    images, norms = runner.datasets["train"].tensors[0].flatten(1), []
+
+    def loss_of(shown: torch.Tensor, truth: float) -> torch.Tensor:
+        verdict = judges(shown)
+        return nn.functional.binary_cross_entropy_with_logits(verdict, torch.full_like(verdict, truth))
+
+    def add(net: nn.Module, loss: torch.Tensor) -> None:
+        weights = list(net.parameters())
+        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            weight.grad = gradient if weight.grad is None else weight.grad + gradient
+
+    def step(net: nn.Module, adam: torch.optim.Optimizer) -> None:
+        norms.append(float(nn.utils.clip_grad_norm_(net.parameters(), CLIP)))
+        adam.step()
+        adam.zero_grad()
+
+    rows = torch.arange(SAMPLES)
+    for window in rows.split(BATCH * ACCUM):
+        batches = window.split(BATCH)
+        for number, batch in enumerate(batches, 1):
+            share = len(batch) / len(window)
+            made = makes(runner.table[batch])
+            add(judges, share * (loss_of(images[batch], 1.0) + loss_of(made.detach(), 0.0)))
+            if number == len(batches):
+                step(judges, adams[1])
+            add(makes, share * loss_of(made, 1.0))
+            if number == len(batches):
+                step(makes, adams[0])
+    return makes, judges, norms
+
+
+@pytest.mark.holds("training-1", "training-4")
+def test_two_optimizers_accumulate_and_clip_each_by_itself_as_in_plain_torch(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"accum_steps": ACCUM, "clip_grad_norm": CLIP, "epoch_end": 1}
+    loader = {"batch_size": BATCH, "shuffle": False}
+    given = config(tmp_path, runner="examples.gan.runner:GANRunner", dataloader=loader, **fields)
+    runner = FixedGAN(given)
+    makes, judges, norms = plain_gan(runner)
+    assert len(norms) == 2 * 6 and min(norms) > CLIP
+    runner.train()
+    assert runner.steps == 6
+    for net, plain in ((runner.model, makes), (runner.critic, judges)):
+        for found, wanted in zip(net.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-6)
 
 
 @pytest.mark.holds("methods-2")

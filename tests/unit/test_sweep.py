@@ -12,6 +12,7 @@ from danling_core.config import Config
 from danling_core.config.documents import dump_yaml
 from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from danling_core.errors import ConfigError
+from tests.small_runner import EXPERIMENT_ID, SmallRunner, events
 
 MLP: dict[str, Any] = {
     "experiment_name": "mlp",
@@ -94,6 +95,31 @@ def test_overrides_of_the_caller_come_after_those_of_the_file_and_before_what_va
         (1, 0.7, 1, "x"),
         (2, 0.7, 1, "x"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("axis", "values"), [("seed", [0, 1]), ("params.width", [4, 0]), ("ema_decay", [None, 0.9])]
+)
+def test_a_new_axis_keeps_the_runs_that_are_there(tmp_path: Path, axis: str, values: list[Any]) -> None:
+    def trained(sweep: dict[str, Any]) -> dict[str, SmallRunner]:
+        shared = {"project_root": str(tmp_path), "epoch_end": 1, "dataloader": {"batch_size": 5}}
+        known = {**shared, "experiment_id": EXPERIMENT_ID, "device": "cpu", "sanity_batches": 0}
+        spec = ExperimentSpec(config={**known, "optim": {"name": "sgd", "lr": 0.1}}, sweep=sweep)
+        runners = [SmallRunner(one) for one in spec.configs()]
+        for runner in runners:
+            runner.train()
+        return {runner.dir: runner for runner in runners}
+
+    rates = {"optim.lr": [0.1, 0.2]}
+    first = trained(rates)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    second = trained({**rates, axis: values})
+    assert len(first) == 2 and len(second) == 4 and first.keys() < second.keys()
+    for folder, runner in second.items():
+        assert len(events(runner, "run_started")) == 1
+        assert folder not in first or runner.results == first[folder].results
+    kept = {path: path.stat().st_mtime_ns for path in files if not path.name.endswith(".log")}
+    assert kept.items() <= files.items(), "nothing was trained again"
 
 
 def test_an_experiment_without_variation_is_one_run() -> None:

@@ -26,6 +26,7 @@ from flows.cli import main
 from tests.marks import rarely
 from tests.prefect_fixtures import PrefectServer
 from tests.processes import listening, tree, wait_until
+from tests.unit.test_identity import RUNNER, git
 
 Make = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -275,6 +276,43 @@ def test_runs_and_show_read_what_a_group_left(
     shown = capsys.readouterr().out
     assert complete["folder"] in shown and "accuracy" in shown and "results.json" in shown
     assert main(["show", "nothing", "--root", root]) == 2
+
+
+@pytest.mark.long
+def test_a_finished_group_is_skipped_whole_though_a_stray_file_lies_beside_its_runner(
+    prefect_server: PrefectServer,
+    toy_config: Make,
+    write: Callable[[Any], str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "mine.py").write_text(RUNNER)
+    git(code, "init", "-q")
+    git(code, "add", ".")
+    git(code, "commit", "-q", "-m", "one")
+    shared = toy_config(runner=f"{code}/mine.py:Mine", score_name="loss")
+    swept = {"config": shared, "sweep": {"seed": [0, 1]}}
+    other = {"config": {**shared, "experiment_name": "other", "epoch_end": 1}}
+    file = write({"group": "g", "concurrency": 2, "experiments": [swept, other]})
+
+    def stamps() -> dict[str, int]:
+        runs = Path(shared["project_root"])
+        return {str(path): path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
+
+    assert main(["group", file]) == 0
+    first, before = capsys.readouterr().out, stamps()
+    assert "complete already" not in first and "[3/3]" in first
+    (code / "stray.py").write_text("x = 1\n")
+    assert main(["group", file]) == 0
+    second = capsys.readouterr().out
+    assert second.count("complete already") == 3 and stamps() == before
+    statuses = [status for _, status in list_runs(shared["project_root"])]
+    commit = git(code, "rev-parse", "HEAD")
+    assert [status and (status.status, status.experiment_id) for status in statuses] == [
+        ("complete", commit)
+    ] * 3
 
 
 def test_a_folder_with_nothing_but_a_status_is_shown(

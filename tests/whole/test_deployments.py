@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,8 +15,11 @@ import yaml
 
 from danling_core.config import Config
 from danling_core.config.sweep import ExperimentSpec, GroupSpec
+from danling_core.parallel import loopback
 from danling_core.runs.finding import list_runs
+from flows.cli import main
 from tests.prefect_fixtures import PrefectServer
+from tests.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "deployments/prefect.yaml"
@@ -23,7 +27,7 @@ DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / FILE).read_text())["d
 
 
 def _parameters(entrypoint: str, name: str = "digits") -> dict[str, Any]:
-    wanted = (f"flows/{entrypoint}.py:{entrypoint}", name)
+    wanted = (f"danling_flows.{entrypoint}", name)
     [found] = [one for one in DEPLOYMENTS if (one["entrypoint"], one["name"]) == wanted]
     return dict(found["parameters"])
 
@@ -41,7 +45,7 @@ def test_the_default_parameters_are_the_digits_example() -> None:
 def test_every_entrypoint_loads_and_takes_its_parameters(deployment: dict[str, Any]) -> None:
     from prefect.flows import load_flow_from_entrypoint
 
-    flow = load_flow_from_entrypoint(str(ROOT / deployment["entrypoint"]))
+    flow = load_flow_from_entrypoint(deployment["entrypoint"])
     flow.validate_parameters(deployment["parameters"])
 
 
@@ -129,8 +133,12 @@ def project(tmp_path: Path) -> Path:
     text = (ROOT / "deployments" / "README.md").read_text()
     [block] = [part for part in text.split("```")[1::2] if "entrypoint:" in part]
     (tmp_path / "prefect.yaml").write_text(block.removeprefix("yaml\n"))
+    for package in ("flows", "tasks"):  # called as ours are
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("NAME = __file__\n")
     (tmp_path / "toy.py").write_text(
-        "from tests.toy_runner import ToyRunner as Toy\n\nclass ToyRunner(Toy): ...\n"
+        "from flows import NAME\nfrom tests.toy_runner import ToyRunner as Toy\n\n"
+        "class ToyRunner(Toy):\n    assert NAME.startswith(__file__.removesuffix('toy.py'))\n"
     )
     return tmp_path
 
@@ -159,3 +167,71 @@ def test_the_commands_of_the_readme_are_those_tested_here() -> None:
     assert "prefect work-pool create danling --type process" in text
     assert f"prefect deploy --all --prefect-file {FILE}" in text
     assert "prefect worker start --pool danling" in text
+
+
+@pytest.mark.long
+def test_up_and_deploy_bring_an_empty_folder_to_a_completed_run(tmp_path: Path) -> None:
+    from prefect.client.orchestration import SyncPrefectClient
+
+    with loopback.listen(0) as listener:
+        _, port = loopback.address(listener)
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    project = tmp_path / "project"
+    project.mkdir()
+
+    def danling(*words: str, **more: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "danling_entry", *words],
+            cwd=project,
+            env={**environment, **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    up = danling("up", "--port", str(port))
+    try:
+        lines = []
+        assert up.stdout is not None
+        while not lines or "Ctrl-C" not in lines[-1]:
+            lines.append(up.stdout.readline())
+            assert lines[-1], lines
+        assert [line.split()[0] for line in lines[:5]] == [
+            "server",
+            "work",
+            "worker",
+            "automation",
+            "deployments",
+        ]
+        api = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+        deployed = danling("deploy", "--example", **api)
+        out, _ = deployed.communicate(timeout=60)
+        assert deployed.returncode == 0 and "deployed to" in out and "run/toy" in out, out
+        again = danling("up", "--port", str(port))
+        out, _ = again.communicate(timeout=60)
+        assert again.returncode == 0 and out.count("(there already)") == 4, out
+        refused = danling("deploy", "other.yaml", **api)
+        out, _ = refused.communicate(timeout=60)
+        assert refused.returncode == 2 and "is not written again" in out
+        with SyncPrefectClient(api["PREFECT_API_URL"]) as client:
+            deployment = client.read_deployment_by_name("run/toy")
+            flow_run = client.create_flow_run_from_deployment(deployment.id)
+            wait_until(lambda: client.read_flow_run(flow_run.id).state.is_final(), "the end of the run", 60)
+            assert client.read_flow_run(flow_run.id).state.is_completed()
+        [(_, status)] = list_runs(str(project / "experiments"))
+        assert status is not None and status.is_complete
+    finally:
+        up.terminate()
+        up.communicate(timeout=90)
+    assert up.returncode == 0
+
+
+def test_deploy_without_a_file_or_an_api_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["deploy"]) == 2
+    assert "danling deploy --example" in capfd.readouterr().err
+    (tmp_path / "bad.yaml").write_text("epoch_ned: 3\n")
+    assert main(["deploy", "bad.yaml"]) == 2
+    assert "epoch_ned" in capfd.readouterr().err and not (tmp_path / "prefect.yaml").exists()

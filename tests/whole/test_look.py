@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from danling_core.errors import ConfigError
+from danling_core.errors import ConfigError, RunInterrupted
 from danling_core.metrics import MetricGroup
 from danling_core.runner import aside
 from tests.ranks import Ranks
-from tests.small_runner import SmallRunner, config, weights
+from tests.small_runner import SmallRunner, config, points, weights
 from tests.unit.test_attributes import Rich
 from tests.unit.test_data_and_bits import Noisy
 
@@ -105,6 +105,64 @@ def test_what_would_fail_later_is_met_before_the_first_step(
     assert re.search(message, broken(tmp_path, change, **fields))
 
 
+@pytest.mark.parametrize("place", ["metrics", "evaluate_metrics"])
+@pytest.mark.parametrize("kind", ["a collection", "a class"])
+def test_a_metric_of_torchmetrics_that_is_called_loss_is_met_before_the_first_step(
+    tmp_path: Path, place: str, kind: str
+) -> None:
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy
+
+    class Loss(MulticlassAccuracy):
+        """A metric that is named after its class."""
+
+    metric = Loss(2) if kind == "a class" else MetricCollection({"loss": MulticlassAccuracy(2)})
+    said = broken(tmp_path, lambda runner: setattr(runner, place, metric))
+    assert "evaluate_step of split 'val', tried before the first step: a metric is called 'loss'" in said
+
+
+def as_lists(samples: Any) -> Any:
+    return [sample[0].tolist() for sample in samples], [int(sample[1]) for sample in samples]
+
+
+def time_first(samples: Any) -> Any:
+    return torch.stack([sample[0] for sample in samples], 1), torch.stack([sample[1] for sample in samples])
+
+
+READERS: dict[Any, Any] = {as_lists: torch.tensor, time_first: torch.t}
+
+
+@pytest.mark.parametrize(
+    ("collate", "found"),
+    [(as_lists, "There is no tensor in it"), (time_first, "Its tensors have first dimensions [2, 5]")],
+)
+def test_a_batch_of_the_users_own_loader_that_does_not_say_its_size_is_met_before_the_first_step(
+    tmp_path: Path, collate: Any, found: str
+) -> None:
+    def change(runner: SmallRunner) -> None:
+        data = runner.datasets.pop("val")
+        runner.dataloaders["val"] = DataLoader(data, batch_size=5, collate_fn=collate)
+        runner.metrics = None
+
+        def evaluate_step(data: Any) -> Any:
+            pred = runner.model(READERS[collate](data[0]))
+            return pred, runner.criterion(pred, torch.as_tensor(data[1]))
+
+        runner.evaluate_step = evaluate_step  # type: ignore[method-assign]
+
+    said = broken(tmp_path / "unsized", change)
+    assert "evaluate_step of split 'val', tried before the first step" in said
+    assert found in said and "set self.size_of in the runner" in said
+    sized = SmallRunner(looking(tmp_path / "sized"))
+    change(sized)
+    sized.size_of = lambda batch: len(batch[1])
+    loss = sized.train()[1]["val"]["loss"]
+    inputs, targets = points(27)
+    with torch.no_grad():
+        plain = nn.functional.cross_entropy(sized.model(inputs[20:]), targets[20:]).item()
+    assert loss == pytest.approx(plain, rel=1e-6)
+
+
 def test_the_splits_of_the_evaluate_stage_are_looked_at(tmp_path: Path) -> None:
     class NoVal(SmallRunner):
         """Trains on batches that its evaluate_step cannot take, and has no other split."""
@@ -172,6 +230,27 @@ def test_nothing_is_left_of_the_look(
     assert looked.calls == plain.calls and looked.seen == plain.seen
     assert (looked.iters, looked.steps) == (plain.iters, plain.steps)
     assert Path(looked.dir, "results.json").exists()
+
+
+@pytest.mark.parametrize("at", ["a fork", "copies"])
+@pytest.mark.parametrize("where", [("train", 1), ("train", 5), ("val", 4)])
+def test_a_run_that_looked_was_stopped_and_resumed_has_the_bits_of_one_that_did_neither(
+    tmp_path: Path, where: tuple[str, int], at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if at == "copies":
+        monkeypatch.setattr(aside, "can_fork", lambda device: False)
+    fields: dict[str, Any] = {"params": {"width": 4, "dropout": 0.5, "batch_norm": True}, "ema_decay": 0.9}
+    plain = Counts(config(tmp_path / "plain", **fields))
+    plain.train()
+    first = Counts(looking(tmp_path / "looked", **fields))
+    first.stop_in = where
+    with pytest.raises(RunInterrupted):
+        first.train()
+    again = Counts(looking(tmp_path / "looked", **fields))
+    again.train()
+    assert again.resumed is not None and again.bitwise
+    assert weights(again) == weights(plain) and again.results == plain.results
+    assert again.all() == plain.all() and again.seen == plain.seen
 
 
 def test_data_is_shared_with_a_look_at_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

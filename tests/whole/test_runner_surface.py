@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.ranks import Ranks
 from tests.small_runner import SmallRunner, config
@@ -51,6 +52,29 @@ def test_only_the_main_process_saves_unless_told(two_ranks: Ranks, tmp_path: Pat
     for names in two_ranks.run(saved, str(tmp_path)):
         assert names == ["main.json", "own-0.json", "own-1.json"]
     assert json.loads((tmp_path / "main.json").read_text()) == {"rank": 0}
+
+
+def configs(root: str) -> dict[str, Any]:
+    runner = SmallRunner(config(root, seed=3))
+    for name in ("same", f"rank-{runner.rank}"):
+        runner.json(f"{root}/{name}.json")
+        runner.yaml(f"{root}/{name}.yaml")
+    torch.distributed.barrier()
+    return runner.dict()
+
+
+@pytest.mark.holds("methods-17")
+def test_the_config_is_written_by_the_main_rank_alone(two_ranks: Ranks, tmp_path: Path) -> None:
+    first, second = two_ranks.run(configs, str(tmp_path))
+    names = ["rank-0.json", "rank-0.yaml", "same.json", "same.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert json.loads((tmp_path / "same.json").read_text())["seed"] == 3
+    assert yaml.safe_load((tmp_path / "same.yaml").read_text())["dataloader"]["batch_size"] == 5
+    for made in (
+        SmallRunner.from_json(tmp_path / "same.json"),
+        SmallRunner.from_yaml(tmp_path / "same.yaml"),
+    ):
+        assert made.dict() == first == second
 
 
 def spoken(root: str, process: int) -> str:

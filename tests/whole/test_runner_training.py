@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from danling_core.errors import RanksDiffer
 from tests.ranks import RankFailed, Ranks
 from tests.small_runner import SmallRunner, config, train, trained, weights
 
@@ -143,6 +145,137 @@ def overflowing(root: str) -> dict[str, Any]:
     runner.backward, runner.after_step = spiked, watched  # type: ignore[method-assign]
     runner.train()
     return {"scales": scales, "moved": moved, "weights": weights(runner)}
+
+
+# what requires gradients, and what is trained, changes while training ---------------------------------------
+
+
+class Layers(SmallRunner):
+    """Two layers and a head of its own, with the same weights everywhere, and nothing that looks at a batch."""
+
+    trained: tuple[str, ...] = ("model.0", "model.1", "head")
+    frozen: tuple[str, ...] = ()
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        self.model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+        self.head = nn.Linear(2, 2)
+        parts = [*self.model.parameters(), *self.head.parameters()]
+        with torch.no_grad():
+            for number, parameter in enumerate(parts, 1):
+                parameter.copy_(torch.linspace(-1, number, parameter.numel()).reshape(parameter.shape))
+        for name in self.frozen:
+            self.layer(name).requires_grad_(False)
+        held = [p for name in self.trained for p in self.layer(name).parameters()]
+        self.optimizer = torch.optim.SGD(held, lr=0.1, momentum=0.9)
+
+    def layer(self, name: str) -> Any:
+        place, _, number = name.partition(".")
+        module = self.unwrap(getattr(self, place))
+        return module[int(number)] if number else module
+
+    def train_step(self, data: Any) -> Any:
+        self.change()
+        pred = self.head(self.model(data[0]))
+        loss = self.criterion(pred, data[1])
+        self.update_metrics(pred, data[1])
+        self.advance(loss)
+        return pred, loss
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def change(self) -> None:
+        """Called before each step."""
+
+
+class Unfreezes(Layers):
+    frozen = ("model.0",)
+
+    def change(self) -> None:
+        if self.steps == 1:
+            self.layer("model.0").requires_grad_(True)
+
+
+class UnfreezesLast(Unfreezes):
+    def change(self) -> None:
+        if self.steps == 3:
+            self.layer("model.0").requires_grad_(True)
+
+
+class Freezes(Layers):
+    def change(self) -> None:
+        if self.steps == 1:
+            self.layer("model.0").requires_grad_(False)
+
+
+class AddsGroup(Layers):
+    """Trains one more layer from the second epoch on, in a group of its own."""
+
+    trained = ("model.0", "head")
+    frozen: tuple[str, ...] = ("model.1",)
+    added = "model.1"
+
+    def train_epoch(self, split: str = "train") -> Any:
+        if self.epochs == 1 and len(self.optimizer.param_groups) == 1:
+            layer = self.layer(self.added).requires_grad_(True)
+            self.optimizer.add_param_group({"params": list(layer.parameters()), "lr": 0.05})
+        return super().train_epoch(split)
+
+
+class AddsHead(AddsGroup):
+    trained = ("model.0", "model.1")
+    frozen: tuple[str, ...] = ("head",)
+    added = "head"
+
+
+class AddsOpenHead(AddsHead):
+    """Its head requires gradients from the start, so that nothing says when it is to be wrapped."""
+
+    frozen = ()
+
+
+def changing(root: str, kind: type[Layers], batch_size: int = 5, **fields: Any) -> tuple[str, int, list[Any]]:
+    """Train without shuffling; return the error, the steps made and all weights."""
+    loader = {"batch_size": batch_size, "shuffle": False}
+    runner, error = kind(config(root, params={"samples": 40}, dataloader=loader, **fields)), ""
+    try:
+        runner.train()
+    except RanksDiffer as caught:
+        error = str(caught)
+    parts = [runner.unwrap(module) for module in (runner.model, runner.head)]
+    return error, runner.steps, [p.tolist() for part in parts for p in part.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "steps"),
+    [
+        (Unfreezes, "model.0.weight", 4),
+        (UnfreezesLast, "model.0.weight", 4),
+        (AddsOpenHead, "head.weight", 8),
+    ],
+)
+def test_a_parameter_whose_gradient_is_suddenly_wanted_is_refused_by_its_name(
+    two_ranks: Ranks, tmp_path: Path, kind: type[Layers], name: str, steps: int
+) -> None:
+    for error, made, _ in two_ranks.run(changing, str(tmp_path), kind):
+        assert f"parameter {name!r} differs between the ranks after step {steps}" in error
+        assert "Nothing is saved" in error and made == steps
+    saved = [int(path.name.partition("-")[0]) for path in tmp_path.rglob("records/*.json")]
+    assert all(step < steps for step in saved)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"), [(AddsGroup, {}), (AddsHead, {}), (Freezes, {"find_unused_parameters": True})]
+)
+def test_layers_that_come_and_go_while_training_have_the_weights_of_one_rank(
+    two_ranks: Ranks, tmp_path: Path, kind: type[Layers], fields: dict[str, Any]
+) -> None:
+    first, second = two_ranks.run(changing, str(tmp_path / "two"), kind, epoch_end=3, **fields)
+    alone = changing(str(tmp_path / "one"), kind, 10, epoch_end=3)
+    assert first == second and first[:2] == alone[:2] == ("", 12)
+    for found, wanted in zip(first[2], alone[2], strict=True):
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.holds("training-11")
