@@ -140,7 +140,9 @@ def _write_example(name: str) -> str:
 def _write_file(files: Sequence[str], pool: str, is_example: bool) -> None:
     if Path(FILE).exists():
         if files and not is_example:
-            raise ConfigError(f"{FILE} is there, and is not written again: add deployments by hand, or remove it")
+            raise ConfigError(
+                f"{FILE} is there, and is not written again: add deployments by hand, or remove it"
+            )
         return
     if not files:
         raise ConfigError(

@@ -28,10 +28,24 @@ def counted(config: Config) -> tuple[str, int | None]:
     return ("step", config.step_end) if config.epoch_end is None else ("epoch", config.epoch_end)
 
 
+def span_end(opening: Mapping[str, Any], config: Config) -> int | None:
+    """Return the last epoch that one task run stands for, beginning with the one that opens; None for that one alone.
+
+    From epoch 100 on it is ten epochs, from 1000 on a hundred, and so on: a timeline of thousands would be dust.
+    """
+    index = opening["index"]
+    if index is None or index < 100:
+        return None
+    size = 10 ** (len(str(index)) - 2)
+    last = index - index % size + size - 1
+    return int(last if config.epoch_end is None else min(last, config.epoch_end - 1))
+
+
 def stage_name(opening: Mapping[str, Any], config: Config) -> str:
-    """Return the name of a stage's task, by the index of its result: `epoch-3`, `step-100`."""
+    """Return the name of a stage's task, by the index of its result: `epoch-3`, `epochs-100-109`, `step-100`."""
     if opening["index"] is not None:
-        return f"epoch-{opening['index']}"
+        last = span_end(opening, config)
+        return f"epoch-{opening['index']}" if last is None else f"epochs-{opening['index']}-{last}"
     every, end, step = config.evaluate_interval_steps, config.step_end, opening["step"]
     if every is None or end is None:  # where it ends, the data decides
         return f"from-step-{step}"

@@ -38,7 +38,8 @@ from flows.credentials import store_credentials
 from flows.endings import conclude_run
 from flows.lineage import flow_runs, in_flow_run
 from flows.naming import counted, run_display_name, tags_of
-from flows.outcome import RunOutcome, describe
+from flows.outcome import RunOutcome
+from flows.page import epoch_rows, run_page
 from flows.parameters import Overrides
 from flows.pool import LauncherPool, launcher_pool
 from flows.rank_warnings import RankWarnings
@@ -87,7 +88,7 @@ def run(
         artifacts = FlowArtifacts(reporter)
         artifacts.tag(tags_of(config))
         outcome = pool.record(open_and_train(config, pool, artifacts, fresh, if_busy))
-        artifacts.markdown(f"run-{outcome.key}", _page(outcome), "The run and where its files are")
+        artifacts.markdown(f"run-{outcome.key}", run_page(outcome), "The run and where its files are")
         if outcome.traceback:
             get_run_logger().error("rank %s failed:\n%s", outcome.rank, outcome.traceback)
     return conclude_run(outcome)
@@ -180,6 +181,7 @@ def _train(plan: RunPlan, opened: OpenedRun, pool: LauncherPool, artifacts: Flow
         observe_stages(Observation(handle.events(), listen, logger.warning, interrupt), config)
         ended = handle.outcome()
         warnings.pass_on()
+    artifacts.table(f"epochs-{_key(plan)}", epoch_rows(RunFolder(opened.work_dir)), "Every epoch of the run")
     try_task(score, folder_url=opened.work_dir)
     if ended.status == "complete":
         try_task(store, folder_url=opened.folder.url)
@@ -241,11 +243,3 @@ def _ended(plan: RunPlan, opened: OpenedRun, **known: Any) -> RunOutcome:
 
 def _effective(config: Config, overrides: dict[str, Any] | None) -> Config:
     return config.override(overrides) if overrides else config
-
-
-def _page(outcome: RunOutcome) -> str:
-    rows = "\n".join(
-        f"| {name} | {value} |" for name, value in outcome.dict().items() if value not in (None, {})
-    )
-    link = f"[{outcome.folder}]({outcome.folder})"
-    return f"# {outcome.name}\n\n{describe(outcome)}\n\n{link}\n\n| | |\n|-|-|\n{rows}\n"

@@ -9,7 +9,7 @@ from prefect import Task
 from prefect.context import TagsContext
 
 from danling_core.config import Config
-from flows.naming import stage_name
+from flows.naming import span_end, stage_name
 from tasks.evaluate import evaluate
 from tasks.observation import Observation
 from tasks.train import train_epoch
@@ -25,7 +25,8 @@ def observe_stages(observation: Observation, config: Config) -> None:
     while (opening := observation.next_opening()) is not None:
         if opening["event"] == "epoch_began":
             name = stage_name(opening, config)
-            shown = try_task(train_epoch, name=name, observation=observation, opening=opening)
+            last = span_end(opening, config)
+            shown = try_task(train_epoch, name=name, observation=observation, opening=opening, last=last)
         else:
             shown = try_task(evaluate, observation=observation, opening=opening)
         if not shown and observation.cut_off is None:

@@ -50,11 +50,26 @@ class Observation:
                 return event
         return None
 
-    def until_closed(self, opening: Event) -> Event | None:
+    def until_closed(self, opening: Event, last: int | None = None) -> Event | None:
         """Read on to the event that closes the stage; None when the run ended, or went on, without it, or at a
-        `cut_off`."""
+        `cut_off`.
+
+        Args:
+            opening: what `next_opening` returned.
+            last: index of the last epoch of a span that is one stage; the event that closes the newest of them is
+                returned.
+        """
         try:
-            return self._read_until_closed(opening)
+            closing = self._read_until_closed(opening)
+            while closing is not None and last is not None and closing["index"] < last:
+                following = self.next_opening()
+                if following is None:
+                    break
+                if following["event"] != "epoch_began" or following["index"] > last:
+                    self._put_back = following
+                    break
+                closing = self._read_until_closed(following)
+            return closing
         except Exception:
             raise
         except BaseException as error:

@@ -15,12 +15,14 @@ from tasks.unclosed import ended_inside
 
 
 @task(name="train epoch", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def train_epoch(name: str, observation: Observation, opening: Event) -> State[dict[str, Any] | None]:
-    """Wait for the end of the epoch that `opening` began; its metrics are the state's message.
+def train_epoch(
+    name: str, observation: Observation, opening: Event, last: int | None = None
+) -> State[dict[str, Any] | None]:
+    """Wait for the end of the epoch that `opening` began, or of epoch `last`; its metrics are the state's message.
 
     The ranks do not wait for this task. Failed: the run ended inside the epoch. `name` is what the run is called.
     """
-    closing = observation.until_closed(opening)
+    closing = observation.until_closed(opening, last)
     if closing is not None:
         return Completed(message=_message(closing), data={"index": closing["index"], **closing["result"]})
     return ended_inside(observation, name)

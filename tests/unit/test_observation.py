@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from danling_core.config import Config
+from flows.embedded_server import answering_soon
+from flows.naming import stage_name
+from flows.outcome import RunOutcome
+from flows.page import run_page
 from tasks.observation import Observation
+from tasks.unclosed import ended_inside
 from tests.small_runner import SmallRunner, config
 from tests.small_runner import events as events_of
 
@@ -115,3 +125,87 @@ def test_in_step_mode_a_restart_inside_a_stretch_leaves_it_open_and_before_it_op
     stages, differences = _stages(*repeated, _began_at(2), _finished_at(4))
     assert stages == [(0, True), (0, True)]
     assert len(differences) == 1 and "step 2" in differences[0]
+
+
+def test_a_span_is_closed_by_its_last_epoch_or_by_what_ends_the_run() -> None:
+    events = [each for epoch in range(4) for each in (_began(epoch), _finished(epoch))]
+    evaluation = {"event": "evaluate_began"}
+    observation = Observation(iter([*events, evaluation, {"event": "evaluate_finished"}]))
+    opening = observation.next_opening()
+    assert opening is not None
+    closing = observation.until_closed(opening, last=2)
+    assert closing is not None and closing["index"] == 2
+    opening = observation.next_opening()
+    assert opening is not None and opening["index"] == 3
+    closing = observation.until_closed(opening, last=9)
+    assert closing is not None and closing["index"] == 3, "the run stopped early"
+    assert observation.next_opening() == evaluation
+    assert list(observation.finished) == [0, 1, 2, 3]
+
+
+def test_an_exit_inside_a_stage_is_told_at_once_and_kept_for_later() -> None:
+    def events() -> Iterator[dict[str, Any]]:
+        yield _began(0)
+        raise KeyboardInterrupt
+
+    told: list[BaseException] = []
+    observation = Observation(events(), on_cut_off=told.append)
+    opening = observation.next_opening()
+    assert opening is not None and observation.until_closed(opening) is None
+    assert [type(each) for each in told] == [KeyboardInterrupt] and observation.cut_off is told[0]
+    state = ended_inside(observation, "epoch-0")
+    assert state.is_cancelled() and "KeyboardInterrupt" in str(state.message)
+
+
+@pytest.mark.parametrize(
+    ("index", "end", "name"),
+    [
+        (0, 3, "epoch-0"),
+        (99, 300, "epoch-99"),
+        (100, 300, "epochs-100-109"),
+        (103, 300, "epochs-103-109"),
+        (240, 249, "epochs-240-248"),
+        (1000, 5000, "epochs-1000-1099"),
+        (12345, 20000, "epochs-12345-12999"),
+    ],
+)
+def test_task_runs_stand_for_spans_beyond_a_hundred_epochs(index: int, end: int, name: str) -> None:
+    assert stage_name(_began(index), Config(epoch_end=end)) == name
+
+
+@pytest.mark.parametrize(
+    ("folder", "place"),
+    [
+        ("/data/runs/toy 1", "`/data/runs/toy 1`"),
+        (
+            "s3://bucket/a/b",
+            "[s3://bucket/a/b](https://s3.console.aws.amazon.com/s3/buckets/bucket?prefix=a/b/)",
+        ),
+        (
+            "gs://bucket/a/b",
+            "[gs://bucket/a/b](https://console.cloud.google.com/storage/browser/bucket/a/b)",
+        ),
+    ],
+)
+def test_a_page_links_what_a_browser_can_open_and_says_the_commands(folder: str, place: str) -> None:
+    page = run_page(RunOutcome("interrupted", "toy-run", "0" * 16, folder=folder))
+    assert place in page and "danling resume" in page
+    assert "danling reproduce" in run_page(RunOutcome("complete", "toy-run", "0" * 16, folder=folder))
+
+
+def test_a_busy_database_is_asked_again_soon() -> None:
+    async def busy(scope: Any, receive: Any, send: Any) -> None:
+        await send(
+            {"type": "http.response.start", "status": scope["status"], "headers": [(b"Retry-After", b"9")]}
+        )
+
+    def headers(status: int) -> list[tuple[bytes, bytes]]:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        asyncio.run(answering_soon(busy)({"type": "http", "status": status}, None, send))
+        return list(sent[0]["headers"])
+
+    assert headers(503) == [(b"retry-after", b"0.05")] and headers(200) == [(b"Retry-After", b"9")]
