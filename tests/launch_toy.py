@@ -125,6 +125,9 @@ def abort_after_completed(rank: Rank) -> None:
     rank.emit("completed")
     rank.cells.finish()
     if rank.rank == 1:
+        events = Path(rank.work_dir, "events.jsonl")
+        while not (events.exists() and "completed" in events.read_text()):
+            time.sleep(0.01)
         os.abort()
 
 

@@ -141,7 +141,7 @@ def _pointer_first() -> AbstractContextManager[None]:
 
 def _lease_not_read_again() -> AbstractContextManager[None]:
     """Take the lease for one's own until it is released."""
-    return _replaced((lease, "check_generation", lambda url, generation: None))
+    return _replaced((lease, "check_generation", lambda url, generation: []))
 
 
 def _guard_asked_once() -> AbstractContextManager[None]:

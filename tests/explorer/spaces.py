@@ -207,7 +207,7 @@ SPACES = [
         for place, words in _STORES
         for space in (
             Space("run and mirror", words, _disturbed(place), 100),
-            Space("run on two machines in turn", words, _moved(place, 150), 110),
+            Space("run on two machines in turn", words, _moved(place, 140), 120),
             Space("two owners", words, _owners(place, 8), 200),
             Space("prune", words, _tool(place, place, prune_all), 20),
             Space("push", words, _tool("disk", place, copy_all), 40),

@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from danling_core.runs.finding import list_runs
-from tests.marks import rarely
 from tests.prefect_fixtures import PrefectServer
 from tests.processes import wait_until
 
@@ -90,7 +89,8 @@ def test_a_second_start_follows_the_first_to_the_same_result(
     assert [state.name for state in states] == ["Completed", "Completed"]
 
 
-@pytest.mark.parametrize("if_busy", ["follow", *rarely(["wait"])])
+@pytest.mark.long
+@pytest.mark.parametrize("if_busy", ["follow", "wait"])
 def test_a_second_start_takes_over_from_a_first_that_dies_and_says_so_in_the_api(
     if_busy: str, start: Start, toy_config: Make, prefect_server: PrefectServer
 ) -> None:

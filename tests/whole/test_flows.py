@@ -16,6 +16,7 @@ from flows.pool import LauncherPool, using
 from tests.gcs_server import GCSServer
 from tests.marks import rarely
 from tests.prefect_fixtures import PrefectServer
+from tests.processes import wait_until
 
 Make = Callable[..., dict[str, Any]]
 
@@ -298,9 +299,53 @@ def test_a_run_that_another_process_owns_is_refused_by_name(flows_on: Any, toy_c
     lease = Lease.acquire(parent_url(config.project_root, identity.name, identity.id), "someone else")
     try:
         with lease.beating(), pytest.raises(RunFailed, match="someone else"):
-            run(config)
+            run(config, if_busy="fail")
     finally:
         lease.release()
+
+
+def test_a_run_at_work_elsewhere_is_followed_and_gone_on_with_once_its_owner_gives_it_up(
+    flows_on: Any, toy_config: Make, prefect_server: PrefectServer
+) -> None:
+    import contextvars
+    import threading
+
+    from danling_core.session.open_run import open_run
+    from danling_core.writers.events import EventLog
+    from flows.run import run
+
+    config = Config.from_dict(toy_config(experiment_name="elsewhere"))
+    [plan] = flows_on.prepare([config])
+    opened = open_run(plan.config, plan.identity)
+    assert opened.lease is not None
+    heard: list[str] = []
+    ended: list[Any] = []
+
+    class Ear:
+        def on_event(self, name: str, event: dict[str, Any]) -> None:
+            heard.append(event["event"])
+
+        def on_outcome(self, outcome: Any) -> None: ...
+
+    flows_on.listener = Ear()
+    context = contextvars.copy_context()
+    follower = threading.Thread(target=lambda: ended.append(context.run(run, config)))
+    log = EventLog(f"{opened.work_dir}/events.jsonl", "1.0")
+    try:
+        with opened.lease.beating():
+            log.emit("epoch_began", epoch=0, index=0, step=0)
+            follower.start()
+            wait_until(lambda: "epoch_began" in heard, "the epoch that is under way", 30)
+            assert not ended and len(list_runs(config.project_root)) == 1
+    finally:
+        log.close()
+        opened.lease.release()
+    follower.join(60)
+    flows_on.listener = None
+    [outcome] = ended
+    assert outcome["status"] == "complete" and outcome["folder"] == opened.folder.url
+    [(_, status)] = list_runs(config.project_root)
+    assert status is not None and status.is_complete
 
 
 @pytest.mark.long

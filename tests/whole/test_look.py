@@ -105,7 +105,7 @@ def test_what_would_fail_later_is_met_before_the_first_step(
     assert re.search(message, broken(tmp_path, change, **fields))
 
 
-@pytest.mark.parametrize("place", ["metrics", "evaluate_metrics"])
+@pytest.mark.parametrize("place", ["metrics", "train_metrics", "evaluate_metrics"])
 @pytest.mark.parametrize("kind", ["a collection", "a class"])
 def test_a_metric_of_torchmetrics_that_is_called_loss_is_met_before_the_first_step(
     tmp_path: Path, place: str, kind: str
@@ -118,7 +118,7 @@ def test_a_metric_of_torchmetrics_that_is_called_loss_is_met_before_the_first_st
 
     metric = Loss(2) if kind == "a class" else MetricCollection({"loss": MulticlassAccuracy(2)})
     said = broken(tmp_path, lambda runner: setattr(runner, place, metric))
-    assert "evaluate_step of split 'val', tried before the first step: a metric is called 'loss'" in said
+    assert f"self.{place} has a metric called 'loss'" in said
 
 
 def as_lists(samples: Any) -> Any:

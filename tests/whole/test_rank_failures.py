@@ -62,6 +62,7 @@ def test_a_run_whose_rank_dies_after_the_completion_record_is_complete(
     assert [event["event"] for event in ended.events].count("completed") == 1
 
 
+@pytest.mark.long
 def test_sigterm_to_every_process_at_once_saves_and_the_run_goes_on_to_the_same_bits(
     launcher: Launcher, tmp_path: Path
 ) -> None:

@@ -102,6 +102,7 @@ def test_the_mirror_outlives_the_signal_and_brings_up_what_was_saved(
     assert storage.exists(storage.join(folder.url, "checkpoints", "latest.json"))
 
 
+@pytest.mark.long
 def test_an_api_that_is_away_at_the_end_is_not_waited_for(
     start: Callable[..., subprocess.Popen[str]], toy_config: Make, tmp_path: Path
 ) -> None:
