@@ -362,6 +362,7 @@ examples:
   danling prune s3://bucket/project --keep-best         what would be deleted
   danling prune s3://bucket/project --keep-best --yes   delete it
   danling prune experiments --keep-last 2               best ones may go, too
+  danling prune experiments --api --older-than 90d      flow runs in Prefect, no files
 
 The newest checkpoint of every run stays, and runs that are being trained are
 left alone. The epoch-N checkpoints that save_interval keeps go like all others:
@@ -373,10 +374,20 @@ def prune(
     *,
     keep_best: Annotated[bool, Parameter(help="keep each run's best checkpoint")] = False,
     keep_last: Annotated[int | None, Parameter(help="keep the newest K of each run; default: 1")] = None,
+    api: Annotated[bool, Parameter(help="delete finished flow runs in Prefect, and no files")] = False,
+    older_than: Annotated[
+        str | None, Parameter(help="with --api: ended so long ago, as 90d, 12h, 2w")
+    ] = None,
     yes: Annotated[bool, Parameter(help="delete; without it nothing is")] = False,
     endpoint_url: Endpoint = None,
 ) -> int:
-    """Delete checkpoints that are not needed, epoch-N too."""
+    """Delete checkpoints that are not needed, epoch-N too; or what Prefect keeps of old runs."""
+    if api or older_than is not None:
+        if not api or older_than is None or keep_best or keep_last is not None:
+            raise ConfigError("--api goes with --older-than, and not with --keep-best or --keep-last")
+        from flows.api_retention import prune_api
+
+        return prune_api(root, older_than, yes)
     from flows.cli_storage import prune_runs
 
     with _endpoint(endpoint_url):

@@ -15,11 +15,14 @@ def run_display_name(config: Config) -> str:
     return config.name if config.name is not None else f"{config.experiment_name}-{config.run_name}"
 
 
+def project_tag(root: str) -> str:
+    """Return the tag of every flow run under a project root."""
+    return f"project:{Path(root).expanduser().resolve() if is_local(root) else root}"
+
+
 def tags_of(config: Config) -> list[str]:
     """Return `project:`, `group:` (in a group) and `experiment:` tags. A project is its storage root, in full."""
-    root = config.project_root
-    project = str(Path(root).expanduser().resolve()) if is_local(root) else root
-    tags = [f"project:{project}", f"experiment:{config.experiment_name}"]
+    tags = [project_tag(config.project_root), f"experiment:{config.experiment_name}"]
     return tags if config.group is None else [*tags, f"group:{config.group}"]
 
 

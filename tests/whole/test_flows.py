@@ -348,6 +348,48 @@ def test_a_run_at_work_elsewhere_is_followed_and_gone_on_with_once_its_owner_giv
     assert status is not None and status.is_complete
 
 
+def test_old_flow_runs_are_pruned_from_the_api_and_no_file_is(
+    flows_on: Any, toy_config: Make, prefect_server: PrefectServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from flows.cli import main
+    from flows.run import run
+
+    config = Config.from_dict(toy_config(experiment_name="old"))
+    outcome: Any = run(config)
+    [flow_run] = Shown(prefect_server).flow_runs(name="old-run")
+    root = config.project_root
+    before = sorted(Path(root).rglob("*"))
+    assert main(["prune", root, "--api", "--older-than", "1d", "--yes"]) == 0
+    assert "0 flow runs" in capfd.readouterr().out
+    assert main(["prune", root, "--api", "--older-than", "0h"]) == 0
+    assert (
+        "1 flow runs" in (said := capfd.readouterr().out) and "would be deleted" in said and "old-run" in said
+    )
+    assert Shown(prefect_server).artifacts(flow_run.id)
+    assert main(["prune", root, "--api", "--older-than", "0h", "--yes"]) == 0
+    assert not Shown(prefect_server).flow_runs(name="old-run")
+    assert not Shown(prefect_server).artifacts(flow_run.id)
+    assert sorted(Path(root).rglob("*")) == before and outcome["status"] == "complete"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--api"],
+        ["--older-than", "9d"],
+        ["--api", "--older-than", "soon"],
+        ["--api", "--older-than", "9d", "--keep-best"],
+    ],
+)
+def test_a_prune_of_the_api_that_is_not_whole_is_refused(
+    words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from flows.cli import main
+
+    assert main(["prune", str(tmp_path), *words]) == 2
+    assert "--older-than" in capfd.readouterr().err
+
+
 @pytest.mark.long
 def test_an_interrupted_run_is_shown_so_and_resumes_where_it_was(
     prefect_server: PrefectServer, toy_config: Make
