@@ -43,6 +43,8 @@ from flows.page import epoch_rows, run_page
 from flows.parameters import Overrides
 from flows.pool import LauncherPool, launcher_pool
 from flows.rank_warnings import RankWarnings
+from flows.skipping import complete_already
+from flows.slots import taken
 from flows.stages import observe_stages, try_task
 from tasks.artifacts import FlowArtifacts
 from tasks.observation import Event, Observation
@@ -107,7 +109,8 @@ def open_and_train(
         ConfigError: the config cannot be run; nothing was created.
     """
     [plan] = pool.prepare([config])
-    with pool.alone(plan):
+    needs_slots = plan.config.slots and (fresh or complete_already([plan]) is None)
+    with pool.alone(plan), taken(plan.config.slots if needs_slots else {}, pool):
         while True:
             try:
                 return _open_and_train(plan, pool, artifacts, fresh)

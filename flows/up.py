@@ -18,6 +18,7 @@ from flows.cli_text import say
 from flows.exit_codes import DONE, FAILED
 from flows.server import QUIET, why_unreachable
 from flows.signals import Signals
+from flows.slots import LEASE_STORAGE
 
 _START_SECONDS = 120.0
 _SAVE_SECONDS = 60.0  # for the runs at work, when all is taken down
@@ -109,7 +110,7 @@ def _server(services: Services, api_url: str, port: int, database: str | None) -
         raise UpError(
             f"PREFECT_API_URL is {api_url}, which cannot be reached: start that server, or unset it"
         )
-    environment = {"PREFECT_API_URL": api_url}
+    environment = {"PREFECT_API_URL": api_url, **LEASE_STORAGE}
     if database is not None:
         environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
     log = services.start(

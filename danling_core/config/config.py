@@ -20,6 +20,7 @@ from danling_core.config.field_types import (
     NonNegativeWhole,
     Positive,
     RunnerPath,
+    Slots,
     StorageBlock,
     StorageOptions,
     Url,
@@ -95,6 +96,11 @@ class Config(Model):
         None,
         "flows: Prefect block with the store's credentials, `aws-credentials/NAME`, `minio-credentials/NAME` or "
         "`gcp-credentials/NAME`; null: the environment's",
+    )
+    slots: Slots = _aside(
+        {},
+        "flows: slots of Prefect's global concurrency limits that the run holds while it trains, `{gpu: 1}`; a "
+        "limit that is missing is made, of that size",
     )
     upload_interval_seconds: Positive = _aside(
         30.0, "remote runs: seconds between uploads of logs and TensorBoard; results go up at every epoch"

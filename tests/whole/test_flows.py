@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -307,7 +308,6 @@ def test_a_run_that_another_process_owns_is_refused_by_name(flows_on: Any, toy_c
 def test_a_run_at_work_elsewhere_is_followed_and_gone_on_with_once_its_owner_gives_it_up(
     flows_on: Any, toy_config: Make, prefect_server: PrefectServer
 ) -> None:
-    import contextvars
     import threading
 
     from danling_core.session.open_run import open_run
@@ -346,6 +346,45 @@ def test_a_run_at_work_elsewhere_is_followed_and_gone_on_with_once_its_owner_giv
     assert outcome["status"] == "complete" and outcome["folder"] == opened.folder.url
     [(_, status)] = list_runs(config.project_root)
     assert status is not None and status.is_complete
+
+
+def test_slots_are_made_taken_waited_for_and_given_back(
+    flows_on: Any, toy_config: Make, prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    from flows import slots
+    from flows.run import run
+    from flows.slots import taken
+
+    told: list[str] = []
+    held, given = threading.Event(), threading.Event()
+
+    def note(text: str, *values: Any) -> None:
+        told.append(text % values)
+        if told[-1].startswith("waiting"):
+            given.set()
+
+    monkeypatch.setattr(slots.logger, "warning", note)
+    config = Config.from_dict(toy_config(experiment_name="slots", slots={"test-gpu": 2}))
+
+    def hold() -> None:
+        with taken({"test-gpu": 2}, flows_on):
+            held.set()
+            given.wait(30)
+
+    holder = threading.Thread(target=contextvars.copy_context().run, args=(hold,))
+    holder.start()
+    assert held.wait(30)
+    outcome: Any = run(config)
+    assert outcome["status"] == "complete" and given.is_set(), "it began once the slots were free"
+    holder.join(30)
+    with prefect_server.client() as client:
+        limit = client.read_global_concurrency_limit_by_name("test-gpu")
+    assert (limit.limit, limit.active_slots) == (2, 0)
+    assert [line[:8] for line in told] == ["made the", "waiting "], told
+    again: Any = run(config)
+    assert again["skipped"]
 
 
 def test_old_flow_runs_are_pruned_from_the_api_and_no_file_is(
