@@ -585,3 +585,10 @@ def test_a_runner_is_looked_for_beside_the_config_and_then_here(
     assert runner_of("both", there) == f"{there}/both.py:Mine"
     assert runner_of("mine", there) == "mine.py:Mine"
     assert runner_of("both", here) == "both.py:Mine"
+
+
+def test_a_form_begins_with_what_people_change_first() -> None:
+    properties = list(Config.model_json_schema()["properties"])
+    assert properties[:5] == ["experiment_name", "run_name", "runner", "project_root", "seed"]
+    assert {"dataloader", "optim", "scheduler", "params", "nproc_per_node"} <= set(properties[:11])
+    assert sorted(properties) == sorted(Config.model_fields)
