@@ -435,6 +435,7 @@ def test_what_a_rank_refuses_before_its_first_step_is_one_message_and_bad_input(
     assert "--verbose" in second
 
 
+@pytest.mark.long
 @pytest.mark.holds("system-2")
 def test_the_embedded_server_serves_without_configuration_and_ends_with_the_command(
     toy_config: Make, write: Callable[[Any], str], tmp_path: Path
