@@ -87,7 +87,7 @@ def up(port: int, database: str | None, pool: str, limit: int | None) -> int:
     services = Services(Path(str(PREFECT_HOME.value())) / "danling-up")
     signals = Signals()
     try:
-        with signals, signals.being_noted(), _asking(api_url):
+        with signals, _asking(api_url):
             _server(services, api_url, port, database)
             _pool_and_worker(services, api_url, pool, limit)
             _deployments()
@@ -96,7 +96,8 @@ def up(port: int, database: str | None, pool: str, limit: int | None) -> int:
                 return DONE
             say(f"\nin another terminal:  export PREFECT_API_URL={api_url}")
             say("Ctrl-C ends what was started here; runs at work save, and can be resumed")
-            return _stay(services, signals)
+            with signals.being_noted():
+                return _stay(services, signals)
     finally:
         services.stop()
 

@@ -50,6 +50,8 @@ UNPROVEN: tuple[Any, ...] = (
     ("latest.json", damage.swap),
     ("events.jsonl", damage.truncate),
     ("events.jsonl", damage.huge),
+    ("events/*.jsonl", damage.truncate),
+    ("events/*.jsonl", damage.huge),
 )
 """Damage that no other file contradicts: logs, a lease (it is beside the run), one bit of a text, another valid file in
 its place, and a last line that is not finished: a loss of power leaves that, and a resume cuts it off."""
@@ -206,7 +208,12 @@ def check_commands(
             assert len(rows) == 2 or name == "status.json", rows
         if words[0] == "verify" and not (code == 0 and way is damage.delete):
             assert code == 1 or name in UNPROVEN or (name, way) in UNPROVEN, "damage is found"
-            named = Path(name).name.partition("*")[0] or "checkpoint "
+            named = (
+                "checkpoint "
+                if "/records/" in name or "/data/" in name
+                else Path(name).name.partition("*")[0]
+            )
+            named = named or name.partition("/")[0]  # a segment is named by its file
             assert code == 0 or named in said.out + said.err, "and the file is named"
 
 
