@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -125,7 +124,7 @@ def _begin_of_stage(data: bytes) -> int:
 
 def _parsed(lines: bytes) -> Iterator[dict[str, Any]]:
     for line in lines.splitlines():
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
+        with contextlib.suppress(StorageError):
+            event = storage.parse_json_object(line, EVENTS)
+            if isinstance(event.get("event"), str):
                 yield event

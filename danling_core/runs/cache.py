@@ -47,7 +47,7 @@ def _load(path: str) -> dict[str, tuple[int, float, str]]:
             return {url: (size, mtime, text) for url, (size, mtime, text) in json.load(file).items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         logger.debug("the cache %s is not used: %s", path, error)
         return {}
 
@@ -66,6 +66,7 @@ def _save(path: str, entries: Mapping[str, storage.Entry], contents: Mapping[str
 def _is_complete(data: bytes) -> bool:
     """Only these do not change any more while their size and time stay the same."""
     try:
-        return bool(json.loads(data).get("status") == "complete")
-    except (ValueError, AttributeError):
+        data.decode()
+        return bool(storage.parse_json_object(data, "a status").get("status") == "complete")
+    except (StorageError, UnicodeDecodeError):
         return False

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 
 from pydantic import ValidationError
 
 from danling_core import storage
-from danling_core.errors import DanLingError
+from danling_core.errors import DanLingError, StorageError
 from danling_core.runs.folder import EVENTS, RunFolder, Status, read_log
 
 logger = logging.getLogger("danling")
@@ -47,10 +46,10 @@ def _completed(folder: RunFolder, after: int) -> Status | None:
         if b'"completed"' not in line:
             continue
         try:
-            event = json.loads(line)
+            event = storage.parse_json_object(line, EVENTS)
             if event["event"] == "completed" and _generation(event["attempt"]) > after:
                 return Status.model_validate(event["status"])
-        except (ValueError, TypeError, KeyError, ValidationError):
+        except (StorageError, TypeError, KeyError, AttributeError, ValidationError):
             continue
     return None
 

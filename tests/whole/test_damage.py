@@ -45,6 +45,7 @@ UNPROVEN: tuple[Any, ...] = (
     "run/*.log",
     "../lease/*.json",
     ("status.json", damage.flip),
+    ("config.yaml", damage.cut),
     ("metadata.json", damage.flip),
     ("metadata.json", damage.swap),
     ("latest.json", damage.swap),
@@ -53,8 +54,9 @@ UNPROVEN: tuple[Any, ...] = (
     ("events/*.jsonl", damage.truncate),
     ("events/*.jsonl", damage.huge),
 )
-"""Damage that no other file contradicts: logs, a lease (it is beside the run), one bit of a text, another valid file in
-its place, and a last line that is not finished: a loss of power leaves that, and a resume cuts it off."""
+"""Damage that no other file contradicts: logs, a lease (it is beside the run), one bit of a text, a YAML text that ends
+early, another valid file in its place, and a last line that is not finished (a loss of power leaves that, and a resume
+cuts it off)."""
 OFTEN = (
     ("status.json", damage.empty),
     ("status.json", damage.pipe),
