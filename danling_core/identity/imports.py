@@ -16,8 +16,8 @@ _DANLING = tuple(Path(__file__).parents[2] / name for name in ("danling_core", "
 def imported_files(source: Path) -> list[Path]:
     """Return the runner's file and every own file that it imports, directly or not, sorted.
 
-    An import inside a function counts too. One whose name is made at run time (`importlib.import_module(name)`) is
-    not seen. Not entered are the standard library, installed packages and danling itself.
+    An import inside a function counts too, and `importlib.import_module("name")`. One whose name is made at run time is
+    not seen: see `hidden_imports`. Not entered are the standard library, installed packages and danling itself.
 
     Args:
         source: absolute, without symbolic links.
@@ -31,17 +31,39 @@ def imported_files(source: Path) -> list[Path]:
     return sorted(found)
 
 
+def hidden_imports(source: Path) -> list[str]:
+    """Return where the runner's own files import by a name that is made at run time, as `file:line`."""
+    return [
+        f"{path}:{node.lineno}"
+        for path in imported_files(source)
+        for node in _nodes(path)
+        if isinstance(node, ast.Call) and _is_dynamic(node) and _constant_name(node) is None
+    ]
+
+
+def _is_dynamic(call: ast.Call) -> bool:
+    name = getattr(call.func, "attr", None) or getattr(call.func, "id", None)
+    return name in ("import_module", "__import__", "spec_from_file_location", "run_path")
+
+
+def _constant_name(call: ast.Call) -> str | None:
+    """Return the dotted name that a call imports; None where it is made at run time, or is a file's."""
+    is_by_name = getattr(call.func, "attr", None) in (None, "import_module")
+    first = call.args[0] if call.args and is_by_name else None
+    is_text = isinstance(first, ast.Constant) and isinstance(first.value, str)
+    return first.value if is_text and not first.value.startswith(".") else None  # type: ignore[union-attr]
+
+
 def _counts(path: Path) -> bool:
     return is_own(str(path)) and not any(path.is_relative_to(folder) for folder in _DANLING)
 
 
 def _imports_of(path: Path, beside: Path) -> Iterator[Path]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError, RecursionError):  # importing it says so
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
+    for node in _nodes(path):
+        if isinstance(node, ast.Call) and _is_dynamic(node):
+            name = _constant_name(node)
+            yield from _absolute(name.split("."), beside) if name else ()
+        elif isinstance(node, ast.Import):
             for alias in node.names:
                 yield from _absolute(alias.name.split("."), beside)
         elif isinstance(node, ast.ImportFrom):
@@ -52,6 +74,13 @@ def _imports_of(path: Path, beside: Path) -> Iterator[Path]:
                 yield from _absolute(wanted, beside) if folder is None else _below([folder], wanted)
                 if folder is not None:
                     yield from _files(folder, "__init__")
+
+
+def _nodes(path: Path) -> Iterator[ast.AST]:
+    try:
+        yield from ast.walk(ast.parse(path.read_bytes()))
+    except (OSError, SyntaxError, ValueError, RecursionError):  # importing it says so
+        return
 
 
 def _absolute(parts: Sequence[str], beside: Path) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from danling_core.runs import metadata
 from danling_core.runs.finding import find_folders, parent_url
 from danling_core.runs.folder import RunFolder, Status
 from danling_core.runs.lease import STALE_AFTER_SECONDS, Lease
-from danling_core.session.other_code import tell_of_other_code
+from danling_core.session.other_code import tell_of_hidden_imports, tell_of_other_code
 from danling_core.session.scratch import scratch_folder, sign
 
 logger = logging.getLogger("danling")
@@ -222,6 +222,8 @@ def _open_under(
         folder = _new_folder(config, identity, newest, None if lease.is_taken_over else timestamp)
         if newest is None and config.dir is None:
             tell_of_other_code(_absolute(config.project_root), config, identity, source_file)
+            if config.experiment_id is None:
+                tell_of_hidden_imports(source_file)
         _create(folder, lease, config, identity, source_file)
     else:
         folder = newest

@@ -12,6 +12,7 @@ from danling_core.config import Config
 from danling_core.errors import ConfigError, DanLingError
 from danling_core.identity.code_state import git_output
 from danling_core.identity.ids import Identity, is_named_by_file
+from danling_core.identity.imports import hidden_imports
 from danling_core.runs import metadata
 from danling_core.runs.finding import NAME_AND_ID, begun_folders
 from danling_core.runs.folder import RunFolder
@@ -53,6 +54,19 @@ def _advice(config: Config, experiment_id: str) -> str:
         commit, _, difference = experiment_id.partition("-")
         return f"put its code back: commit {commit[:12]}{' and what was changed in it' if difference else ''}"
     return f"give experiment_id={experiment_id}"
+
+
+def tell_of_hidden_imports(source_file: str | None) -> None:
+    """Say in one line which imports are no part of a new run's id, since their names are made at run time."""
+    if source_file is None or not os.path.isfile(source_file):
+        return
+    hidden = hidden_imports(Path(source_file).resolve())
+    if hidden:
+        logger.warning(
+            "%s: what is imported there by a name that is made at run time is no part of the run's id, where git does "
+            "not track it: after a change of it give --fresh, or state experiment_id",
+            ", ".join(hidden[:3]) + (", ..." if len(hidden) > 3 else ""),
+        )
 
 
 def _newest(root_url: str, config: Config, identity: Identity) -> tuple[RunFolder, str] | None:

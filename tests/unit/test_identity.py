@@ -18,7 +18,9 @@ from danling_core.config import Config
 from danling_core.errors import ConfigError, RunInterrupted
 from danling_core.identity import code_state
 from danling_core.identity.ids import NO_SOURCE, experiment_id_of, identify, new_timestamp
+from danling_core.identity.imports import hidden_imports
 from danling_core.runner.resolve import import_runner
+from danling_core.session.other_code import tell_of_hidden_imports
 
 SETTINGS = [
     "diff.external=false",
@@ -429,3 +431,31 @@ def test_a_timestamp_is_utc_with_microseconds_and_sorts() -> None:
     assert new_timestamp(moment.astimezone(timezone(timedelta(hours=8)))) == new_timestamp(moment)
     assert new_timestamp(moment) < new_timestamp(moment + timedelta(microseconds=1))
     assert len(new_timestamp()) == len(new_timestamp(moment))
+
+
+@pytest.mark.parametrize("call", ['importlib.import_module("far")', '__import__("far")'])
+def test_an_import_by_a_name_that_stands_in_a_call_counts(
+    source: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = root_of(source) / "ignored"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    source.write_text(source.read_text() + f"\n\ndef late():\n    import importlib\n    return {call}\n")
+    ids = set()
+    for text in ("x = 1\n", "x = 2\n"):
+        (folder / "far.py").write_text(text)
+        ids.add(experiment_id_of(str(source)))
+    assert len(ids) == 2 and hidden_imports(source.resolve()) == []
+
+
+def test_an_import_by_a_name_that_is_made_at_run_time_is_said_when_a_run_begins(
+    source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = source.read_text().count("\n")
+    source.write_text(
+        source.read_text() + "import importlib\nlate = lambda name: importlib.import_module(name)\n"
+    )
+    assert hidden_imports(source.resolve()) == [f"{source.resolve()}:{lines + 2}"]
+    with caplog.at_level("WARNING", logger="danling"):
+        tell_of_hidden_imports(str(source))
+    assert f"{source.name}:{lines + 2}" in caplog.text and "experiment_id" in caplog.text
