@@ -361,7 +361,8 @@ def _marked(server: PrefectServer, tmp_path: Path) -> tuple[PrefectServer, str]:
     return PrefectServer(server.api_url, {**server.environment, "DANLING_TEST": str(tmp_path)}), mark
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), *rarely([(signal.SIGINT, 130)])])
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_stops_and_the_same_command_resumes(
     number: signal.Signals,
     code: int,
