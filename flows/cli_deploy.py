@@ -152,13 +152,13 @@ def _write_file(files: Sequence[str], pool: str, is_example: bool) -> None:
     document = {
         "name": Path.cwd().name,
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $PWD }}"}}],
-        "deployments": [_deployment(file, pool) for file in files],
+        "deployments": [deployment_of(file, pool) for file in files],
     }
     Path(FILE).write_text(_HEAD + yaml.safe_dump(document, sort_keys=False, width=110))
     say(f"wrote {FILE}")
 
 
-def _deployment(file: str, pool: str) -> dict[str, Any]:
+def deployment_of(file: str, pool: str) -> dict[str, Any]:
     """Return the entry of one file, once it is valid. Raises ConfigError."""
     value = documents.as_mapping(documents.parse_yaml(documents.read_text(file), file), file)
     loaded: type[Config] | type[ExperimentSpec] | type[GroupSpec]

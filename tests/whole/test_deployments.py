@@ -18,6 +18,7 @@ from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from danling_core.parallel import loopback
 from danling_core.runs.finding import list_runs
 from flows.cli import main
+from flows.cli_deploy import deployment_of
 from tests.prefect_fixtures import PrefectServer
 from tests.processes import wait_until
 
@@ -235,3 +236,23 @@ def test_deploy_without_a_file_or_an_api_says_what_to_do(
     (tmp_path / "bad.yaml").write_text("epoch_ned: 3\n")
     assert main(["deploy", "bad.yaml"]) == 2
     assert "epoch_ned" in capfd.readouterr().err and not (tmp_path / "prefect.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("run", Config), ("experiment", ExperimentSpec), ("group", GroupSpec)]
+)
+def test_a_file_becomes_a_deployment_that_means_the_same(name: str, kind: Any) -> None:
+    file = ROOT / "examples" / "digits" / f"{name}.yaml"
+    made = yaml.safe_load(yaml.safe_dump(deployment_of(str(file), "pool")))
+    assert made["entrypoint"] == f"danling_flows.{name}" and made["work_pool"]["name"] == "pool"
+    [stated] = made["parameters"].values()
+    loaded, read = kind(**stated), kind.load(file)
+    assert configs_of(loaded) == configs_of(read)
+
+
+def configs_of(value: Config | ExperimentSpec | GroupSpec) -> list[Config]:
+    if isinstance(value, Config):
+        return [value]
+    if isinstance(value, ExperimentSpec):
+        return value.configs()
+    return [config for plan in value.configs() for config in plan.configs]
