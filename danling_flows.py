@@ -11,19 +11,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_HERE = str(Path(__file__).resolve().parent)
+_HERE = Path(__file__).resolve().parent
 
 
 def _ours(module: str, name: str) -> Any:
     """Import one of our flows, whatever else is called as its package and is found first."""
     found = sys.modules.get("flows")
-    if found is not None and not str(getattr(found, "__file__", None) or "").startswith(_HERE):
+    if found is not None and Path(getattr(found, "__file__", None) or "").resolve().parent.parent != _HERE:
         raise ImportError(
             f"the package 'flows' of {getattr(found, '__path__', found)} is loaded in this process, where danling "
             "needs its own: deploy the two by a prefect.yaml each"
         )
     before = list(sys.path)
-    sys.path.insert(0, _HERE)
+    sys.path.insert(0, str(_HERE))
     try:
         importlib.import_module("tasks")
         return getattr(importlib.import_module(module), name)

@@ -31,10 +31,14 @@ class DeployError(DanLingError):
 
 def deploy(files: Sequence[str], pool: str, is_example: bool) -> int:
     """Write `prefect.yaml` in the current folder unless there is one, make pool and automation, and register it all."""
+    document = None if is_example else _document(files, pool)
+    api_url = configured_api()  # before anything is written: the same command is given again then
     if is_example:
         files = [_write_example(name) for name in ("toy.py", "toy.yaml")][1:]
-    _write_file(files, pool, is_example)
-    api_url = configured_api()
+        document = None if Path(FILE).exists() else _document(files, pool)
+    if document is not None:
+        Path(FILE).write_text(_HEAD + yaml.safe_dump(document, sort_keys=False, width=110))
+        say(f"wrote {FILE}")
     ensure_pool(pool)
     ensure_automation()
     names = register()
@@ -137,25 +141,28 @@ def _write_example(name: str) -> str:
     return name
 
 
-def _write_file(files: Sequence[str], pool: str, is_example: bool) -> None:
+def _document(files: Sequence[str], pool: str) -> dict[str, Any] | None:
+    """Return what is to be written, once every file is valid; None where there is a `prefect.yaml` to register.
+
+    Raises:
+        ConfigError: a file is not valid; there are neither files nor a `prefect.yaml`, or both.
+    """
     if Path(FILE).exists():
-        if files and not is_example:
+        if files:
             raise ConfigError(
                 f"{FILE} is there, and is not written again: add deployments by hand, or remove it"
             )
-        return
+        return None
     if not files:
         raise ConfigError(
             f"there is no {FILE} here: name the files of your runs, experiments and groups (danling deploy run.yaml), "
             "or try danling deploy --example"
         )
-    document = {
+    return {
         "name": Path.cwd().name,
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $PWD }}"}}],
         "deployments": [deployment_of(file, pool) for file in files],
     }
-    Path(FILE).write_text(_HEAD + yaml.safe_dump(document, sort_keys=False, width=110))
-    say(f"wrote {FILE}")
 
 
 def deployment_of(file: str, pool: str) -> dict[str, Any]:

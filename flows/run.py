@@ -110,16 +110,26 @@ def open_and_train(
     """
     [plan] = pool.prepare([config])
     needs_slots = plan.config.slots and (fresh or complete_already([plan]) is None)
-    with pool.alone(plan), taken(plan.config.slots if needs_slots else {}, pool):
-        while True:
-            try:
-                return _open_and_train(plan, pool, artifacts, fresh)
-            except RunBusy as error:
-                if if_busy == "fail":
-                    return RunOutcome(**plan.names, status="refused", error=str(error))
-                logger.warning("%s: %s (if_busy is %r)", _key(plan), error, if_busy)
-                if (outcome := _leave_to_other(plan, pool, artifacts, if_busy)) is not None:
-                    return outcome
+    try:
+        with pool.alone(plan), taken(plan.config.slots if needs_slots else {}, pool):
+            return _open_or_leave(plan, pool, artifacts, fresh, if_busy)
+    except RunInterrupted as error:  # while it waited for its turn
+        return RunOutcome(**plan.names, status="interrupted", error=str(error))
+
+
+def _open_or_leave(
+    plan: RunPlan, pool: LauncherPool, artifacts: FlowArtifacts, fresh: bool, if_busy: IfBusy
+) -> RunOutcome:
+    """Open the run and train it; where another process has it in work, do as `if_busy` says."""
+    while True:
+        try:
+            return _open_and_train(plan, pool, artifacts, fresh)
+        except RunBusy as error:
+            if if_busy == "fail":
+                return RunOutcome(**plan.names, status="refused", error=str(error))
+            logger.warning("%s: %s (if_busy is %r)", _key(plan), error, if_busy)
+            if (outcome := _leave_to_other(plan, pool, artifacts, if_busy)) is not None:
+                return outcome
 
 
 def _leave_to_other(

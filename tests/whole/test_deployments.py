@@ -230,12 +230,20 @@ def test_up_and_deploy_bring_an_empty_folder_to_a_completed_run(tmp_path: Path) 
 def test_deploy_without_a_file_or_an_api_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     monkeypatch.chdir(tmp_path)
     assert main(["deploy"]) == 2
     assert "danling deploy --example" in capfd.readouterr().err
     (tmp_path / "bad.yaml").write_text("epoch_ned: 3\n")
     assert main(["deploy", "bad.yaml"]) == 2
-    assert "epoch_ned" in capfd.readouterr().err and not (tmp_path / "prefect.yaml").exists()
+    assert "epoch_ned" in capfd.readouterr().err
+    (tmp_path / "good.yaml").write_text("runner: toy.py:Toy\nepoch_end: 3\n")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        for words in (["good.yaml"], ["good.yaml"], ["--example"]):
+            assert main(["deploy", *words]) == 2, "the same command again is answered as before"
+            assert "cannot be reached" in capfd.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.yaml", "good.yaml"]
 
 
 @pytest.mark.parametrize(

@@ -387,6 +387,22 @@ def test_slots_are_made_taken_waited_for_and_given_back(
     assert again["skipped"]
 
 
+def test_a_run_that_is_stopped_while_it_waits_for_slots_is_interrupted(
+    flows_on: Any, toy_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.run import open_and_train
+    from flows.slots import taken
+    from tasks.artifacts import FlowArtifacts
+    from tasks.reporter import reporting
+
+    config = Config.from_dict(toy_config(experiment_name="waits", slots={"test-turn": 1}))
+    with taken({"test-turn": 1}, flows_on), reporting() as reporter:
+        monkeypatch.setattr(flows_on, "why_stopped", lambda: "SIGTERM")
+        outcome = open_and_train(config, flows_on, FlowArtifacts(reporter))
+    assert (outcome.status, outcome.error) == ("interrupted", "not started: SIGTERM")
+    assert not list_runs(config.project_root)
+
+
 def test_old_flow_runs_are_pruned_from_the_api_and_no_file_is(
     flows_on: Any, toy_config: Make, prefect_server: PrefectServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
