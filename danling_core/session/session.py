@@ -109,7 +109,10 @@ class RunSession:
             )
             if opened.lease is not None:
                 self._closing.callback(opened.lease.release)
-                self._closing.enter_context(opened.lease.beating())
+                beating = opened.lease.beating(
+                    on_stop=lambda request: self._stop().wish(f"stopped by {request.by}")
+                )
+                self._closing.enter_context(beating)
             claimed = RunContext(opened.work_dir, opened.folder.url, opened.generation)
         context: RunContext = self._ranks.broadcast(claimed)
         return context

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import yaml
 
+from danling_core.errors import RunInterrupted
 from danling_core.runs.finding import list_runs
 from danling_core.runs.folder import RunFolder, Status
 from flows.cli import main
 from tests.prefect_fixtures import PrefectServer
 from tests.processes import wait_until
+from tests.small_runner import SmallRunner, config
 
 Make = Callable[..., dict[str, Any]]
 Start = Callable[..., subprocess.Popen[str]]
@@ -99,6 +101,23 @@ def test_a_group_is_stopped_whole(start: Start, toy_config: Make, capfd: pytest.
     process.communicate(timeout=30)
     assert process.returncode == 75
     assert len(list_runs(root)) == 1, "the others were not begun"
+
+
+@pytest.mark.long
+def test_a_runner_in_a_script_of_ones_own_is_stopped_as_well(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Asks(SmallRunner):
+        def after_step(self) -> None:
+            if self.steps == 2:
+                assert main(["stop", self.id, "--root", str(tmp_path), "--wait", "0"]) == 0
+            time.sleep(0.1)
+
+    runner = Asks(config(tmp_path, epoch_end=1000))
+    with pytest.raises(RunInterrupted, match="stopped by"):
+        runner.train()
+    assert 2 < runner.steps < 1000
+    assert the_run(str(tmp_path))[1].status == "interrupted"
 
 
 @pytest.mark.parametrize("command", ["stop", "resume"])
