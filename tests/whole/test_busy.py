@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import yaml
 
 from danling_core.runs.finding import list_runs
 from tests.prefect_fixtures import PrefectServer
@@ -19,36 +16,21 @@ from tests.processes import wait_until
 
 Make = Callable[..., dict[str, Any]]
 Start = Callable[..., subprocess.Popen[str]]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def start(tmp_path: Path, toy_config: Make, prefect_server: PrefectServer) -> Iterator[Start]:
+def start(start_danling: Start, toy_config: Make, prefect_server: PrefectServer) -> Start:
     """Starts `danling` with a run of about fifteen seconds, or a group with that run and another one."""
-    begun: list[subprocess.Popen[str]] = []
 
     def begin(*words: str, command: str = "run", **fields: Any) -> subprocess.Popen[str]:
         config = toy_config(
             **{"epoch_end": 150, "nproc_per_node": 1, "params": {"sleep_seconds": 0.1}, **fields}
         )
         group = {"group": "twice", "experiments": [{"config": config, "sweep": {"seed": [0, 1]}}]}
-        file = tmp_path / f"{command}.yaml"
-        file.write_text(yaml.safe_dump(config if command == "run" else group))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", command, str(file), *words],
-            cwd=ROOT,
-            env=prefect_server.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        begun.append(process)
-        return process
+        values = config if command == "run" else group
+        return start_danling(command, values, *words, environment=prefect_server.environment)
 
-    yield begin
-    for process in begun:
-        process.kill()
+    return begin
 
 
 def wait_for_epochs(root: str, count: int = 2) -> None:

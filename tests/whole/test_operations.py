@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from danling_core.errors import RunInterrupted
 from danling_core.runs.finding import list_runs
@@ -29,29 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def start(tmp_path: Path, prefect_server: PrefectServer) -> Iterator[Start]:
+def start(start_danling: Start, prefect_server: PrefectServer) -> Start:
     """Starts `danling COMMAND` on a file with the values."""
-    begun: list[subprocess.Popen[str]] = []
-
-    def begin(command: str, values: Any) -> subprocess.Popen[str]:
-        file = tmp_path / f"{command}.yaml"
-        file.write_text(yaml.safe_dump(values))
-        begun.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", command, str(file)],
-                cwd=ROOT,
-                env=prefect_server.environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-        )
-        return begun[-1]
-
-    yield begin
-    for process in begun:
-        process.kill()
+    return lambda command, values: start_danling(command, values, environment=prefect_server.environment)
 
 
 def the_run(root: str) -> tuple[RunFolder, Status]:

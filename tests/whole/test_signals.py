@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from danling_core import storage
 from danling_core.process_tree import STOP_SIGNALS
@@ -23,34 +21,20 @@ from tests.prefect_fixtures import PrefectServer
 from tests.processes import tree, wait_until
 
 Make = Callable[..., dict[str, Any]]
-ROOT = Path(__file__).resolve().parents[2]
+Start = Callable[..., subprocess.Popen[str]]
 SLURM_WAITS_SECONDS = 30.0  # KillWait, by default: then comes SIGKILL
 
 
 @pytest.fixture
-def start(tmp_path: Path, toy_config: Make) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `danling run` of a long run of two ranks, on a new Prefect home or with the environment that is given."""
+def start(tmp_path: Path, start_danling: Start, toy_config: Make) -> Start:
+    """Starts `danling run` of a long run of two ranks, with the environment that is given."""
 
     def begin(environment: dict[str, str], **fields: Any) -> subprocess.Popen[str]:
         changes = {"epoch_end": 400, "nproc_per_node": 2, "params": {"sleep_seconds": 0.05}, **fields}
-        file = tmp_path / "run.yaml"
-        file.write_text(yaml.safe_dump(toy_config(**changes)))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "run", str(file)],
-            cwd=ROOT,
-            env={**environment, "TMPDIR": str(tmp_path)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        begun.append(process)
-        return process
+        own = {**environment, "TMPDIR": str(tmp_path)}
+        return start_danling("run", toy_config(**changes), environment=own)
 
-    begun: list[subprocess.Popen[str]] = []
-    yield begin
-    for process in begun:
-        process.kill()
+    return begin
 
 
 def send_to_everybody(process: subprocess.Popen[str], number: signal.Signals) -> int:
@@ -71,7 +55,7 @@ def has_trained(root: str) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *rarely(n for n in STOP_SIGNALS if n != signal.SIGTERM)])
 def test_a_signal_to_every_process_saves_the_run_and_ends_with_75_in_time(
-    number: signal.Signals, start: Callable[..., subprocess.Popen[str]], toy_config: Make, tmp_path: Path
+    number: signal.Signals, start: Start, toy_config: Make, tmp_path: Path
 ) -> None:
     root = toy_config()["project_root"]
     process = start(own_home(tmp_path))
@@ -89,7 +73,7 @@ def test_a_signal_to_every_process_saves_the_run_and_ends_with_75_in_time(
 
 @pytest.mark.long
 def test_the_mirror_outlives_the_signal_and_brings_up_what_was_saved(
-    start: Callable[..., subprocess.Popen[str]], s3_root: str, tmp_path: Path
+    start: Start, s3_root: str, tmp_path: Path
 ) -> None:
     process = start(own_home(tmp_path), project_root=s3_root, scratch=str(tmp_path / "scratch"))
     wait_until(lambda: has_trained(s3_root), "two epochs in the store", 90)
@@ -104,7 +88,7 @@ def test_the_mirror_outlives_the_signal_and_brings_up_what_was_saved(
 
 @pytest.mark.long
 def test_an_api_that_is_away_at_the_end_is_not_waited_for(
-    start: Callable[..., subprocess.Popen[str]], toy_config: Make, tmp_path: Path
+    start: Start, toy_config: Make, tmp_path: Path
 ) -> None:
     from flows.server import EmbeddedServer
 
@@ -129,7 +113,7 @@ def test_an_api_that_is_away_at_the_end_is_not_waited_for(
 
 @pytest.mark.long
 def test_a_signal_before_a_run_has_begun_ends_with_75_too(
-    start: Callable[..., subprocess.Popen[str]], prefect_server: PrefectServer, tmp_path: Path
+    start: Start, prefect_server: PrefectServer, tmp_path: Path
 ) -> None:
     process = start(prefect_server.environment)
     wait_until(lambda: len([*tree(process.pid)]) > 1, "the launcher", 30)
