@@ -13,34 +13,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 from danling_core.process_tree import END, die_with_parent, ignore_stop_signals
-
-
-def create_app() -> Any:
-    """Return Prefect's app, as uvicorn wants it."""
-    from prefect.server.api.server import create_app
-
-    return answering_soon(create_app())
-
-
-def answering_soon(app: Any) -> Any:
-    """Return an ASGI app that asks clients to come back soon where the database is busy.
-
-    SQLite is locked for milliseconds; without a word Prefect's client waits 2, 4, 8, 16 and 32 s.
-    """
-
-    async def answer(scope: Any, receive: Any, send: Any) -> None:
-        async def send_on(message: Any) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 503:
-                kept = [each for each in message.get("headers", []) if each[0].lower() != b"retry-after"]
-                message = {**message, "headers": [*kept, (b"retry-after", b"0.05")]}
-            await send(message)
-
-        await app(scope, receive, send_on)
-
-    return answer
 
 
 def main() -> None:
@@ -52,7 +26,7 @@ def main() -> None:
     import uvicorn
 
     config = uvicorn.Config(
-        "flows.embedded_server:create_app",
+        "flows.server_app:create_app",
         factory=True,
         fd=int(sys.argv[1]),
         log_level="error",

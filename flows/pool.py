@@ -9,6 +9,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -225,8 +226,9 @@ class LauncherPool:
         self.interrupt("the session ended")
         with self._lock:
             launchers, self._launchers = self._launchers, []
-        errors = [error for launcher in launchers if (error := _error_of(launcher.close)) is not None]
-        if errors:
+        with ThreadPoolExecutor(max(1, len(launchers))) as executor:
+            ended = list(executor.map(_error_of, [launcher.close for launcher in launchers]))
+        if errors := [error for error in ended if error is not None]:
             raise LaunchError(
                 f"{len(errors)} launchers did not close; the first said: {errors[0]}"
             ) from errors[0]

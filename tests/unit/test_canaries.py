@@ -120,7 +120,7 @@ def test_prefect_drains_what_its_threads_hold(module: str, name: str) -> None:
 def test_prefect_makes_its_server_by_a_factory() -> None:
     found = find_spec("prefect.server.api.server")  # read, not imported: that would start a process
     assert found is not None and found.origin is not None
-    assert "def create_app(" in Path(found.origin).read_text(), LOST.format("flows/embedded_server.py")
+    assert "def create_app(" in Path(found.origin).read_text(), LOST.format("flows/server_app.py")
 
 
 def test_the_fork_server_can_be_started_ahead() -> None:

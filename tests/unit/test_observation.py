@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 
 from danling_core.config import Config
-from flows.embedded_server import answering_soon
 from flows.naming import stage_name
 from flows.outcome import RunOutcome
 from flows.page import run_page
@@ -191,21 +189,3 @@ def test_a_page_links_what_a_browser_can_open_and_says_the_commands(folder: str,
     page = run_page(RunOutcome("interrupted", "toy-run", "0" * 16, folder=folder))
     assert place in page and "danling resume" in page
     assert "danling reproduce" in run_page(RunOutcome("complete", "toy-run", "0" * 16, folder=folder))
-
-
-def test_a_busy_database_is_asked_again_soon() -> None:
-    async def busy(scope: Any, receive: Any, send: Any) -> None:
-        await send(
-            {"type": "http.response.start", "status": scope["status"], "headers": [(b"Retry-After", b"9")]}
-        )
-
-    def headers(status: int) -> list[tuple[bytes, bytes]]:
-        sent: list[Any] = []
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        asyncio.run(answering_soon(busy)({"type": "http", "status": status}, None, send))
-        return list(sent[0]["headers"])
-
-    assert headers(503) == [(b"retry-after", b"0.05")] and headers(200) == [(b"Retry-After", b"9")]
