@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -158,6 +159,7 @@ def _server(folder: Path, database: str, environment: dict[str, str]) -> Iterato
             env={**environment, **settings},
             stdout=output,
             stderr=output,
+            start_new_session=True,
         )
     try:
         end = time.monotonic() + 120
@@ -169,8 +171,8 @@ def _server(folder: Path, database: str, environment: dict[str, str]) -> Iterato
             time.sleep(0.2)
         yield log
     finally:
-        process.terminate()
-        process.wait(30)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _requests(log: Path) -> int:

@@ -19,16 +19,22 @@ from flows.cancellation import heeding_cancel
 from flows.credentials import store_credentials
 from flows.endings import conclude_all
 from flows.fan_out import call_all, nested
+from flows.flow_call import FlowCall, FlowCalls
 from flows.leaderboard import leaderboard, markdown
 from flows.lineage import in_flow_run
 from flows.naming import run_display_name, tags_of
 from flows.outcome import Ending, RunOutcome
 from flows.pool import LauncherPool, launcher_pool
-from flows.run import open_and_train, run
+from flows.run import run
+from flows.training import open_and_train
+from flows.view import FlowView, RunView
 from tasks.artifacts import FlowArtifacts
 from tasks.reporter import reporting
 
 logger = logging.getLogger("danling.flows")
+
+_PATIENCE_SECONDS = 0.5  # in which a flow's body should begin
+_FAREWELL_SECONDS = 10.0  # in which flow runs should end, when all runs have
 
 
 def _flow_run_name() -> str:
@@ -80,39 +86,53 @@ def prepared_configs(configs: Sequence[Config], pool: LauncherPool) -> list[Conf
 def run_all(
     configs: list[Config], pool: LauncherPool, fresh: bool, if_busy: IfBusy = "follow"
 ) -> list[RunOutcome]:
-    """Call the flow of each run, as many at a time as there are slots; how they ended, in order."""
+    """Train each run in a flow of its own, as many at a time as there are slots; how they ended, in order."""
     outcomes: list[RunOutcome | None] = [None] * len(configs)
+    flows = FlowCalls()
 
     def call(index: int) -> None:
-        outcomes[index] = _run_one(configs[index], pool, fresh, if_busy)
+        outcomes[index] = _run_one(configs[index], pool, flows, fresh, if_busy)
 
     call_all([lambda index=index: call(index) for index in range(len(configs))], pool.slots, pool)  # type: ignore[misc]
+    flows.join(_FAREWELL_SECONDS)
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _run_one(config: Config, pool: LauncherPool, fresh: bool, if_busy: IfBusy) -> RunOutcome:
+def _run_one(
+    config: Config, pool: LauncherPool, flows: FlowCalls, fresh: bool, if_busy: IfBusy
+) -> RunOutcome:
     """Call the run's flow once there is a slot for it; return its outcome, whatever reached Prefect."""
-    message = None
-    with pool.remembering() as ended:
-        try:
-            with pool.slot():
-                message = run(config, fresh=fresh, if_busy=if_busy, return_state=True).message
-        except RunInterrupted as error:
-            return pool.record(not_started(config, "interrupted", str(error)))
-        except Exception as error:
-            logger.warning("Prefect lost sight of %s: %s: %s", config.run_name, type(error).__name__, error)
-            if not ended:
-                return _run_unseen(config, pool, fresh, if_busy)
-    return ended[-1] if ended else pool.record(not_started(config, "failed", message))
-
-
-def _run_unseen(config: Config, pool: LauncherPool, fresh: bool, if_busy: IfBusy) -> RunOutcome:
-    """Train a run for which Prefect could make no flow run: training does not depend on who watches."""
     try:
-        with pool.slot(), reporting() as reporter:
-            return pool.record(open_and_train(config, pool, FlowArtifacts(reporter), fresh, if_busy))
+        with pool.slot():
+            call = flows.begin(lambda: run(config, fresh=fresh, if_busy=if_busy, return_state=True))
+            call.wait_until_taken(_PATIENCE_SECONDS)
+            if call.take():
+                return _train_unseen(config, pool, call, fresh, if_busy)
+            outcome = call.wait_until_ended()
+            return outcome or pool.record(not_started(config, "failed", call.why_no_end()))
     except RunInterrupted as error:
         return pool.record(not_started(config, "interrupted", str(error)))
+
+
+def _train_unseen(
+    config: Config, pool: LauncherPool, call: FlowCall, fresh: bool, if_busy: IfBusy
+) -> RunOutcome:
+    """Train a run whose flow has not begun: training does not depend on who watches.
+
+    A flow that begins later shows the run all the same. Where Prefect could make none, the flow around it does.
+    """
+    if call.state is not None:  # it ended before its body began, as where it was cancelled
+        return call.end(pool.record(not_started(config, "failed", call.state.message)))
+    with reporting() as reporter:
+        view: RunView = call.late_view
+        if call.error is not None:
+            logger.warning("Prefect lost sight of %s: %s", config.run_name, call.why_no_end())
+            view = FlowView(FlowArtifacts(reporter))
+        try:
+            return call.end(pool.record(open_and_train(config, pool, view, fresh, if_busy)))
+        except BaseException as error:
+            call.end(not_started(config, "failed", f"{type(error).__name__}: {error}"))
+            raise
 
 
 def not_started(config: Config, status: Ending, error: str | None) -> RunOutcome:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from danling_core.errors import DanLingError
 from danling_core.process_tree import children_of, die_with_parent
+from danling_core.python_path import python_path
 from flows import cli_deploy
 from flows.cli_text import say
 from flows.exit_codes import DONE, FAILED
@@ -41,12 +42,12 @@ class Services:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, words: list[str], environment: Mapping[str, str]) -> Path:
-        """Start a command of Prefect's; return its log. It ends with this process, however that ends."""
+        """Start a Python command; return its log. It ends with this process, however that ends."""
         self._folder.mkdir(parents=True, exist_ok=True)
         log = self._folder / f"{name}.log"
         with log.open("ab") as file:
             self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "prefect", *words],
+                [sys.executable, *words],
                 env={**os.environ, **QUIET, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -111,12 +112,17 @@ def _server(services: Services, api_url: str, port: int, database: str | None) -
         raise UpError(
             f"PREFECT_API_URL is {api_url}, which cannot be reached: start that server, or unset it"
         )
-    environment = {"PREFECT_API_URL": api_url, **LEASE_STORAGE}
+    environment = {
+        "PREFECT_API_URL": api_url,
+        "PREFECT__SERVER_FINAL": "1",  # as `prefect server start` has it
+        "PYTHONPATH": python_path(os.environ),
+        **LEASE_STORAGE,
+    }
     if database is not None:
         environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
-    log = services.start(
-        "server", ["server", "start", "--host", "127.0.0.1", "--port", str(port)], environment
-    )
+    # What `prefect server start` serves, with patience for SQLite. -P: not a package `flows` of the user's.
+    words = ["-P", "-m", "uvicorn", "flows.server_app:create_app", "--factory", "--log-level", "warning"]
+    log = services.start("server", [*words, "--host", "127.0.0.1", "--port", str(port)], environment)
     end = time.monotonic() + _START_SECONDS
     while (reason := why_unreachable(api_url, 2.0)) is not None:
         if services.ended() is not None or time.monotonic() > end:
@@ -132,7 +138,15 @@ def _pool_and_worker(services: Services, api_url: str, pool: str, limit: int | N
     online = _workers_online(pool)
     if online:
         return _line("worker", ", ".join(online), "there already")
-    words = ["worker", "start", "--pool", pool, *(["--limit", str(limit)] if limit is not None else [])]
+    words = [
+        "-m",
+        "prefect",
+        "worker",
+        "start",
+        "--pool",
+        pool,
+        *(["--limit", str(limit)] if limit is not None else []),
+    ]
     environment = {"PREFECT_API_URL": api_url, "PREFECT_WORKER_QUERY_SECONDS": "1"}
     log = services.start("worker", words, environment)
     end = time.monotonic() + _START_SECONDS

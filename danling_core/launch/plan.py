@@ -44,6 +44,11 @@ class RunPlan:
         return identify(self.config, self.source_file)
 
     @property
+    def key(self) -> str:
+        """Return name and id: one per run of a project."""
+        return f"{self.identity.name}-{self.identity.id}"
+
+    @property
     def names(self) -> dict[str, Any]:
         """Return the names of this run, whose folder may have been made under others."""
         config, identity = self.config, self.identity

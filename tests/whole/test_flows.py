@@ -390,15 +390,16 @@ def test_slots_are_made_taken_waited_for_and_given_back(
 def test_a_run_that_is_stopped_while_it_waits_for_slots_is_interrupted(
     flows_on: Any, toy_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.run import open_and_train
     from flows.slots import taken
+    from flows.training import open_and_train
+    from flows.view import FlowView
     from tasks.artifacts import FlowArtifacts
     from tasks.reporter import reporting
 
     config = Config.from_dict(toy_config(experiment_name="waits", slots={"test-turn": 1}))
     with taken({"test-turn": 1}, flows_on), reporting() as reporter:
         monkeypatch.setattr(flows_on, "why_stopped", lambda: "SIGTERM")
-        outcome = open_and_train(config, flows_on, FlowArtifacts(reporter))
+        outcome = open_and_train(config, flows_on, FlowView(FlowArtifacts(reporter)))
     assert (outcome.status, outcome.error) == ("interrupted", "not started: SIGTERM")
     assert not list_runs(config.project_root)
 
@@ -642,7 +643,7 @@ def test_a_store_that_is_away_at_the_end_costs_no_outcome(
     from danling_core.launch.plan import RunPlan
     from danling_core.runs.folder import RunFolder, Status
     from danling_core.session.open_run import open_run
-    from flows.run import _ended, _release
+    from flows.training import _ended, _release
 
     config = Config.from_dict(toy_config(project_root="gs://danling/away", scratch=str(tmp_path)))
     plan = RunPlan(config)
