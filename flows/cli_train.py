@@ -12,7 +12,7 @@ from typing import Any
 
 from danling_core.config import Config
 from danling_core.config.overrides import parse_sweep
-from danling_core.config.sweep import ExperimentSpec, GroupSpec
+from danling_core.config.sweep import ExperimentSpec, FanOut, GroupSpec
 from danling_core.errors import ConfigError, DanLingError
 from danling_core.writers.console import survive_a_closed_console
 from flows.busy import IfBusy
@@ -64,7 +64,7 @@ class Training:
         spec = ExperimentSpec.load(file, overrides, swept)
         return self._several(
             spec.configs(),
-            spec.concurrency,
+            _slots(spec),
             f"Leaderboard of {spec.configs()[0].experiment_name}",
             lambda configs: _Flows().experiment(spec, self._fresh, self._if_busy, return_state=True),
         )
@@ -75,7 +75,7 @@ class Training:
         spec = GroupSpec.load(file, overrides)
         return self._several(
             [config for plan in spec.configs() for config in plan.configs],
-            spec.concurrency,
+            _slots(spec),
             f"Leaderboard of {spec.group}",
             lambda configs: _Flows().group(spec, self._fresh, self._if_busy, return_state=True),
         )
@@ -147,6 +147,15 @@ class Training:
         waiting = ", ".join(outcome.name for outcome in stopped if outcome.folder is None)
         if self._fresh and is_begun and waiting:
             _say(f"not begun yet, and where complete from before not trained anew by that command: {waiting}")
+
+
+def _slots(spec: FanOut) -> int:
+    """Return how many launchers a session needs. Raises ConfigError where no API could start the runs."""
+    if spec.executor == "deployment":
+        from flows.cli_deploy import configured_api
+
+        configured_api()
+    return spec.local_slots
 
 
 def _refuse_lists(overrides: Sequence[str]) -> None:

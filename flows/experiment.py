@@ -17,6 +17,7 @@ from danling_core.errors import ConfigError, RunInterrupted
 from flows.busy import IfBusy
 from flows.cancellation import heeding_cancel
 from flows.credentials import store_credentials
+from flows.deployment_runs import run_by_deployment
 from flows.endings import conclude_all
 from flows.fan_out import call_all, nested
 from flows.flow_call import FlowCall, FlowCalls
@@ -24,6 +25,7 @@ from flows.leaderboard import leaderboard, markdown
 from flows.lineage import in_flow_run
 from flows.naming import run_display_name, tags_of
 from flows.outcome import Ending, RunOutcome
+from flows.parameters import refuse_other_ids
 from flows.pool import LauncherPool, launcher_pool
 from flows.run import run
 from flows.training import open_and_train
@@ -46,7 +48,7 @@ def _flow_run_name() -> str:
 
 @flow(name="experiment", flow_run_name=_flow_run_name, persist_result=False)
 def experiment(
-    spec: ExperimentSpec, fresh: bool = False, if_busy: IfBusy = "follow"
+    spec: ExperimentSpec, fresh: bool = False, if_busy: IfBusy = "follow", expected_id: str = ""
 ) -> State[list[dict[str, Any]]]:
     """Train the runs of one experiment, `concurrency` at a time; ends in a leaderboard.
 
@@ -56,22 +58,26 @@ def experiment(
         spec: a config, and what varies in it.
         fresh: begin new run folders, whatever is there. A retry of this flow run goes on with the folders that it made.
         if_busy: as for `run`.
+        expected_id: as for `run`: 8 digits, since each run has its own.
     """
     configs = spec.configs()
     with (
         in_flow_run(),
         store_credentials(configs),
-        launcher_pool(min(spec.concurrency, len(configs))) as pool,
+        launcher_pool(min(spec.local_slots, len(configs))) as pool,
         reporting() as reporter,
         pool.apart() as interrupt,
         heeding_cancel(interrupt),
     ):
         artifacts = FlowArtifacts(reporter)
-        configs = prepared_configs(configs, pool)
+        refuse_other_ids(pool.prepare(configs), expected_id)
         tags = tags_of(configs[0])
         artifacts.tag(tags)
         with nested(tags):
-            outcomes = run_all(configs, pool, fresh, if_busy)
+            if spec.executor == "deployment":
+                outcomes = run_by_deployment(spec, configs, pool, fresh, if_busy)
+            else:
+                outcomes = run_all(prepared_configs(configs, pool), pool, fresh, if_busy)
         rows = leaderboard(outcomes)
         title = f"Experiment {configs[0].experiment_name}"
         artifacts.markdown(f"leaderboard-{configs[0].experiment_name}", markdown(rows, title), title)

@@ -12,6 +12,7 @@ from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from flows.busy import IfBusy
 from flows.cancellation import heeding_cancel
 from flows.credentials import store_credentials
+from flows.deployment_runs import run_by_deployment
 from flows.endings import conclude_all
 from flows.experiment import experiment, not_started, prepared_configs, run_all
 from flows.fan_out import call_all, nested
@@ -19,6 +20,7 @@ from flows.leaderboard import leaderboard, markdown
 from flows.lineage import in_flow_run
 from flows.naming import tags_of
 from flows.outcome import Ending, RunOutcome
+from flows.parameters import refuse_other_ids
 from flows.pool import LauncherPool, launcher_pool
 from tasks.artifacts import FlowArtifacts
 from tasks.reporter import reporting
@@ -27,7 +29,9 @@ logger = logging.getLogger("danling.flows")
 
 
 @flow(name="group", flow_run_name="{spec.group}", persist_result=False)
-def group(spec: GroupSpec, fresh: bool = False, if_busy: IfBusy = "follow") -> State[list[dict[str, Any]]]:
+def group(
+    spec: GroupSpec, fresh: bool = False, if_busy: IfBusy = "follow", expected_id: str = ""
+) -> State[list[dict[str, Any]]]:
     """Train several experiments, `concurrency` runs at a time over all of them; ends in a leaderboard.
 
     Every run of every experiment is validated before the first one starts.
@@ -36,21 +40,25 @@ def group(spec: GroupSpec, fresh: bool = False, if_busy: IfBusy = "follow") -> S
         spec: the experiments.
         fresh: begin new run folders, whatever is there. A retry of this flow run goes on with the folders that it made.
         if_busy: as for `run`.
+        expected_id: as for `run`: 8 digits, since each run has its own.
     """
     configs = [config for plan in spec.configs() for config in plan.configs]
     with (
         in_flow_run(),
         store_credentials(configs),
-        launcher_pool(min(spec.concurrency, len(configs))) as pool,
+        launcher_pool(min(spec.local_slots, len(configs))) as pool,
         reporting() as reporter,
         heeding_cancel(pool.interrupt),
     ):
         artifacts = FlowArtifacts(reporter)
-        pool.prepare(configs)
+        refuse_other_ids(pool.prepare(configs), expected_id)
         tags = [tag for tag in tags_of(configs[0]) if not tag.startswith("experiment:")]
         artifacts.tag(tags)
         with nested(tags):
-            outcomes = _call_experiments(spec, pool, fresh, if_busy)
+            if spec.executor == "deployment":
+                outcomes = run_by_deployment(spec, configs, pool, fresh, if_busy)
+            else:
+                outcomes = _call_experiments(spec, pool, fresh, if_busy)
         rows = leaderboard(outcomes)
         artifacts.markdown(f"leaderboard-{spec.group}", markdown(rows, f"Group {spec.group}"), "Leaderboard")
         artifacts.table(f"leaderboard-table-{spec.group}", rows, f"Leaderboard of the group {spec.group}")

@@ -21,7 +21,7 @@ from flows.lineage import in_flow_run
 from flows.naming import run_display_name, tags_of
 from flows.outcome import RunOutcome
 from flows.page import run_page
-from flows.parameters import Overrides
+from flows.parameters import Overrides, refuse_other_ids
 from flows.pool import LauncherPool, launcher_pool
 from flows.training import open_and_train
 from flows.view import FlowView
@@ -42,6 +42,7 @@ def run(
     overrides: Overrides = {},  # noqa: B006 - Prefect copies it; null would hide the schema's own message
     fresh: bool = False,
     if_busy: IfBusy = "follow",
+    expected_id: str = "",
 ) -> State[dict[str, Any]]:
     """Train and evaluate one run; when it is complete already, return what it left.
 
@@ -51,6 +52,8 @@ def run(
         fresh: begin a new run folder, whatever is there. A retry of this flow run goes on with the folder that it made.
         if_busy: what to do where another process has the run in work: follow it, wait for its end and go on then, or
             fail.
+        expected_id: what the run's id must begin with, to be refused otherwise: 8 digits name the code, all 16 the
+            config too. Empty: any.
     """
     config = _effective(config, overrides)
     with (
@@ -63,6 +66,7 @@ def run(
         artifacts = FlowArtifacts(reporter)
         artifacts.tag(tags_of(config))
         view = FlowView(artifacts)
+        refuse_other_ids(pool.prepare([config]), expected_id)
         call = flow_call()
         if call is None or call.take():
             outcome = pool.record(open_and_train(config, pool, view, fresh, if_busy))

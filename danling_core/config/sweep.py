@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -15,6 +15,9 @@ from danling_core.config.field_types import Count, Name, Values
 from danling_core.config.overrides import Overrides, apply, expand, parse_sweep, run_names
 from danling_core.config.validation import Model, labelled
 from danling_core.errors import ConfigError
+
+AT_A_TIME = 50
+"""Runs under way at a time where each is a flow run of a deployment."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,41 @@ def _as_overrides(value: Any) -> Any:
 PlainValues = Annotated[Values, BeforeValidator(_plain)]
 
 
-class ExperimentSpec(Model):
+class FanOut(Model):
+    """Place where the runs of an experiment or group train, and how many at a time."""
+
+    concurrency: Count = Field(1, description="runs at a time; with `executor: deployment` 50 unless stated")
+    executor: Literal["local", "deployment"] = Field(
+        "local", description="local: here; deployment: each as a flow run of a deployment, on its work pool"
+    )
+    deployment: str = Field(
+        "", description="of `executor: deployment`: `run/NAME`; the only one of the flow `run` unless stated"
+    )
+
+    @property
+    def local_slots(self) -> int:
+        """Return how many runs train at a time on this machine."""
+        return self.concurrency if self.executor == "local" else 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _many_at_a_time(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("executor") == "deployment":
+            return {"concurrency": AT_A_TIME, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check_deployment(self) -> Self:
+        if self.deployment and self.executor == "local":
+            raise ValueError(f"deployment is {self.deployment!r}, which is for executor: deployment")
+        if self.deployment and not self.deployment.startswith("run/"):
+            raise ValueError(
+                f"deployment: wanted a deployment of the flow run, run/NAME, found {self.deployment!r}"
+            )
+        return self
+
+
+class ExperimentSpec(FanOut):
     """One experiment: a config, and a sweep or a list of runs over it."""
 
     config: PlainValues = Field(description="the config that all runs share; in a file also a path to one")
@@ -50,7 +87,6 @@ class ExperimentSpec(Model):
     overrides: Annotated[Values, BeforeValidator(_as_overrides)] = Field(
         {}, description="applied to the config before what varies"
     )
-    concurrency: Count = Field(1, description="runs at a time")
 
     @model_validator(mode="after")
     def _check_variation(self) -> Self:
@@ -105,11 +141,10 @@ class ExperimentSpec(Model):
         return ExperimentPlan(configs[0].experiment_name, configs)
 
 
-class GroupSpec(Model):
+class GroupSpec(FanOut):
     """Experiments with something in common, run and compared together."""
 
     group: Name = Field(description="the group's name: a tag, a field of each run's metadata, a leaderboard")
-    concurrency: Count = Field(1, description="runs at a time, over all experiments")
     experiments: list[ExperimentSpec] = Field(min_length=1, description="what to run")
 
     @classmethod
@@ -129,6 +164,15 @@ class GroupSpec(Model):
         except ConfigError as error:
             raise _once(str(file), error) from None
         return spec
+
+    @model_validator(mode="after")
+    def _check_executors(self) -> Self:
+        for index, experiment in enumerate(self.experiments):
+            if experiment.executor != "local":
+                raise ValueError(
+                    f"experiments.{index}: executor belongs to the group, beside its concurrency"
+                )
+        return self
 
     def configs(self) -> list[ExperimentPlan]:
         """Return the plan of each experiment, with `group` set in each config.

@@ -124,7 +124,7 @@ def _acquire(
 ) -> Lease:
     """Acquire the run's lease; that of its other name, where one has begun under that since we looked."""
     while True:
-        parent = _lease_parent_url(config, identity)
+        parent = lease_parent_url(config, identity)
         lease = Lease.acquire(
             parent,
             f"{identity.name}-{identity.id} ({metadata.user_name()})",
@@ -132,7 +132,7 @@ def _acquire(
             wait_seconds=wait_seconds,
             flow_runs=flow_runs,
         )
-        if _lease_parent_url(config, identity) == parent:
+        if lease_parent_url(config, identity) == parent:
             return lease
         lease.release()
 
@@ -168,7 +168,8 @@ def _check_places(config: Config) -> None:
         )
 
 
-def _lease_parent_url(config: Config, identity: Identity) -> str:
+def lease_parent_url(config: Config, identity: Identity) -> str:
+    """Return the folder of the leases of the run that this config and this code mean."""
     if config.dir is not None:
         return RunFolder(_absolute(config.dir)).lease_parent_url
     return parent_url(_absolute(config.project_root), identity.name, identity.id)
