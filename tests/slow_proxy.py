@@ -18,6 +18,8 @@ class SlowProxy:
         self.passed_first = 0
         """How many such requests are not held up."""
         self.held_up = 0
+        self.is_away = False
+        """Whether nothing is passed on any more."""
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -31,6 +33,9 @@ class SlowProxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                if self.is_away:
+                    client.close()
+                    continue
                 server = socket.create_connection(("127.0.0.1", self._target))
                 for source, sink, is_request in ((client, server, True), (server, client, False)):
                     threading.Thread(
@@ -39,7 +44,7 @@ class SlowProxy:
 
     def _pass_on(self, source: socket.socket, sink: socket.socket, is_request: bool) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(65536):
+            while (data := source.recv(65536)) and not self.is_away:
                 if is_request and data.startswith(self.beginning):
                     if self.passed_first == 0:
                         self.held_up += 1
