@@ -28,6 +28,7 @@ from flows.outcome import Ending, RunOutcome
 from flows.parameters import refuse_other_ids
 from flows.pool import LauncherPool, launcher_pool
 from flows.run import run
+from flows.skipping import complete_already
 from flows.training import open_and_train
 from flows.view import FlowView, RunView
 from tasks.artifacts import FlowArtifacts
@@ -107,7 +108,12 @@ def run_all(
 def _run_one(
     config: Config, pool: LauncherPool, flows: FlowCalls, fresh: bool, if_busy: IfBusy
 ) -> RunOutcome:
-    """Call the run's flow once there is a slot for it; return its outcome, whatever reached Prefect."""
+    """Call the run's flow once there is a slot for it; return its outcome, whatever reached Prefect.
+
+    A run that is complete needs no flow: the flow around it lists it.
+    """
+    if not fresh and (found := complete_already(pool.prepare([config]))) is not None:
+        return pool.record(found[0])
     try:
         with pool.slot():
             call = flows.begin(lambda: run(config, fresh=fresh, if_busy=if_busy, return_state=True))

@@ -50,16 +50,19 @@ def cell(value: Any) -> str:
 
 
 def markdown(rows: Sequence[dict[str, Any]], title: str) -> str:
-    """Return the rows as a Markdown table under a heading."""
+    """Return the rows, the first `_MOST_ROWS` of them, as a Markdown table under a heading."""
     names = columns(rows)
+    more = f"\n{len(rows) - _MOST_ROWS} more rows are in the table.\n" if len(rows) > _MOST_ROWS else ""
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     lines += [
-        "| " + " | ".join(cell(row.get(name)).replace("|", "\\|") for name in names) + " |" for row in rows
+        "| " + " | ".join(cell(row.get(name)).replace("|", "\\|") for name in names) + " |"
+        for row in rows[:_MOST_ROWS]
     ]
-    return f"# {title}\n\n" + "\n".join(lines) + "\n"
+    return f"# {title}\n\n" + "\n".join(lines) + "\n" + more
 
 
 _LAST = ("status", "folder")
+_MOST_ROWS = 200
 
 
 def _row(outcome: RunOutcome, rank: int | None) -> dict[str, Any]:

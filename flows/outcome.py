@@ -9,6 +9,8 @@ from typing import Any, Literal
 from danling_core.results.formatting import format_value
 from danling_core.runs.folder import RunFolder, Status
 
+_MOST_NAMED = 10
+
 Ending = Literal["complete", "failed", "interrupted", "refused"]
 
 
@@ -73,9 +75,10 @@ class RunOutcome:
 
 
 def summarise(bad: Sequence[RunOutcome], total: int) -> str:
-    """One line that names every run that failed, and why."""
-    named = "; ".join(f"{outcome.key}: {_one_line(outcome.error)}" for outcome in bad)
-    return f"{len(bad)} of {total} runs failed: {named}"
+    """One line that names the runs that failed, and why: the first of them, where there are many."""
+    named = "; ".join(f"{outcome.key}: {_one_line(outcome.error)}" for outcome in bad[:_MOST_NAMED])
+    more = f"; and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
+    return f"{len(bad)} of {total} runs failed: {named}{more}"
 
 
 def describe(outcome: RunOutcome) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import queue
@@ -63,7 +64,7 @@ class LauncherPool:
         self._free: queue.Queue[Launcher] = queue.Queue()
         self._active: dict[RunHandle, _Part | None] = {}
         self._interrupted: set[RunHandle] = set()
-        self._plans: dict[str, RunPlan] = {}
+        self._plans: dict[bytes, RunPlan] = {}
         self._by_id: dict[str, threading.Lock] = {}
         self._lock = threading.RLock()
 
@@ -268,8 +269,8 @@ class LauncherPool:
         return self.stopped_because or (None if part is None else part.stopped_because)
 
 
-def _key(config: Config) -> str:
-    return json.dumps(config.dict(), sort_keys=True, default=str)
+def _key(config: Config) -> bytes:
+    return hashlib.sha256(json.dumps(config.dict(), sort_keys=True, default=str).encode()).digest()
 
 
 def _wait_for_end(handle: RunHandle) -> None:
