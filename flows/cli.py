@@ -314,6 +314,26 @@ def keys(text: Annotated[str, Parameter(help="only those in which this occurs")]
 @app.command(
     help_epilogue="""\
 examples:
+  danling notify https://hooks.slack.com/services/...     or any webhook that takes JSON
+  danling notify - < file-with-the-url
+  danling notify off
+
+What is sent is {"text": ..., "subject": ..., "body": ...}: who failed, or what a
+group's best runs are, and a link. The URL is kept in Prefect as a secret of the
+block custom-webhook/danling."""
+)
+def notify(
+    url: Annotated[str, Parameter(help="of a webhook; - reads it from standard input; off ends it")], /
+) -> int:
+    """Have Prefect send a message when a run fails or crashes, and when a group ends."""
+    from flows.cli_notify import notify as notify_by
+
+    return notify_by(url)
+
+
+@app.command(
+    help_epilogue="""\
+examples:
   danling pull digits-cnn-baseline experiments --root s3://bucket/experiments
   danling pull s3://bucket/experiments/digits-cnn-baseline-0123456789abcdef experiments
 

@@ -35,8 +35,10 @@ def conclude_all(rows: list[dict[str, Any]], outcomes: Sequence[RunOutcome]) -> 
         return _interrupted(
             f"{len(stopped)} of {len(outcomes)} runs interrupted; run it again to resume them"
         )
-    best = f", best {rows[0]['name']} ({cell(rows[0]['score'])})" if rows and rows[0]["rank"] else ""
-    return Completed(message=f"{len(outcomes)} runs complete{best}", data=rows)
+    first = [f"{row['name']} ({cell(row['score'])})" for row in rows[:3] if row["rank"]]
+    best = f", best {first[0]}" if first else ""
+    then = f", then {', '.join(first[1:])}" if first[1:] else ""
+    return Completed(message=f"{len(outcomes)} runs complete{best}{then}", data=rows)
 
 
 def _interrupted(message: str) -> State[Any]:
