@@ -314,6 +314,26 @@ def keys(text: Annotated[str, Parameter(help="only those in which this occurs")]
 @app.command(
     help_epilogue="""\
 examples:
+  danling approve                               which groups wait
+  danling approve nightly --note "looks good"
+  danling approve nightly --no                  what is left is not begun"""
+)
+def approve(
+    group: Annotated[str, Parameter(help="name of the group, or id of its flow run")] = "",
+    /,
+    *,
+    no: Annotated[bool, Parameter(help="decline", negative="")] = False,
+    note: Annotated[str, Parameter(help="for who reads the log")] = "",
+) -> int:
+    """Answer a group that waits for an approval."""
+    from flows.cli_approve import approve as answer
+
+    return answer(group, no, note)
+
+
+@app.command(
+    help_epilogue="""\
+examples:
   danling notify https://hooks.slack.com/services/...     or any webhook that takes JSON
   danling notify - < file-with-the-url
   danling notify off

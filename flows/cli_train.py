@@ -150,8 +150,9 @@ class Training:
 
 
 def _slots(spec: FanOut) -> int:
-    """Return how many launchers a session needs. Raises ConfigError where no API could start the runs."""
-    if spec.executor == "deployment":
+    """Return how many launchers a session needs. Raises ConfigError where an API is needed, and none is configured."""
+    is_gated = isinstance(spec, GroupSpec) and len(spec.parts()) > 1
+    if spec.executor == "deployment" or is_gated:
         from flows.cli_deploy import configured_api
 
         configured_api()

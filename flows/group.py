@@ -8,7 +8,9 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from danling_core.config import Config
 from danling_core.config.sweep import ExperimentSpec, GroupSpec
+from flows.approval import why_not_approved
 from flows.busy import IfBusy
 from flows.cancellation import heeding_cancel
 from flows.credentials import store_credentials
@@ -22,6 +24,7 @@ from flows.naming import tags_of
 from flows.outcome import Ending, RunOutcome
 from flows.parameters import refuse_other_ids
 from flows.pool import LauncherPool, launcher_pool
+from flows.skipping import complete_already
 from tasks.artifacts import FlowArtifacts
 from tasks.reporter import reporting
 
@@ -55,25 +58,47 @@ def group(
         tags = [tag for tag in tags_of(configs[0]) if not tag.startswith("experiment:")]
         artifacts.tag(tags)
         with nested(tags):
-            if spec.executor == "deployment":
-                outcomes = run_by_deployment(spec, configs, pool, fresh, if_busy)
-            else:
-                outcomes = _call_experiments(spec, pool, fresh, if_busy)
+            outcomes = _run_parts(spec, pool, fresh, if_busy)
         rows = leaderboard(outcomes)
         artifacts.markdown(f"leaderboard-{spec.group}", markdown(rows, f"Group {spec.group}"), "Leaderboard")
         artifacts.table(f"leaderboard-table-{spec.group}", rows, f"Leaderboard of the group {spec.group}")
     return conclude_all(rows, outcomes)
 
 
-def _call_experiments(spec: GroupSpec, pool: LauncherPool, fresh: bool, if_busy: IfBusy) -> list[RunOutcome]:
+def _run_parts(spec: GroupSpec, pool: LauncherPool, fresh: bool, if_busy: IfBusy) -> list[RunOutcome]:
+    """Run one part of the group after the other; between two of them stands an approval."""
+    plans = spec.configs()
+    outcomes: list[RunOutcome] = []
+    refusal: str | None = None
+    for part in spec.parts():
+        configs = [config for index in part for config in plans[index].configs]
+        approval = spec.experiments[part[0]].approval
+        if refusal is None and approval is not None and _is_to_train(configs, pool, fresh):
+            refusal = why_not_approved(approval, plans[part[0]].name, pool)
+        if refusal is not None:
+            outcomes += [pool.record(not_started(config, "interrupted", refusal)) for config in configs]
+        elif spec.executor == "deployment":
+            outcomes += run_by_deployment(spec, configs, pool, fresh, if_busy)
+        else:
+            experiments = [_in_group(spec.experiments[index], spec.group) for index in part]
+            outcomes += _call_experiments(experiments, pool, fresh, if_busy)
+    return outcomes
+
+
+def _is_to_train(configs: list[Config], pool: LauncherPool, fresh: bool) -> bool:
+    return fresh or complete_already(pool.prepare(configs)) is None
+
+
+def _call_experiments(
+    experiments: list[ExperimentSpec], pool: LauncherPool, fresh: bool, if_busy: IfBusy
+) -> list[RunOutcome]:
     """Open as many experiments as there are slots: none is idle while there is work."""
-    ended: list[list[RunOutcome]] = [[] for _ in spec.experiments]
+    ended: list[list[RunOutcome]] = [[] for _ in experiments]
 
     def call(index: int) -> None:
         with pool.remembering() as outcomes:
             try:
-                each = _in_group(spec.experiments[index], spec.group)
-                _call_experiment(each, pool, fresh, if_busy, outcomes)
+                _call_experiment(experiments[index], pool, fresh, if_busy, outcomes)
             finally:
                 ended[index] = outcomes
 
@@ -104,4 +129,5 @@ def _call_experiment(
 
 
 def _in_group(spec: ExperimentSpec, name: str) -> ExperimentSpec:
-    return ExperimentSpec(**{**spec.model_dump(), "overrides": {**spec.overrides, "group": name}})
+    values = {**spec.model_dump(), "overrides": {**spec.overrides, "group": name}, "approval": None}
+    return ExperimentSpec(**values)

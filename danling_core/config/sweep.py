@@ -44,6 +44,17 @@ def _as_overrides(value: Any) -> Any:
 PlainValues = Annotated[Values, BeforeValidator(_plain)]
 
 
+class Approval(Model):
+    """A gate before an experiment of a group: somebody has to say yes in Prefect before it begins."""
+
+    timeout_seconds: Count = Field(86_400, description="how long to wait; a day")
+    on_timeout: Literal["stop", "begin"] = Field(
+        "stop",
+        description="stop: what is left is not begun, and the next start of the group asks again; begin: go on",
+    )
+    message: str = Field("", description="shown above the form")
+
+
 class FanOut(Model):
     """Place where the runs of an experiment or group train, and how many at a time."""
 
@@ -87,6 +98,11 @@ class ExperimentSpec(FanOut):
     overrides: Annotated[Values, BeforeValidator(_as_overrides)] = Field(
         {}, description="applied to the config before what varies"
     )
+    approval: Approval | None = Field(
+        None,
+        description="in a group: begins when all experiments above it have ended, and somebody has approved: "
+        "{timeout_seconds: 3600}",
+    )
 
     @model_validator(mode="after")
     def _check_variation(self) -> Self:
@@ -122,6 +138,10 @@ class ExperimentSpec(FanOut):
         Raises:
             ConfigError: a config is invalid, or two runs are the same.
         """
+        if group is None and self.approval is not None:
+            raise ConfigError(
+                "approval: only an experiment of a group waits for one, and this one stands alone"
+            )
         shared = _overridden(self.config, self.overrides)
         varied = expand(self)
         names = run_names(str(shared.get("run_name", "run")), varied)
@@ -166,13 +186,26 @@ class GroupSpec(FanOut):
         return spec
 
     @model_validator(mode="after")
-    def _check_executors(self) -> Self:
+    def _check_experiments(self) -> Self:
+        if self.experiments[0].approval is not None:
+            raise ValueError(
+                "experiments.0: approval is a gate after other experiments, and nothing is above it"
+            )
         for index, experiment in enumerate(self.experiments):
             if experiment.executor != "local":
                 raise ValueError(
                     f"experiments.{index}: executor belongs to the group, beside its concurrency"
                 )
         return self
+
+    def parts(self) -> list[list[int]]:
+        """Return the indices of the experiments between approvals: each part after the first begins with a gate."""
+        parts: list[list[int]] = [[]]
+        for index, experiment in enumerate(self.experiments):
+            if experiment.approval is not None:
+                parts.append([])
+            parts[-1].append(index)
+        return parts
 
     def configs(self) -> list[ExperimentPlan]:
         """Return the plan of each experiment, with `group` set in each config.
