@@ -110,6 +110,7 @@ def _round(folder: Path, arguments: argparse.Namespace) -> Round:
 def _spec(arguments: argparse.Namespace) -> dict[str, object]:
     config = {
         "experiment_name": "many-runs",
+        "experiment_id": "b" * 40,
         "runner": "benchmarks.flow_runner:EpochRunner",
         "epoch_end": 1,
         "device": "cpu",

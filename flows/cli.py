@@ -196,6 +196,7 @@ def show(
 examples:
   danling up                                             in a terminal of its own
   danling up --database postgresql+asyncpg://user:password@localhost/prefect
+  danling up --write systemd                             a unit file to read and change
 
 Prefect's own commands do the same: see deployments/README.md of the project."""
 )
@@ -207,8 +208,16 @@ def up(
     ] = None,
     pool: Pool = "danling",
     limit: Annotated[int | None, Parameter(help="flow runs at a time of the worker")] = None,
+    write: Annotated[
+        Literal["systemd", "compose"] | None,
+        Parameter(help="start nothing: write danling.service or compose.yaml into this folder"),
+    ] = None,
 ) -> int:
     """Start server, work pool, worker and this project's deployments on this machine."""
+    if write is not None:
+        from flows.services import write as write_service
+
+        return write_service(write)
     from flows.up import up as bring_up
 
     return bring_up(port, database, pool, limit)
@@ -219,17 +228,22 @@ def up(
 examples:
   danling deploy run.yaml group.yaml       writes prefect.yaml once, and registers it
   danling deploy                           registers the prefect.yaml of this folder
+  danling deploy run.yaml --pin            the deployment runs the code of now only
   danling deploy --example                 a small project to begin with"""
 )
 def deploy(
     *files: Annotated[str, Parameter(help="a run's, an experiment's or a group's file each")],
     pool: Pool = "danling",
     example: Annotated[bool, Parameter(help="write toy.py and toy.yaml, and deploy these")] = False,
+    pin: Annotated[
+        bool,
+        Parameter(help="write that they run the code of now, and are refused where a worker has other code"),
+    ] = False,
 ) -> int:
     """Make deployments of this folder's runs, experiments and groups."""
     from flows.cli_deploy import deploy as deploy_files
 
-    return deploy_files(files, pool, example)
+    return deploy_files(files, pool, example, pin)
 
 
 @app.command(

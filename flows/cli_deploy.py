@@ -29,13 +29,20 @@ class DeployError(DanLingError):
     """Prefect refused a deployment; the message ends with what it said."""
 
 
-def deploy(files: Sequence[str], pool: str, is_example: bool) -> int:
+def deploy(files: Sequence[str], pool: str, is_example: bool, is_pinned: bool = False) -> int:
     """Write `prefect.yaml` in the current folder unless there is one, make pool and automation, and register it all."""
+    if is_pinned and Path(FILE).exists():
+        raise ConfigError(
+            f"--pin is for a {FILE} that is about to be written, and there is one: set expected_id in it by hand"
+        )
     document = None if is_example else _document(files, pool)
     api_url = configured_api()  # before anything is written: the same command is given again then
     if is_example:
         files = [_write_example(name) for name in ("toy.py", "toy.yaml")][1:]
         document = None if Path(FILE).exists() else _document(files, pool)
+    if document is not None and is_pinned:
+        for file, entry in zip(files, document["deployments"], strict=True):
+            entry["parameters"]["expected_id"] = _code_of(file)
     if document is not None:
         Path(FILE).write_text(_HEAD + yaml.safe_dump(document, sort_keys=False, width=110))
         say(f"wrote {FILE}")
@@ -165,15 +172,43 @@ def _document(files: Sequence[str], pool: str) -> dict[str, Any] | None:
     }
 
 
+def _code_of(file: str) -> str:
+    """Return the first eight digits of the ids of the runs in a file: their code. Raises ConfigError."""
+    from flows.pool import LauncherPool
+
+    pool = LauncherPool()
+    try:
+        codes = sorted({plan.identity.id[:8] for plan in pool.prepare(_configs_of(file))})
+    finally:
+        pool.close()
+    if len(codes) > 1:
+        raise ConfigError(
+            f"{file}: its runs have several codes, {', '.join(codes)}, and only one can be pinned"
+        )
+    return codes[0]
+
+
+def _configs_of(file: str) -> list[Config]:
+    _, _, loaded = _kind_of(file)
+    spec = loaded.load(file)
+    if isinstance(spec, GroupSpec):
+        return [config for plan in spec.configs() for config in plan.configs]
+    return spec.configs() if isinstance(spec, ExperimentSpec) else [spec]
+
+
+def _kind_of(file: str) -> tuple[str, str, type[Config] | type[ExperimentSpec] | type[GroupSpec]]:
+    """Return the flow of a file, the parameter that takes its content, and what loads it."""
+    value = documents.as_mapping(documents.parse_yaml(documents.read_text(file), file), file)
+    if "experiments" in value:
+        return "group", "spec", GroupSpec
+    if {"config", "sweep", "runs"} & value.keys():
+        return "experiment", "spec", ExperimentSpec
+    return "run", "config", Config
+
+
 def deployment_of(file: str, pool: str) -> dict[str, Any]:
     """Return the entry of one file, once it is valid. Raises ConfigError."""
-    value = documents.as_mapping(documents.parse_yaml(documents.read_text(file), file), file)
-    loaded: type[Config] | type[ExperimentSpec] | type[GroupSpec]
-    kind, parameter, loaded = "run", "config", Config
-    if "experiments" in value:
-        kind, parameter, loaded = "group", "spec", GroupSpec
-    elif {"config", "sweep", "runs"} & value.keys():
-        kind, parameter, loaded = "experiment", "spec", ExperimentSpec
+    kind, parameter, loaded = _kind_of(file)
     stated = loaded.load(file).model_dump(mode="json", exclude_unset=True)
     return {
         "name": Path(file).stem,

@@ -110,6 +110,7 @@ class Session:
         may_skip = not isinstance(server, str) and not self._is_fresh
         if may_skip and (outcomes := complete_already(plans)) is not None:
             return SessionEnd([self._pool.record(outcome) for outcome in outcomes])
+        self._pool.start(all_of_them=True)
         with using_api(server):
             return self._in_thread(lambda: flow([plan.config for plan in plans]))
 

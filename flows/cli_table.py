@@ -15,7 +15,7 @@ _WIDE = 10_000
 
 
 def print_table(
-    rows: Sequence[dict[str, Any]], title: str | None = None, hide: Sequence[str] = ("seconds",)
+    rows: Sequence[dict[str, Any]], title: str | None = None, hide: Sequence[str] = ("seconds", "behind")
 ) -> None:
     """Print rows as a table: folded into a terminal, or on long lines that a script can read."""
     console = Console()

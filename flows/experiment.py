@@ -21,6 +21,7 @@ from flows.deployment_runs import run_by_deployment
 from flows.endings import conclude_all
 from flows.fan_out import call_all, nested
 from flows.flow_call import FlowCall, FlowCalls
+from flows.lateness import say_if_late
 from flows.leaderboard import leaderboard, markdown
 from flows.lineage import in_flow_run
 from flows.naming import run_display_name, tags_of
@@ -70,6 +71,7 @@ def experiment(
         pool.apart() as interrupt,
         heeding_cancel(interrupt),
     ):
+        say_if_late()
         artifacts = FlowArtifacts(reporter)
         refuse_other_ids(pool.prepare(configs), expected_id)
         tags = tags_of(configs[0])
@@ -94,6 +96,9 @@ def run_all(
     configs: list[Config], pool: LauncherPool, fresh: bool, if_busy: IfBusy = "follow"
 ) -> list[RunOutcome]:
     """Train each run in a flow of its own, as many at a time as there are slots; how they ended, in order."""
+    if not fresh and (complete := complete_already(pool.prepare(configs))) is not None:
+        return [pool.record(outcome) for outcome in complete]
+    pool.start(all_of_them=True)
     outcomes: list[RunOutcome | None] = [None] * len(configs)
     flows = FlowCalls()
 

@@ -18,6 +18,7 @@ from flows.deployment_runs import run_by_deployment
 from flows.endings import conclude_all
 from flows.experiment import experiment, not_started, prepared_configs, run_all
 from flows.fan_out import call_all, nested
+from flows.lateness import say_if_late
 from flows.leaderboard import leaderboard, markdown
 from flows.lineage import in_flow_run
 from flows.naming import tags_of
@@ -53,6 +54,7 @@ def group(
         reporting() as reporter,
         heeding_cancel(pool.interrupt),
     ):
+        say_if_late()
         artifacts = FlowArtifacts(reporter)
         refuse_other_ids(pool.prepare(configs), expected_id)
         tags = [tag for tag in tags_of(configs[0]) if not tag.startswith("experiment:")]
@@ -93,6 +95,9 @@ def _call_experiments(
     experiments: list[ExperimentSpec], pool: LauncherPool, fresh: bool, if_busy: IfBusy
 ) -> list[RunOutcome]:
     """Open as many experiments as there are slots: none is idle while there is work."""
+    configs = [config for spec in experiments for config in spec.configs()]
+    if _is_to_train(configs, pool, fresh):
+        pool.start(all_of_them=True)
     ended: list[list[RunOutcome]] = [[] for _ in experiments]
 
     def call(index: int) -> None:

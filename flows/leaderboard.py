@@ -10,10 +10,11 @@ from flows.outcome import RunOutcome
 
 
 def leaderboard(outcomes: Iterable[RunOutcome]) -> list[dict[str, Any]]:
-    """Return rows `rank, name, id, score, epochs, seconds, {split}/{metric}..., status, folder`, the best first.
+    """Return rows `rank, name, id, score, behind, epochs, seconds, {split}/{metric}..., status, folder`, in order.
 
     Runs without a score, or with NaN, come last and have no rank; ties are in the order of names, since runs
-    end in any order. Scores of another mode than the first run's are compared among themselves, after it.
+    end in any order. Scores of another mode than the first run's are compared among themselves, after it, and `behind`
+    is the difference to the best of them.
     """
     outcomes = sorted(outcomes, key=lambda outcome: (outcome.name, outcome.id))
     modes = list(dict.fromkeys(outcome.score_mode for outcome in outcomes if _is_ranked(outcome)))
@@ -21,7 +22,14 @@ def leaderboard(outcomes: Iterable[RunOutcome]) -> list[dict[str, Any]]:
         (o for o in outcomes if _is_ranked(o)), key=lambda o: (modes.index(o.score_mode), _loss(o))
     )
     unranked = [outcome for outcome in outcomes if not _is_ranked(outcome)]
-    rows = [_row(outcome, rank) for rank, outcome in enumerate(ranked, start=1)]
+    best: dict[str | None, float] = {}
+    rows = []
+    for rank, outcome in enumerate(ranked, start=1):
+        row = _row(outcome, rank)
+        row["behind"] = abs(
+            float(outcome.score or 0.0) - best.setdefault(outcome.score_mode, float(outcome.score or 0.0))
+        )
+        rows.append(row)
     return rows + [_row(outcome, None) for outcome in unranked]
 
 
@@ -71,6 +79,7 @@ def _row(outcome: RunOutcome, rank: int | None) -> dict[str, Any]:
         "name": outcome.name,
         "id": outcome.id,
         "score": outcome.score,
+        "behind": None,
         "epochs": outcome.epochs,
         "seconds": round(outcome.seconds, 3),
         **flat_metrics(outcome.evaluation),

@@ -11,7 +11,7 @@ from danling_core import storage
 from danling_core.errors import DanLingError
 from danling_core.runs.folder import RunFolder
 from danling_core.storage.json_safe import from_json_safe
-from flows.leaderboard import flat_metrics
+from flows.leaderboard import cell, flat_metrics
 from flows.outcome import RunOutcome, describe
 
 _MOST_ROWS = 10_000
@@ -21,14 +21,17 @@ _CONSOLES = {
 }
 
 
-def run_page(outcome: RunOutcome) -> str:
-    """Return the Markdown page of a run."""
+def run_page(outcome: RunOutcome, picture: str | None = None) -> str:
+    """Return the Markdown page of a run, with the `picture` of its curves where there is one."""
+    known = {**outcome.dict(), "evaluation": None, **flat_metrics(outcome.evaluation)}
     rows = "\n".join(
-        f"| {name} | {value} |" for name, value in outcome.dict().items() if value not in (None, {})
+        f"| {name} | {cell(value)} |" for name, value in known.items() if value not in (None, False)
     )
     parts = [f"# {outcome.name}", describe(outcome)]
     if outcome.folder is not None:
         parts += [_place(outcome.folder), _commands(outcome)]
+    if picture is not None:
+        parts.append(picture)
     return "\n\n".join([*parts, f"| | |\n|-|-|\n{rows}\n"])
 
 

@@ -68,14 +68,18 @@ class LauncherPool:
         self._by_id: dict[str, threading.Lock] = {}
         self._lock = threading.RLock()
 
-    def start(self) -> None:
-        """Start the launchers without waiting for them; a second call does nothing."""
+    def start(self, all_of_them: bool = False) -> None:
+        """Start the launcher that prepares, or all of them, without waiting; a second call does nothing.
+
+        Where every run is complete the others are not needed.
+        """
         with self._lock:
             while len(self._launchers) < self.slots:
                 launcher = self._make()
-                launcher.start()
                 self._launchers.append(launcher)
                 self._free.put(launcher)
+            for launcher in self._launchers if all_of_them else self._launchers[:1]:
+                launcher.start()
 
     def prepare(self, configs: Sequence[Config]) -> list[RunPlan]:
         """Validate configs against their runners, in a process of the launcher's; return their plans, in order.

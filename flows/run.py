@@ -13,14 +13,17 @@ import flows.own_names  # noqa: F401
 from danling_core import storage
 from danling_core.config import Config
 from danling_core.errors import ConfigError
+from danling_core.runs.folder import RunFolder
 from flows.busy import IfBusy
 from flows.credentials import store_credentials
+from flows.curves import curves_image
 from flows.endings import conclude_run
 from flows.flow_call import FlowCall, flow_call
+from flows.lateness import say_if_late
 from flows.lineage import in_flow_run
 from flows.naming import run_display_name, tags_of
 from flows.outcome import RunOutcome
-from flows.page import run_page
+from flows.page import epoch_rows, run_page
 from flows.parameters import Overrides, refuse_other_ids
 from flows.pool import LauncherPool, launcher_pool
 from flows.training import open_and_train
@@ -63,6 +66,7 @@ def run(
         reporting() as reporter,
         storage.using(config.storage_options),
     ):
+        say_if_late()
         artifacts = FlowArtifacts(reporter)
         artifacts.tag(tags_of(config))
         view = FlowView(artifacts)
@@ -74,7 +78,9 @@ def run(
                 call.end(outcome)
         else:
             outcome = _show_late(config, pool, view, call)
-        artifacts.markdown(f"run-{outcome.key}", run_page(outcome), "The run and where its files are")
+        artifacts.markdown(
+            f"run-{outcome.key}", run_page(outcome, _picture(outcome)), "The run, its curves and files"
+        )
         if outcome.traceback:
             get_run_logger().error("rank %s failed:\n%s", outcome.rank, outcome.traceback)
     return conclude_run(outcome)
@@ -85,6 +91,13 @@ def _show_late(config: Config, pool: LauncherPool, view: FlowView, call: FlowCal
     [plan] = pool.prepare([config])
     call.late_view.replay(plan, view)
     return call.outcome()
+
+
+def _picture(outcome: RunOutcome) -> str | None:
+    """Return the picture of the run's curves; None where its results cannot be read."""
+    if outcome.folder is None:
+        return None
+    return curves_image(epoch_rows(RunFolder(outcome.folder)))
 
 
 def _effective(config: Config, overrides: dict[str, Any] | None) -> Config:

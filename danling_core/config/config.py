@@ -64,9 +64,24 @@ _CHANGED_OFTEN = (
 )
 
 
-def _changed_often_first(schema: dict[str, Any]) -> None:
-    """Put first what people change first: forms show the properties in this order."""
+_SECTIONS = {
+    "name": "Place",
+    "deterministic": "Length and score",
+    "log": "Logs",
+    "save_interval": "Checkpoints",
+    "precision": "Step",
+    "device": "Machine and stages",
+}
+"""Sections of a form, by the key that each begins with; what people change first stands above them."""
+
+
+def _as_form(schema: dict[str, Any]) -> None:
+    """Order and title the keys for a form: first what people change first, then the others in named sections."""
     known = schema["properties"]
+    section = ""
+    for name, key in known.items():
+        section = _SECTIONS.get(name, section)
+        key["title"] = name if name in _CHANGED_OFTEN else f"{section}: {name}"
     schema["properties"] = {name: known[name] for name in (*_CHANGED_OFTEN, *known)}
 
 
@@ -77,7 +92,7 @@ class Config(Model):
     `identity: false` cannot change a result and stay out of the run's identity. Flows take it as parameter.
     """
 
-    model_config = ConfigDict(json_schema_extra=_changed_often_first)
+    model_config = ConfigDict(json_schema_extra=_as_form)
 
     experiment_name: Name = _aside("experiment", "what was run: the unit of code")
     run_name: Name = _aside("run", "which of its runs: the unit of execution")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flows.leaderboard import columns, leaderboard, markdown
-from flows.outcome import RunOutcome
+from flows.outcome import RunOutcome, summarise
 
 
 def _outcome(name: str, score: float | None, mode: str = "max", **more: Any) -> RunOutcome:
@@ -45,3 +45,19 @@ def test_metrics_of_the_evaluation_are_columns() -> None:
     assert rows[0]["test/accuracy"] == 0.25
     assert columns(rows)[-3:] == ["test/accuracy", "status", "folder"]
     assert "| 1 | a |" in markdown(rows, "T")
+
+
+def test_the_difference_to_the_best_is_a_column() -> None:
+    rows = leaderboard([_outcome("a", 0.5, "max"), _outcome("b", 0.75, "max"), _outcome("c", None)])
+    assert [row["behind"] for row in rows] == [0.0, 0.25, None]
+
+
+def test_a_page_of_thousands_is_cut_and_says_so() -> None:
+    page = markdown(leaderboard([_outcome(f"run-{index}", index / 1000) for index in range(1000)]), "T")
+    assert page.count("\n| ") == 202 - 1 and "800 more rows are in the table" in page
+
+
+def test_a_summary_of_thousands_names_the_first() -> None:
+    bad = [_outcome(f"run-{index}", None) for index in range(1000)]
+    said = summarise(bad, 1000)
+    assert said.startswith("1000 of 1000 runs failed: run-0-") and said.endswith("; and 990 more")

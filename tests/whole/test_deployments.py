@@ -264,3 +264,40 @@ def configs_of(value: Config | ExperimentSpec | GroupSpec) -> list[Config]:
     if isinstance(value, ExperimentSpec):
         return value.configs()
     return [config for plan in value.configs() for config in plan.configs]
+
+
+@pytest.mark.parametrize(("kind", "file"), [("systemd", "danling.service"), ("compose", "compose.yaml")])
+def test_service_files_are_written_once_and_name_this_folder(
+    kind: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["up", "--write", kind]) == 0
+    text = (tmp_path / file).read_text()
+    assert str(tmp_path) in text and "@" not in text.replace("@database", "")
+    if kind == "compose":
+        assert set(yaml.safe_load(text)["services"]) == {"database", "server", "worker"}
+    else:
+        [command] = [line for line in text.splitlines() if line.startswith("ExecStart=")]
+        assert Path(command.removeprefix("ExecStart=").split()[0]).name == "danling"
+    assert main(["up", "--write", kind]) == 2 and "is not written again" in capsys.readouterr().err
+
+
+def test_a_pinned_deployment_names_its_code(
+    deployed: PrefectServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from danling_flows import run
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("runner: toy.py:ToyRunner\nepoch_end: 1\ndevice: cpu\n")
+    (tmp_path / "toy.py").write_text((ROOT / "flows" / "templates" / "toy.py").read_text())
+    assert main(["deploy", "run.yaml", "--pin"]) == 0
+    [entry] = yaml.safe_load((tmp_path / "prefect.yaml").read_text())["deployments"]
+    assert len(entry["parameters"]["expected_id"]) == 8
+    assert main(["deploy", "run.yaml", "--pin"]) == 2
+    (tmp_path / "toy.py").write_text((tmp_path / "toy.py").read_text() + "\nCHANGED = True\n")
+    state = run(**entry["parameters"], return_state=True)
+    assert state.is_failed() and "is expected: the code is another one" in str(state.message)
+    capsys.readouterr()
