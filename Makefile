@@ -50,7 +50,7 @@ test-long: $(STAMP)  ## Run the long tests, two at a time: about 25 minutes
 	$(BIN)/python -m pytest -m long --numprocesses 2 --dist worksteal $(TESTS)
 
 bench: $(STAMP)  ## Measure what is claimed about speed; for a quiet machine, and a long break
-	@failed=0; for each in step_overhead flow_overhead checkpoint_stall remote_overhead upload; do \
+	@failed=0; for each in step_overhead flow_overhead checkpoint_stall remote_overhead upload many_runs big_group; do \
 		echo "python -m benchmarks.$$each"; $(BIN)/python -m benchmarks.$$each || failed=1; \
 	done; exit $$failed
 

@@ -27,7 +27,7 @@ _POLL_SECONDS = 2
 
 
 class Answer(RunInput):
-    """What the form in Prefect's UI asks for."""
+    """Form in Prefect's UI."""
 
     approve: bool = Field(True, description="go on; otherwise what is left is not begun")
     note: str = Field("", description="why, for who reads the log")

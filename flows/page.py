@@ -24,9 +24,8 @@ _CONSOLES = {
 def run_page(outcome: RunOutcome, picture: str | None = None) -> str:
     """Return the Markdown page of a run, with the `picture` of its curves where there is one."""
     known = {**outcome.dict(), "evaluation": None, **flat_metrics(outcome.evaluation)}
-    rows = "\n".join(
-        f"| {name} | {cell(value)} |" for name, value in known.items() if value not in (None, False)
-    )
+    shown = {name: value for name, value in known.items() if value is not None and value is not False}
+    rows = "\n".join(f"| {name} | {cell(value)} |" for name, value in shown.items())
     parts = [f"# {outcome.name}", describe(outcome)]
     if outcome.folder is not None:
         parts += [_place(outcome.folder), _commands(outcome)]
