@@ -174,9 +174,9 @@ def _document(files: Sequence[str], pool: str) -> dict[str, Any] | None:
 
 def _code_of(file: str) -> str:
     """Return the first eight digits of the ids of the runs in a file: their code. Raises ConfigError."""
-    from flows.pool import LauncherPool
+    from flows.pool import LauncherPool, launcher_for_elsewhere
 
-    pool = LauncherPool()
+    pool = LauncherPool(launcher=launcher_for_elsewhere)
     try:
         codes = sorted({plan.identity.id[:8] for plan in pool.prepare(_configs_of(file))})
     finally:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from danling_core.config import Config
+from danling_core.launch.client import Launcher
 from flows.credentials import forget, named_block, store_credentials
 from flows.home import a_home, never_through_a_proxy
 from flows.outcome import RunOutcome
-from flows.pool import LauncherPool, Listener, using
+from flows.pool import LauncherPool, Listener, launcher_for_elsewhere, using
 from flows.server import QUIET, EmbeddedServer, api_server, send_waiting, using_api, why_unreachable
 from flows.signals import Signals
 from flows.skipping import complete_already
@@ -63,6 +64,7 @@ class Session:
         listener: shows what happens.
         is_verbose: leave Prefect's log lines on the console.
         is_fresh: train anew, whatever is complete.
+        trains_here: the runs train on this machine.
     """
 
     def __init__(
@@ -72,9 +74,11 @@ class Session:
         listener: Listener,
         is_verbose: bool = False,
         is_fresh: bool = False,
+        trains_here: bool = True,
     ) -> None:
         self._configs = configs
-        self._pool = LauncherPool(min(slots, len(configs)), listener)
+        launcher = Launcher if trains_here else launcher_for_elsewhere
+        self._pool = LauncherPool(min(slots, len(configs)), listener, launcher)
         self._is_verbose = is_verbose
         self._is_fresh = is_fresh
         self._signals = Signals()

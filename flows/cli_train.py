@@ -40,6 +40,7 @@ class Training:
         self._verbose = verbose
         self._words = words
         self._if_busy = if_busy
+        self._trains_here = True
 
     def run(self, file: str, overrides: Sequence[str]) -> int:
         """Train one run; return the exit code."""
@@ -64,7 +65,7 @@ class Training:
         spec = ExperimentSpec.load(file, overrides, swept)
         return self._several(
             spec.configs(),
-            _slots(spec),
+            self._slots(spec),
             f"Leaderboard of {spec.configs()[0].experiment_name}",
             lambda configs: _Flows().experiment(spec, self._fresh, self._if_busy, return_state=True),
         )
@@ -75,10 +76,20 @@ class Training:
         spec = GroupSpec.load(file, overrides)
         return self._several(
             [config for plan in spec.configs() for config in plan.configs],
-            _slots(spec),
+            self._slots(spec),
             f"Leaderboard of {spec.group}",
             lambda configs: _Flows().group(spec, self._fresh, self._if_busy, return_state=True),
         )
+
+    def _slots(self, spec: FanOut) -> int:
+        """Return how many launchers a session needs. Raises ConfigError where an API is needed and none is there."""
+        self._trains_here = spec.executor == "local"
+        is_gated = isinstance(spec, GroupSpec) and len(spec.parts()) > 1
+        if not self._trains_here or is_gated:
+            from flows.cli_deploy import configured_api
+
+            configured_api()
+        return spec.local_slots
 
     def _several(
         self, configs: list[Config], slots: int, title: str, flow: Callable[[list[Config]], Any]
@@ -97,7 +108,7 @@ class Training:
         flow: Callable[[list[Config]], Any],
     ) -> SessionEnd:
         survive_a_closed_console()
-        session = Session(configs, slots, console, self._verbose, self._fresh)
+        session = Session(configs, slots, console, self._verbose, self._fresh, self._trains_here)
         with console.showing():
             return session.call(flow)
 
@@ -147,16 +158,6 @@ class Training:
         waiting = ", ".join(outcome.name for outcome in stopped if outcome.folder is None)
         if self._fresh and is_begun and waiting:
             _say(f"not begun yet, and where complete from before not trained anew by that command: {waiting}")
-
-
-def _slots(spec: FanOut) -> int:
-    """Return how many launchers a session needs. Raises ConfigError where an API is needed, and none is configured."""
-    is_gated = isinstance(spec, GroupSpec) and len(spec.parts()) > 1
-    if spec.executor == "deployment" or is_gated:
-        from flows.cli_deploy import configured_api
-
-        configured_api()
-    return spec.local_slots
 
 
 def _refuse_lists(overrides: Sequence[str]) -> None:

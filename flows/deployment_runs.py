@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -18,7 +18,6 @@ from prefect import Task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as runtime
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Pending
@@ -31,6 +30,7 @@ from danling_core.runs.lease import ask_to_stop
 from danling_core.runs.stop_request import StopRequest
 from danling_core.session.open_run import lease_parent_url, newest_folder
 from flows.busy import IfBusy
+from flows.deployment_target import Target
 from flows.naming import tags_of
 from flows.outcome import RunOutcome
 from flows.pool import LauncherPool
@@ -45,69 +45,6 @@ _STOP_SECONDS = 60.0
 _UNTAKEN_SECONDS = 60.0
 _MOST_IN_A_REQUEST = 200
 _RAISED = "Flow run encountered an exception: "
-
-
-@dataclass(frozen=True)
-class Target:
-    """The deployment whose flow runs train: of the flow `run`."""
-
-    id: UUID
-    name: str
-    work_pool: str | None
-
-    @classmethod
-    def find(cls, name: str) -> Target:
-        """Return the deployment `run/NAME`, or the only one of the flow `run` where `name` is empty.
-
-        Raises:
-            ConfigError: there is none, or which is meant is not known, or its work pool is missing.
-        """
-        with get_client(sync_client=True) as client:
-            if name:
-                try:
-                    found = [client.read_deployment_by_name(name)]
-                except ObjectNotFound:
-                    known = ", ".join(f"run/{each.name}" for each in _deployments_of_run(client)) or "none"
-                    raise ConfigError(
-                        f"deployment: there is no {name!r}; of the flow run there is: {known}"
-                    ) from None
-            else:
-                found = _deployments_of_run(client)
-            if len(found) != 1:
-                names = ", ".join(f"run/{each.name}" for each in found)
-                raise ConfigError(
-                    f"deployment: which one? Set it to one of: {names}"
-                    if found
-                    else "executor: deployment needs a deployment of the flow run: `danling deploy RUN.yaml` makes one"
-                )
-            [deployment] = found
-            target = cls(deployment.id, name or f"run/{deployment.name}", deployment.work_pool_name)
-            target._check_pool(client)
-            return target
-
-    def _check_pool(self, client: Any) -> None:
-        if self.work_pool is None:
-            return  # `flow.serve` runs it
-        try:
-            pool = client.read_work_pool(self.work_pool)
-        except ObjectNotFound:
-            raise ConfigError(
-                f"deployment {self.name} is for the work pool {self.work_pool!r}, which is not there: "
-                f"prefect work-pool create {self.work_pool} --type process"
-            ) from None
-        if pool.is_paused:
-            logger.warning(
-                "the work pool %r is paused: the runs wait for `prefect work-pool resume %s`",
-                *(self.work_pool, self.work_pool),
-            )
-
-
-def _deployments_of_run(client: Any) -> list[Any]:
-    from prefect.client.schemas.filters import FlowFilter
-
-    return list(
-        client.read_deployments(flow_filter=FlowFilter.model_validate({"name": {"any_": ["run"]}}), limit=200)
-    )
 
 
 def run_by_deployment(
@@ -366,7 +303,10 @@ class _Driver:
                 RunOutcome(**self._plans[index].names, status="interrupted", error=f"not started: {reason}"),
             )
         self._waiting.clear()
-        cancelled = [flow_run_id for flow_run_id in self._under_way if self._cancel(flow_run_id, reason)]
+        cancelled = []
+        for flow_run_id in self._under_way:
+            if not self._is_away and self._cancel(flow_run_id, reason):
+                cancelled.append(flow_run_id)
         for flow_run_id, index in self._under_way.items():
             if flow_run_id not in cancelled:
                 self._ask_to_stop(index, reason)

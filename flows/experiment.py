@@ -66,7 +66,7 @@ def experiment(
     with (
         in_flow_run(),
         store_credentials(configs),
-        launcher_pool(min(spec.local_slots, len(configs))) as pool,
+        launcher_pool(min(spec.local_slots, len(configs)), spec.executor == "local") as pool,
         reporting() as reporter,
         pool.apart() as interrupt,
         heeding_cancel(interrupt),

@@ -50,7 +50,7 @@ def group(
     with (
         in_flow_run(),
         store_credentials(configs),
-        launcher_pool(min(spec.local_slots, len(configs))) as pool,
+        launcher_pool(min(spec.local_slots, len(configs)), spec.executor == "local") as pool,
         reporting() as reporter,
         heeding_cancel(pool.interrupt),
     ):

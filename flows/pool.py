@@ -291,13 +291,19 @@ def _error_of(call: Callable[[], None]) -> DanLingError | None:
     return None
 
 
+def launcher_for_elsewhere() -> Launcher:
+    """Return a launcher that prepares runs for other machines: the GPUs of this one do not matter."""
+    return Launcher(prepare_entrypoint="danling_core.launch.prepare:prepare_elsewhere")
+
+
 @contextlib.contextmanager
-def launcher_pool(slots: int = 1) -> Iterator[LauncherPool]:
+def launcher_pool(slots: int = 1, trains_here: bool = True) -> Iterator[LauncherPool]:
     """Yield the pool of the flow around this one, or a new one that is closed at the end, whatever the end is."""
     if (ambient := _ambient.get()) is not None:
         yield ambient
         return
-    with using(LauncherPool(slots)) as pool:
+    launcher = Launcher if trains_here else launcher_for_elsewhere
+    with using(LauncherPool(slots, launcher=launcher)) as pool:
         yield pool
 
 

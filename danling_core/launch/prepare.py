@@ -29,6 +29,22 @@ def prepare(config: Mapping[str, Any], cwd: str) -> dict[str, Any]:
     Raises:
         ConfigError: anything about config, params or the named classes that would not work.
     """
+    resolved, facts = _prepared(config)
+    ranks = ranks_per_node(resolved)
+    device = distributed.resolve_device(resolved.device, ranks).type
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    return {**facts, "world_size": ranks, "device": device, "gpus": gpus}
+
+
+def prepare_elsewhere(config: Mapping[str, Any], cwd: str) -> dict[str, Any]:
+    """Do what `prepare` does for a run that another machine trains, whose GPUs are not known here."""
+    resolved, facts = _prepared(config)
+    ranks = 1 if resolved.nproc_per_node == "auto" else int(resolved.nproc_per_node)
+    return {**facts, "world_size": ranks, "device": "cpu", "gpus": 0}
+
+
+def _prepared(config: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """Return the full config, and what is the same on every machine."""
     stated = Config.load(config)
     if stated.nnodes > 1:
         raise ConfigError(
@@ -37,16 +53,11 @@ def prepare(config: Mapping[str, Any], cwd: str) -> dict[str, Any]:
             "--rdzv-endpoint HOST:29500 -m danling_core.worker CONFIG, and project_root where all see it"
         )
     resolved, _, source = pin(stated)
-    ranks = ranks_per_node(resolved)
-    device = distributed.resolve_device(resolved.device, ranks).type
-    return {
+    return resolved, {
         "config": resolved.dict(),
         "experiment_id": resolved.experiment_id,
         "source_file": source,
         "sources": loaded_sources() if stated.experiment_id is None else {},
-        "world_size": ranks,
-        "device": device,
-        "gpus": torch.cuda.device_count() if device == "cuda" else 0,
     }
 
 

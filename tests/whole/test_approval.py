@@ -95,6 +95,7 @@ def test_a_group_goes_on_or_stops_as_it_is_answered(
     assert _statuses(pool) == {f"{name}-first": ("complete", None), f"{name}-second": status}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("on_timeout", ["stop", "begin"])
 def test_nobody_answers(group: Callable[..., Any], pool: LauncherPool, on_timeout: str) -> None:
     name = f"silent-{on_timeout}"
@@ -108,6 +109,7 @@ def test_nobody_answers(group: Callable[..., Any], pool: LauncherPool, on_timeou
         assert group(name, timeout_seconds=2, on_timeout="begin").is_completed(), "the next start asks again"
 
 
+@pytest.mark.long
 def test_a_group_that_is_stopped_waits_no_longer(
     group: Callable[..., Any], pool: LauncherPool, prefect_server: PrefectServer
 ) -> None:
@@ -119,6 +121,7 @@ def test_a_group_that_is_stopped_waits_no_longer(
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.long
 def test_a_complete_group_asks_nobody(group: Callable[..., Any]) -> None:
     assert group("complete", timeout_seconds=1, on_timeout="begin").is_completed()
     began = time.monotonic()

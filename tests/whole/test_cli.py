@@ -424,6 +424,7 @@ def test_a_rank_that_raises_fails_the_run_with_its_traceback_last_and_leaves_no_
     wait_until(lambda: not _processes_naming(mark), f"the end of {mark}", 15)
 
 
+@pytest.mark.long
 def test_what_a_rank_refuses_before_its_first_step_is_one_message_and_bad_input(
     prefect_server: PrefectServer, toy_config: Make, write: Callable[[Any], str], tmp_path: Path
 ) -> None:

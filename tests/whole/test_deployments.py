@@ -282,6 +282,7 @@ def test_service_files_are_written_once_and_name_this_folder(
     assert main(["up", "--write", kind]) == 2 and "is not written again" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_pinned_deployment_names_its_code(
     deployed: PrefectServer,
     tmp_path: Path,
@@ -291,6 +292,7 @@ def test_a_pinned_deployment_names_its_code(
     from danling_flows import run
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_API_URL", deployed.api_url)
     (tmp_path / "run.yaml").write_text("runner: toy.py:ToyRunner\nepoch_end: 1\ndevice: cpu\n")
     (tmp_path / "toy.py").write_text((ROOT / "flows" / "templates" / "toy.py").read_text())
     assert main(["deploy", "run.yaml", "--pin"]) == 0

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,13 +20,14 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from danling_core.config import Config
 from danling_core.config.sweep import GroupSpec
 from danling_core.errors import ConfigError
 from danling_core.runs.finding import list_runs
 from flows import deployment_runs
 from flows.deployment_runs import run_by_deployment
 from flows.outcome import RunOutcome
-from flows.pool import LauncherPool
+from flows.pool import LauncherPool, launcher_for_elsewhere
 from tests.prefect_fixtures import PrefectServer
 from tests.processes import wait_until
 from tests.slow_proxy import slow_proxy
@@ -157,7 +159,7 @@ def worker(prefect_server: PrefectServer, launchers: LauncherPool) -> Iterator[W
 @pytest.fixture(scope="module")
 def pool() -> Iterator[LauncherPool]:
     """A launcher of the drivers, which prepares."""
-    pool = LauncherPool()
+    pool = LauncherPool(launcher=launcher_for_elsewhere)
     yield pool
     pool.close()
 
@@ -224,6 +226,7 @@ def test_a_second_driver_takes_over_what_the_first_has_submitted(worker: Worker,
     first.join(30)
 
 
+@pytest.mark.long
 def test_a_run_that_failed_is_another_attempt_and_what_it_said_is_passed_on(
     worker: Worker, drive: Drive
 ) -> None:
@@ -296,6 +299,7 @@ def test_a_worker_that_has_other_code_refuses(
     assert "0" * 16 + " is expected: the code is another one" in outcome.error
 
 
+@pytest.mark.long
 def test_a_folder_that_only_the_worker_sees_is_said(
     worker: Worker, drive: Drive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +333,31 @@ def test_a_deployment_that_is_not_there_or_not_clear_is_refused(
     Worker(prefect_server, launchers)  # one more deployment
     with pytest.raises(ConfigError, match=said):
         drive([0], deployment=deployment)
+
+
+def test_a_driver_needs_no_gpu(pool: LauncherPool, launchers: LauncherPool, toy_config: Make) -> None:
+    plans = pool.prepare([Config.from_dict(toy_config(device="cuda", nproc_per_node=64))])
+    assert plans[0].world_size == 64
+    auto = Config.from_dict(toy_config(nproc_per_node="auto"))
+    assert pool.prepare([auto])[0].identity == launchers.prepare([auto])[0].identity
+
+
+@pytest.mark.long
+def test_a_flow_run_that_begins_late_says_so(
+    worker: Worker, prefect_server: PrefectServer, toy_config: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    from prefect.states import Scheduled
+
+    due = datetime.now(UTC) - timedelta(minutes=5)
+    with prefect_server.client() as client:
+        client.create_flow_run_from_deployment(
+            worker.deployment_id,
+            parameters={"config": toy_config(experiment_name="late")},
+            state=Scheduled(scheduled_time=due),
+        )
+    worker.start()
+    wait_until(lambda: worker.states() == {"Completed": 1}, "the end of the run", 60)
+    assert "this flow run begins 5:0" in caplog.text and "after it was due" in caplog.text
 
 
 # with a real worker

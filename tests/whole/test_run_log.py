@@ -27,6 +27,7 @@ def trained(launcher: Launcher, root: Path, **fields: object) -> Ended:
     return ended
 
 
+@pytest.mark.long
 @pytest.mark.holds("attributes-24")
 def test_the_config_may_put_the_log_elsewhere(
     launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,6 @@ from danling_core import storage
 from danling_core.process_tree import STOP_SIGNALS
 from danling_core.runs.finding import list_runs
 from danling_core.tools.verify import verify
-from tests.marks import rarely
 from tests.prefect_fixtures import PrefectServer
 from tests.processes import tree, wait_until
 
@@ -53,7 +52,8 @@ def has_trained(root: str) -> bool:
     return any(status is not None and status.epochs > 1 for _, status in list_runs(root))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, *rarely(n for n in STOP_SIGNALS if n != signal.SIGTERM)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_to_every_process_saves_the_run_and_ends_with_75_in_time(
     number: signal.Signals, start: Start, toy_config: Make, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def _began(root: Path) -> list[float]:
     return sorted(next(event["time"] for event in run if event["event"] == "epoch_began") for run in events)
 
 
+@pytest.mark.long
 def test_runs_do_not_wait_for_an_api_that_is_slow_and_are_shown_late(
     api: SlowProxy, prefect_server: PrefectServer, toy_config: Make, tmp_path: Path
 ) -> None:
