@@ -63,13 +63,13 @@ def _prefect(server: PrefectServer, *words: str, folder: Path = ROOT) -> subproc
 
 @pytest.fixture(scope="module")
 def deployed(prefect_server: PrefectServer) -> PrefectServer:
-    """The server with the pool and all deployments, made by the commands of the README."""
-    for words in (
-        ["work-pool", "create", "danling", "--type", "process"],
-        ["deploy", "--all", "--prefect-file", FILE],
-    ):
-        done = _prefect(prefect_server, *words)
-        assert done.returncode == 0, done.stdout + done.stderr
+    """The server with the pool and all deployments, made by the command of the README."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    with prefect_server.client() as client:
+        client.create_work_pool(WorkPoolCreate(name="danling", type="process"), overwrite=True)
+    done = _prefect(prefect_server, "deploy", "--all", "--prefect-file", FILE)
+    assert done.returncode == 0, done.stdout + done.stderr
     return prefect_server
 
 

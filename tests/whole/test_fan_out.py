@@ -364,6 +364,7 @@ def test_a_flow_run_that_begins_late_says_so(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)
 def test_a_driver_that_is_killed_three_times_runs_nothing_twice(
     prefect_server: PrefectServer, toy_config: Make, tmp_path: Path
 ) -> None:

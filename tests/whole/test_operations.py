@@ -47,6 +47,7 @@ def long_run(toy_config: Make, **fields: Any) -> dict[str, Any]:
     return toy_config(**{"epoch_end": 400, "nproc_per_node": 1, "params": {"sleep_seconds": 0.05}, **fields})
 
 
+@pytest.mark.long
 def test_a_run_is_stopped_through_its_folder_and_resumed_by_name(
     start: Start, toy_config: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:

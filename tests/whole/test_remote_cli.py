@@ -64,7 +64,8 @@ def test_a_store_that_refuses_is_one_message_and_exit_1(
 
 
 @pytest.mark.holds("config-5")
-@pytest.mark.parametrize("is_careless", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.long
+@pytest.mark.parametrize("is_careless", [False, True])
 def test_no_secret_is_in_any_output_of_a_run(
     is_careless: bool,
     file: Callable[..., str],

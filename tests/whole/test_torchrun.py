@@ -63,7 +63,7 @@ def told(root: Path) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
 
 
 @pytest.mark.holds("bugs-12")
-@pytest.mark.parametrize("place", [{"fail_at_epoch": 1}, *rarely([{"fails_in_constructor": True}])])
+@pytest.mark.parametrize("place", rarely([{"fail_at_epoch": 1}, {"fails_in_constructor": True}]))
 def test_the_rank_that_failed_is_told_and_not_the_one_that_lost_it(
     place: dict[str, Any], tmp_path: Path
 ) -> None:
