@@ -81,7 +81,10 @@ class _Driver:
         self._if_busy = if_busy
         self._flow_run_id = runtime.get_id()
         self._outcomes: list[RunOutcome | None] = [None] * len(configs)
-        self._waiting = deque(range(len(configs)))
+        self._twins: dict[str, list[int]] = {}  # by id: experiments of a group may share a run
+        for index, plan in enumerate(self._plans):
+            self._twins.setdefault(plan.identity.id, []).append(index)
+        self._waiting = deque(indices[0] for indices in self._twins.values())
         self._under_way: dict[UUID, int] = {}
         self._is_away = False
         self._why_stopped: str | None = None
@@ -278,7 +281,8 @@ class _Driver:
         )
 
     def _end(self, index: int, outcome: RunOutcome) -> None:
-        self._outcomes[index] = self._pool.record(outcome)
+        for twin in self._twins[self._plans[index].identity.id]:
+            self._outcomes[twin] = self._pool.record(replace(outcome, **self._plans[twin].names))
 
     def _say_if_untaken(self, states: dict[UUID, State[Any] | None]) -> None:
         """Say once in a while that runs wait for a worker that is not there."""

@@ -217,6 +217,22 @@ def test_each_run_of_a_group_is_a_flow_run_of_the_deployment_and_a_window_bounds
     assert len(worker.flow_runs()) == 3, "what is complete is not submitted"
 
 
+def test_a_run_that_two_experiments_share_is_submitted_once_and_is_in_both(
+    worker: Worker, pool: LauncherPool, toy_config: Make
+) -> None:
+    experiments = [{"config": toy_config(experiment_name=name)} for name in ("one", "other")]
+    spec = GroupSpec(group="twins", executor="deployment", deployment=worker.name, experiments=experiments)
+    configs = [config for plan in spec.configs() for config in plan.configs]
+    worker.start()
+    outcomes = run_by_deployment(spec, configs, pool, fresh=False, if_busy="follow")
+    assert [(outcome.experiment_name, outcome.status) for outcome in outcomes] == [
+        ("one", "complete"),
+        ("other", "complete"),
+    ]
+    assert worker.states() == {"Completed": 1}
+    pool.outcomes.clear()
+
+
 def test_a_second_driver_takes_over_what_the_first_has_submitted(worker: Worker, drive: Drive) -> None:
     first = in_thread(lambda: drive([0, 1, 2]))
     wait_until(lambda: worker.states() == {"Scheduled": 3}, "three flow runs", 30)
