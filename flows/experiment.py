@@ -139,7 +139,8 @@ def _train_unseen(
     A flow that begins later shows the run all the same. Where Prefect could make none, the flow around it does.
     """
     if call.state is not None:  # it ended before its body began, as where it was cancelled
-        return call.end(pool.record(not_started(config, "failed", call.state.message)))
+        ending: Ending = "interrupted" if call.state.is_cancelled() else "failed"
+        return call.end(pool.record(not_started(config, ending, call.state.message)))
     with reporting() as reporter:
         view: RunView = call.late_view
         if call.error is not None:

@@ -672,3 +672,18 @@ def test_an_unreachable_api_spoils_what_is_shown_and_not_the_run(
     for name in ("train_epoch", "evaluate"):
         monkeypatch.setattr(stages, name, Away())
     assert run(Config.from_dict(toy_config(run_name="unseen")))["status"] == "complete"
+
+
+@pytest.mark.parametrize("ending", ["interrupted", "failed"])
+def test_a_flow_that_ends_before_its_body_is_the_end_of_its_run(toy_config: Make, ending: str) -> None:
+    from prefect.states import Cancelled, Failed
+
+    from flows.experiment import _train_unseen
+    from flows.flow_call import FlowCall
+
+    state: Any = (Cancelled if ending == "interrupted" else Failed)(message="before it began")
+    call = FlowCall(lambda: state)
+    call.start()
+    call.wait_until_taken(10)
+    outcome = _train_unseen(Config.from_dict(toy_config()), LauncherPool(), call, False, "follow")
+    assert (outcome.status, outcome.error) == (ending, "before it began")
