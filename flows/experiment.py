@@ -120,7 +120,7 @@ def _run_one(
     if not fresh and (found := complete_already(pool.prepare([config]))) is not None:
         return pool.record(found[0])
     try:
-        with pool.slot():
+        with pool.slot(), pool.apart():
             call = flows.begin(lambda: run(config, fresh=fresh, if_busy=if_busy, return_state=True))
             call.wait_until_taken(_PATIENCE_SECONDS)
             if call.take():

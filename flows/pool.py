@@ -38,9 +38,17 @@ class Listener(Protocol):
 
 
 class _Part:
-    """Runs of a session that are stopped apart from its others: those of one experiment of a group."""
+    """Runs of a session that are stopped apart from its others: those of one experiment of a group, or one run."""
 
-    stopped_because: str | None = None
+    def __init__(self, around: _Part | None) -> None:
+        self.stopped_because: str | None = None
+        self._around = around
+
+    def lineage(self) -> Iterator[_Part]:
+        """Yield this part and those around it, the innermost first."""
+        yield self
+        if self._around is not None:
+            yield from self._around.lineage()
 
 
 class LauncherPool:
@@ -62,7 +70,7 @@ class LauncherPool:
         self._make = launcher
         self._launchers: list[Launcher] = []
         self._free: queue.Queue[Launcher] = queue.Queue()
-        self._active: dict[RunHandle, _Part | None] = {}
+        self._active: dict[RunHandle, list[_Part]] = {}
         self._interrupted: set[RunHandle] = set()
         self._plans: dict[bytes, RunPlan] = {}
         self._by_id: dict[str, threading.Lock] = {}
@@ -148,7 +156,7 @@ class LauncherPool:
     def active(self, handle: RunHandle) -> Iterator[RunHandle]:
         """Make a started run reachable by `interrupt`; an error inside interrupts it, to its end."""
         with self._lock:
-            self._active[handle] = _part.get()
+            self._active[handle] = _parts()
             reason = self.why_stopped()
         if reason is not None:
             self.interrupt_run(handle, reason)
@@ -179,19 +187,23 @@ class LauncherPool:
         stopped = self if part is None else part
         with self._lock:
             stopped.stopped_because = reason if stopped.stopped_because is None else stopped.stopped_because
-            active = [handle for handle, its_part in self._active.items() if part in (None, its_part)]
+            active = [handle for handle, parts in self._active.items() if part is None or part in parts]
         for handle in active:
             self.interrupt_run(handle, reason)
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[Callable[[str], None]]:
         """Give what interrupts the runs called inside, in this context and in copies of it, and no other run."""
-        part = _Part()
-        token = _part.set(part)
+        token = _part.set(_Part(_part.get()))
         try:
-            yield lambda reason: self.interrupt(reason, part)
+            yield self.interrupter()
         finally:
             _part.reset(token)
+
+    def interrupter(self) -> Callable[[str], None]:
+        """Return what interrupts the runs of the `apart` around this call; without one, every run of the pool."""
+        part = _part.get()
+        return lambda reason: self.interrupt(reason, part)
 
     def is_at_rest(self) -> bool:
         """Return whether the ranks of every run that was begun have ended, and no other is begun any more."""
@@ -269,8 +281,13 @@ class LauncherPool:
 
     def why_stopped(self) -> str | None:
         """Why no run of this context may be started; None if it may."""
-        part = _part.get()
-        return self.stopped_because or (None if part is None else part.stopped_because)
+        reasons = [self.stopped_because, *(part.stopped_because for part in _parts())]
+        return next((reason for reason in reasons if reason is not None), None)
+
+
+def _parts() -> list[_Part]:
+    part = _part.get()
+    return [] if part is None else list(part.lineage())
 
 
 def _key(config: Config) -> bytes:

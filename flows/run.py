@@ -15,6 +15,7 @@ from danling_core.config import Config
 from danling_core.errors import ConfigError
 from danling_core.runs.folder import RunFolder
 from flows.busy import IfBusy
+from flows.cancellation import heeding_cancel
 from flows.credentials import store_credentials
 from flows.curves import curves_image
 from flows.endings import conclude_run
@@ -65,6 +66,7 @@ def run(
         launcher_pool() as pool,
         reporting() as reporter,
         storage.using(config.storage_options),
+        heeding_cancel(pool.interrupter()),
     ):
         say_if_late()
         artifacts = FlowArtifacts(reporter)

@@ -26,7 +26,6 @@ from danling_core.runs.stop_request import StopRequest
 from danling_core.session.open_run import OpenedRun, open_run
 from danling_core.session.writers import text_log_path
 from flows.busy import IfBusy, other_owner
-from flows.cancellation import heeding_cancel
 from flows.lineage import flow_runs
 from flows.naming import counted
 from flows.outcome import RunOutcome
@@ -115,7 +114,6 @@ def _train(plan: RunPlan, opened: OpenedRun, pool: LauncherPool, view: RunView) 
     with (
         pool.slot() as launcher,
         pool.active(launcher.run(plan.request(opened))) as handle,
-        heeding_cancel(lambda reason: pool.interrupt_run(handle, reason)),
         _beating(opened, handle, pool, plan.key),
     ):
         warnings = RankWarnings(plan.key, text_log_path(plan.config.log_path, opened.work_dir))

@@ -54,10 +54,6 @@ class FlowView:
         """End the flow runs of an owner that is gone, and record the seed."""
         if opened.lease is not None and (dead := opened.lease.predecessor) is not None:
             self._artifacts.conclude_dead(dead.flow_runs, flow_runs(), str(dead))
-        self.begin(plan)
-
-    def begin(self, plan: RunPlan) -> None:
-        """Record the seed."""
         config = plan.config
         try_task(
             record_seed, seed=config.seed, world_size=plan.world_size, deterministic=config.deterministic
@@ -91,15 +87,16 @@ class LateView:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._log: tuple[str, int] | None = None
+        self._opened: OpenedRun | None = None
+        self._offset = 0
         self._closed: tuple[str, str | None] | None = None
         self._has_ended = False
 
     def open(self, plan: RunPlan, opened: OpenedRun) -> None:
         """Note where the events are to come."""
-        path = storage.local_path(RunFolder(opened.work_dir).events_url)
         with self._changed:
-            self._log = path, end_of_lines(path)
+            self._offset = end_of_lines(_log_path(opened))
+            self._opened = opened
             self._changed.notify_all()
 
     def observe(self, plan: RunPlan, observation: Observation) -> None:
@@ -121,16 +118,23 @@ class LateView:
             self._changed.notify_all()
 
     def replay(self, plan: RunPlan, view: FlowView) -> None:
-        """Show in `view` all that the run has done and goes on to do; returns when it has ended."""
+        """Show in `view`, that of the flow run at work, all that the run has done and goes on to do; returns when it
+        has ended.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._log is not None or self._has_ended)
-        if self._log is None:
+            self._changed.wait_for(lambda: self._opened is not None or self._has_ended)
+        if self._opened is None:
             return
-        path, offset = self._log
-        events = follow(path, from_offset=offset, stop=lambda: self._has_ended)
-        view.begin(plan)
+        if self._opened.lease is not None:
+            self._opened.lease.name_flow_runs(flow_runs())
+        events = follow(_log_path(self._opened), from_offset=self._offset, stop=lambda: self._has_ended)
+        view.open(plan, self._opened)
         view.observe(plan, Observation(events, lambda event: view.on_event(plan, event), logger.warning))
         with self._changed:
             self._changed.wait_for(lambda: self._has_ended)
         if self._closed is not None:
             view.close(plan, *self._closed)
+
+
+def _log_path(opened: OpenedRun) -> str:
+    return storage.local_path(RunFolder(opened.work_dir).events_url)

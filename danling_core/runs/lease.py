@@ -130,6 +130,11 @@ class Lease:
         """Return the ids under which an orchestrator shows what this owner does, the innermost first."""
         return self._owner.flow_runs
 
+    def name_flow_runs(self, flow_runs: Sequence[str]) -> None:
+        """Name other ids under which an orchestrator shows what this owner does; others read them after a beat."""
+        with self._lock:
+            self._owner = replace(self._owner, flow_runs=tuple(flow_runs))
+
     def check(self) -> None:
         """Raise `Fenced` if another process has taken over. Costs one small listing."""
         if self.is_fenced:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -520,6 +521,25 @@ def test_cancelling_an_experiment_of_a_group_stops_its_runs_and_no_other(
 
 
 @pytest.mark.long
+def test_a_run_that_waits_for_a_slot_is_cancelled_without_one(
+    prefect_server: PrefectServer, toy_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+
+    monkeypatch.setattr("flows.cancellation.POLL_SECONDS", 0.2)
+    with prefect_server.client() as client:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="taken", limit=1))
+        client.increment_concurrency_slots(names=["taken"], slots=1, mode="concurrency")
+    config = toy_config(experiment_name="waits", run_name="long", slots={"taken": 1})
+    canceller = threading.Thread(target=_cancel_once_at_work, args=(prefect_server, "waits-long"))
+    canceller.start()
+    with using(LauncherPool()):
+        state = _call("run", config)
+    assert state.name == "Interrupted" and "cancelled in Prefect" in state.message
+    assert list_runs(config["project_root"]) == [], "nothing was made"
+
+
+@pytest.mark.long
 def test_a_cancellation_is_heeded_after_an_absence_of_the_api(
     toy_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -588,6 +608,17 @@ def _call(level: str, config: dict[str, Any]) -> Any:
     if level == "run":
         return run(Config.from_dict(config), return_state=True)
     return experiment(ExperimentSpec(config=config, sweep={"seed": [0, 1]}), return_state=True)
+
+
+def _cancel_once_at_work(server: PrefectServer, name: str) -> None:
+    def is_at_work() -> bool:
+        with server.client() as client:
+            return any(
+                run.name == name and run.state.is_running() for run in client.read_flow_runs(limit=200)
+            )
+
+    wait_until(is_at_work, f"{name} to be at work", 60)
+    _cancel(server.client(), name)
 
 
 def _cancel(client: Any, name: str) -> None:
