@@ -5,7 +5,6 @@ The run folders are the record: a driver that dies leaves its runs at work, and 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections import deque
@@ -14,13 +13,10 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
-from prefect import Task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.runtime import flow_run as runtime
+from prefect.client.schemas.objects import State, StateType
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from prefect.states import Completed, Pending
 
 from danling_core import storage
 from danling_core.config import Config
@@ -30,8 +26,8 @@ from danling_core.runs.lease import ask_to_stop
 from danling_core.runs.stop_request import StopRequest
 from danling_core.session.open_run import lease_parent_url, newest_folder
 from flows.busy import IfBusy
+from flows.deployment_submission import MOST_IN_A_REQUEST, Submission
 from flows.deployment_target import Target
-from flows.naming import tags_of
 from flows.outcome import RunOutcome
 from flows.pool import LauncherPool
 from flows.skipping import complete_already
@@ -43,7 +39,6 @@ _POLL_SECONDS = 2.0
 _AWAY_SECONDS = 10.0  # between two looks at the folders, while the API is away
 _STOP_SECONDS = 60.0
 _UNTAKEN_SECONDS = 60.0
-_MOST_IN_A_REQUEST = 200
 _RAISED = "Flow run encountered an exception: "
 
 
@@ -73,13 +68,11 @@ class _Driver:
         if_busy: IfBusy,
     ) -> None:
         self._target = target
-        self._configs = configs
         self._plans = pool.prepare(configs)
+        self._submission = Submission(target, configs, self._plans, fresh, if_busy)
         self._pool = pool
         self._at_a_time = at_a_time
         self._fresh = fresh
-        self._if_busy = if_busy
-        self._flow_run_id = runtime.get_id()
         self._outcomes: list[RunOutcome | None] = [None] * len(configs)
         self._twins: dict[str, list[int]] = {}  # by id: experiments of a group may share a run
         for index, plan in enumerate(self._plans):
@@ -115,7 +108,7 @@ class _Driver:
     def _fill(self) -> None:
         """Bring as many runs under way as may be; what the API does not take now is tried again."""
         while self._waiting and len(self._under_way) < self._at_a_time and self._pool.why_stopped() is None:
-            room = min(self._at_a_time - len(self._under_way), _MOST_IN_A_REQUEST)
+            room = min(self._at_a_time - len(self._under_way), MOST_IN_A_REQUEST)
             batch = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
             left = [index for index in batch if not self._is_complete(index)]
             taken = self._asked(lambda left=left: self._submit(left)) if left else True  # type: ignore[misc]
@@ -135,83 +128,16 @@ class _Driver:
     def _submit(self, indices: list[int]) -> bool:
         """Take over the flow runs that are under way, and create the others."""
         with get_client(sync_client=True) as client:
-            for index, (attempt, found) in self._submitted(client, indices).items():
+            for index, (attempt, found) in self._submission.submitted(client, indices).items():
                 if found is not None and found.state is not None and found.state.is_completed():
                     self._end(index, self._outcome(index, found.state))  # of a `fresh` that is retried
                     continue
                 if found is None:
-                    found = self._create(client, index, attempt)
+                    found = self._submission.create(client, index, attempt)
                 elif found.id not in self._under_way:
                     logger.info("%s is under way as flow run %s", self._plans[index].key, found.name)
                 self._under_way[found.id] = index
         return True
-
-    def _submitted(self, client: Any, indices: list[int]) -> dict[int, tuple[int, FlowRun | None]]:
-        """Return for each run the attempt to be made, and its flow run where it was submitted already.
-
-        A flow run that has ended, and whose run is not complete, was an attempt of before.
-        """
-        settled: dict[int, tuple[int, FlowRun | None]] = {}
-        attempt, asked = 0, list(indices)
-        while asked:
-            keys = {self._idempotency_key(index, attempt): index for index in asked}
-            wanted = FlowRunFilter.model_validate({"idempotency_key": {"any_": list(keys)}})
-            found = {
-                keys[str(run.idempotency_key)]: run
-                for run in client.read_flow_runs(flow_run_filter=wanted, limit=_MOST_IN_A_REQUEST)
-            }
-            for index in asked:
-                run = found.get(index)
-                if run is None or not _has_ended(run.state) or (self._fresh and run.state.is_completed()):
-                    settled[index] = attempt, run
-            asked = [index for index in asked if index not in settled]
-            attempt += 1
-        return settled
-
-    def _create(self, client: Any, index: int, attempt: int) -> FlowRun:
-        plan = self._plans[index]
-        parent = None
-        if self._flow_run_id is not None:
-            parent = client.create_task_run(
-                task=Task(name="run", fn=lambda: None),
-                name=plan.key,
-                flow_run_id=UUID(self._flow_run_id),
-                dynamic_key=f"{plan.key}-{attempt}",
-                state=Pending(),
-            )
-        made: FlowRun = client.create_flow_run_from_deployment(
-            self._target.id,
-            parameters={
-                "config": self._stated(index),
-                "overrides": {},
-                "fresh": self._fresh,
-                "if_busy": self._if_busy,
-                "expected_id": plan.identity.id,
-            },
-            name=plan.identity.name,
-            tags=tags_of(plan.config),
-            idempotency_key=self._idempotency_key(index, attempt),
-            parent_task_run_id=None if parent is None else parent.id,
-        )
-        if parent is not None and made.parent_task_run_id != parent.id:
-            message = f"submitted by another driver, as flow run {made.id}"
-            client.set_task_run_state(parent.id, Completed(name="Elsewhere", message=message), force=True)
-        return made
-
-    def _stated(self, index: int) -> dict[str, Any]:
-        """Return the config for a worker: as it was given, but for the place, which must be the same there."""
-        config = self._configs[index]
-        root = config.project_root
-        if storage.is_local(root):
-            config = config.override({"project_root": storage.local_path(root)})
-        return config.model_dump(mode="json", exclude_unset=True)
-
-    def _idempotency_key(self, index: int, attempt: int) -> str:
-        plan = self._plans[index]
-        scope = lease_parent_url(plan.config, plan.identity)
-        if self._fresh:  # anew for each driver, once
-            scope = f"{self._flow_run_id} {scope}"
-        return f"danling-{hashlib.sha256(scope.encode()).hexdigest()[:16]}-{plan.key}-{attempt}"
 
     # following
 
@@ -239,10 +165,10 @@ class _Driver:
         ids = list(self._under_way)
         states: dict[UUID, State[Any] | None] = {}
         with get_client(sync_client=True) as client:
-            for first in range(0, len(ids), _MOST_IN_A_REQUEST):
-                some = ids[first : first + _MOST_IN_A_REQUEST]
+            for first in range(0, len(ids), MOST_IN_A_REQUEST):
+                some = ids[first : first + MOST_IN_A_REQUEST]
                 wanted = FlowRunFilter.model_validate({"id": {"any_": [str(each) for each in some]}})
-                found = client.read_flow_runs(flow_run_filter=wanted, limit=_MOST_IN_A_REQUEST)
+                found = client.read_flow_runs(flow_run_filter=wanted, limit=MOST_IN_A_REQUEST)
                 states.update({run.id: run.state for run in found})
         return states
 
@@ -355,7 +281,3 @@ class _Driver:
             return None
         self._is_away = False
         return answer
-
-
-def _has_ended(state: State[Any] | None) -> bool:
-    return state is not None and state.is_final()

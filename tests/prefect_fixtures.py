@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 
 def _forget_exit_hooks() -> None:
@@ -48,12 +52,12 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
     from flows.server import EmbeddedServer, send_waiting
 
     home = tmp_path_factory.mktemp("prefect-home")
-    with pytest.MonkeyPatch.context() as patch:
+    server = EmbeddedServer()
+    with pytest.MonkeyPatch.context() as patch, _migrated(home, tmp_path_factory):
         patch.setenv("PREFECT_HOME", str(home))
-        server = EmbeddedServer()
         server.start()
-    try:
         api_url = server.wait()
+    try:
         environment = {**os.environ, "PREFECT_API_URL": api_url, "PREFECT_HOME": str(home)}
         changes = {
             PREFECT_API_URL: api_url,
@@ -65,6 +69,26 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
             send_waiting()
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def _migrated(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Inside, start a server over `home`: the migrations of its database, which take seconds, are made by the first of
+    the test processes, and copied by the others.
+    """
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp()
+    template = (base.parent if is_worker else base) / "prefect-template.db"
+    with FileLock(template.with_suffix(".lock")):
+        if template.exists():
+            shutil.copy(template, home / "prefect.db")
+        yield
+        if not template.exists():
+            with (
+                contextlib.closing(sqlite3.connect(home / "prefect.db")) as source,
+                contextlib.closing(sqlite3.connect(template)) as copy,
+            ):
+                source.backup(copy)
 
 
 @pytest.fixture

@@ -9,7 +9,16 @@ from tests.explorer.spaces import explore
 from tests.whole.test_crash_points import _quiet  # noqa: F401
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
+_FOUND_LATE = ("complete before the rest", "results cut in place", "scratch trusted after a take-over")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(each, marks=[pytest.mark.long] if each.what in _FOUND_LATE else [], id=each.what)
+        for each in FAULTS
+    ],
+)
 def test_a_fault_breaks_the_invariant_that_names_it(fault: Fault) -> None:
     found = find(fault)
     assert found is not None and found.error.invariant == fault.invariant

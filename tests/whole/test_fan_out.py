@@ -233,6 +233,7 @@ def test_a_run_that_two_experiments_share_is_submitted_once_and_is_in_both(
     pool.outcomes.clear()
 
 
+@pytest.mark.long
 def test_a_second_driver_takes_over_what_the_first_has_submitted(worker: Worker, drive: Drive) -> None:
     first = in_thread(lambda: drive([0, 1, 2]))
     wait_until(lambda: worker.states() == {"Scheduled": 3}, "three flow runs", 30)

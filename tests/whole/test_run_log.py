@@ -44,6 +44,7 @@ def test_a_run_without_a_log_leaves_none(launcher: Launcher, tmp_path: Path) -> 
     assert not list(ended.path.rglob("*.log"))
 
 
+@pytest.mark.long
 def test_a_log_on_a_store_is_there_at_the_end(launcher: Launcher, tmp_path: Path, s3_root: str) -> None:
     ended = trained(launcher, tmp_path, log_path=f"{s3_root}/mine.log")
     assert storage.read_bytes(f"{s3_root}/mine.log").decode() in ended.log
