@@ -8,7 +8,6 @@ from tests.explorer.faults import FAULTS, Fault, find, space_of
 from tests.explorer.spaces import explore
 from tests.whole.test_crash_points import _quiet  # noqa: F401
 
-
 _FOUND_LATE = ("complete before the rest", "results cut in place", "scratch trusted after a take-over")
 
 
