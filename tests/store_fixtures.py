@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from typing import Any
 
 import pytest
 
@@ -21,8 +23,18 @@ KEY_ID = "AKIATESTKEY00001234"
 
 @pytest.fixture(scope="session")
 def moto_url() -> Iterator[str]:
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
+    one_at_a_time = threading.Lock()
+    put_object = S3Response.put_object
+
+    def put_alone(self: S3Response) -> Any:
+        """Look for the object and put it in one go, as S3 does: moto lets another put come between."""
+        with one_at_a_time:
+            return put_object(self)
+
+    S3Response.put_object = put_alone  # type: ignore[method-assign]
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
