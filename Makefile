@@ -39,9 +39,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Train a group on scikit-learn's digits and print its leaderboard
 	$(BIN)/danling group examples/digits/group.yaml
 
-# Most of the tests' time is waiting for processes: four at a time keep two cores busy.
+# Most of the tests' time is waiting for processes: three at a time keep two cores busy.
 test: $(STAMP)  ## Run the tests, without the long ones, in less than five minutes
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-unit: $(STAMP)  ## Run the tests that start no process, in about a minute
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit $(TESTS)

@@ -111,10 +111,10 @@ class Session:
 
     def _call(self, flow: Callable[[list[Config]], Any], server: EmbeddedServer | str) -> SessionEnd:
         plans = self._pool.prepare(self._configs)
-        may_skip = not isinstance(server, str) and not self._is_fresh
-        if may_skip and (outcomes := complete_already(plans)) is not None:
-            return SessionEnd([self._pool.record(outcome) for outcome in outcomes])
-        self._pool.start(all_of_them=True)
+        if not isinstance(server, str):
+            if not self._is_fresh and (outcomes := complete_already(plans)) is not None:
+                return SessionEnd([self._pool.record(outcome) for outcome in outcomes])
+            self._pool.start(all_of_them=True)  # while the server comes up
         with using_api(server):
             return self._in_thread(lambda: flow([plan.config for plan in plans]))
 

@@ -21,12 +21,12 @@ _CONSOLES = {
 }
 
 
-def run_page(outcome: RunOutcome, picture: str | None = None) -> str:
-    """Return the Markdown page of a run, with the `picture` of its curves where there is one."""
+def run_page(outcome: RunOutcome, code: str, picture: str | None = None) -> str:
+    """Return the Markdown page of a run of the `code`, with the `picture` of its curves where there is one."""
     known = {**outcome.dict(), "evaluation": None, **flat_metrics(outcome.evaluation)}
     shown = {name: value for name, value in known.items() if value is not None and value is not False}
     rows = "\n".join(f"| {name} | {cell(value)} |" for name, value in shown.items())
-    parts = [f"# {outcome.name}", describe(outcome)]
+    parts = [f"# {outcome.name}", describe(outcome), f"code `{code}`"]
     if outcome.folder is not None:
         parts += [_place(outcome.folder), _commands(outcome)]
     if picture is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -19,14 +21,14 @@ from flows.cancellation import heeding_cancel
 from flows.credentials import store_credentials
 from flows.curves import curves_image
 from flows.endings import conclude_run
-from flows.flow_call import FlowCall, flow_call
+from flows.flow_call import flow_call
 from flows.lateness import say_if_late
 from flows.lineage import in_flow_run
 from flows.naming import run_display_name, tags_of
 from flows.outcome import RunOutcome
 from flows.page import epoch_rows, run_page
 from flows.parameters import Overrides, refuse_other_ids
-from flows.pool import LauncherPool, launcher_pool
+from flows.pool import launcher_pool
 from flows.training import open_and_train
 from flows.view import FlowView
 from tasks.artifacts import FlowArtifacts
@@ -72,27 +74,23 @@ def run(
         artifacts = FlowArtifacts(reporter)
         artifacts.tag(tags_of(config))
         view = FlowView(artifacts)
-        refuse_other_ids(pool.prepare([config]), expected_id)
+        [plan] = pool.prepare([config])
+        refuse_other_ids([plan], expected_id)
+        code = plan.identity.experiment_id
+        get_run_logger().info("code %s, in %s on %s", code, os.getcwd(), socket.gethostname())
         call = flow_call()
         if call is None or call.take():
             outcome = pool.record(open_and_train(config, pool, view, fresh, if_busy))
             if call is not None:
                 call.end(outcome)
-        else:
-            outcome = _show_late(config, pool, view, call)
-        artifacts.markdown(
-            f"run-{outcome.key}", run_page(outcome, _picture(outcome)), "The run, its curves and files"
-        )
+        else:  # it has begun without this flow, which was late
+            call.late_view.replay(plan, view)
+            outcome = call.outcome()
+        page = run_page(outcome, code, _picture(outcome))
+        artifacts.markdown(f"run-{outcome.key}", page, "The run, its curves and files")
         if outcome.traceback:
             get_run_logger().error("rank %s failed:\n%s", outcome.rank, outcome.traceback)
     return conclude_run(outcome)
-
-
-def _show_late(config: Config, pool: LauncherPool, view: FlowView, call: FlowCall) -> RunOutcome:
-    """Show a run that has begun without its flow, which was late."""
-    [plan] = pool.prepare([config])
-    call.late_view.replay(plan, view)
-    return call.outcome()
 
 
 def _picture(outcome: RunOutcome) -> str | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-import threading
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from typing import Any
+from pathlib import Path
 
 import pytest
 
@@ -18,28 +18,19 @@ from tests.gcs_server import GCSServer
 from tests.processes import wait_until
 from tests.s3_faults import CANARY, FaultyProxy
 
+ROOT = Path(__file__).resolve().parents[1]
 KEY_ID = "AKIATESTKEY00001234"
 
 
 @pytest.fixture(scope="session")
 def moto_url() -> Iterator[str]:
-    from moto.s3.responses import S3Response
-    from moto.server import ThreadedMotoServer
-
-    one_at_a_time = threading.Lock()
-    put_object = S3Response.put_object
-
-    def put_alone(self: S3Response) -> Any:
-        """Look for the object and put it in one go, as S3 does: moto lets another put come between."""
-        with one_at_a_time:
-            return put_object(self)
-
-    S3Response.put_object = put_alone  # type: ignore[method-assign]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    command = [sys.executable, "-m", "tests.s3_server"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        assert server.stdout is not None
+        yield server.stdout.readline().strip()
+        server.kill()
 
 
 @pytest.fixture(scope="session")

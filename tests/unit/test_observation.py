@@ -186,6 +186,6 @@ def test_task_runs_stand_for_spans_beyond_a_hundred_epochs(index: int, end: int,
     ],
 )
 def test_a_page_links_what_a_browser_can_open_and_says_the_commands(folder: str, place: str) -> None:
-    page = run_page(RunOutcome("interrupted", "toy-run", "0" * 16, folder=folder))
-    assert place in page and "danling resume" in page
-    assert "danling reproduce" in run_page(RunOutcome("complete", "toy-run", "0" * 16, folder=folder))
+    page = run_page(RunOutcome("interrupted", "toy-run", "0" * 16, folder=folder), "abc-def")
+    assert place in page and "danling resume" in page and "code `abc-def`" in page
+    assert "danling reproduce" in run_page(RunOutcome("complete", "toy-run", "0" * 16, folder=folder), "abc")
