@@ -217,10 +217,8 @@ class _Driver:
             self._untaken_at = time.monotonic() + _UNTAKEN_SECONDS
         elif time.monotonic() > self._untaken_at:
             self._untaken_at = time.monotonic() + 10 * _UNTAKEN_SECONDS
-            logger.warning(
-                "%d runs wait for a worker: prefect worker start --pool %s",
-                *(untaken, self._target.work_pool or "POOL"),
-            )
+            why = self._asked(self._target.why_untaken)
+            logger.warning("%d runs are not begun: %s", untaken, why or "the API does not say why")
 
     # stopping
 

@@ -50,25 +50,40 @@ class Target:
                     else "executor: deployment needs a deployment of the flow run: `danling deploy RUN.yaml` makes one"
                 )
             [deployment] = found
-            target = cls(deployment.id, name or f"run/{deployment.name}", deployment.work_pool_name)
-            target._check_pool(client)
-            return target
-
-    def _check_pool(self, client: Any) -> None:
-        if self.work_pool is None:
-            return  # `flow.serve` runs it
+        target = cls(deployment.id, name or f"run/{deployment.name}", deployment.work_pool_name)
         try:
-            pool = client.read_work_pool(self.work_pool)
+            if target._is_paused():
+                logger.warning("%s", target._how_to_resume())
         except ObjectNotFound:
             raise ConfigError(
-                f"deployment {self.name} is for the work pool {self.work_pool!r}, which is not there: "
-                f"prefect work-pool create {self.work_pool} --type process"
+                f"deployment {target.name} is for the work pool {target.work_pool!r}, which is not there: "
+                f"prefect work-pool create {target.work_pool} --type process"
             ) from None
-        if pool.is_paused:
-            logger.warning(
-                "the work pool %r is paused: the runs wait for `prefect work-pool resume %s`",
-                *(self.work_pool, self.work_pool),
+        return target
+
+    def why_untaken(self) -> str:
+        """Return why flow runs of the deployment may wait to be begun, and what to do."""
+        try:
+            if self._is_paused():
+                return self._how_to_resume()
+        except ObjectNotFound:
+            return (
+                f"the work pool {self.work_pool!r} was deleted, and nobody will take them any more: stop this command, "
+                f"make the pool (prefect work-pool create {self.work_pool} --type process), deploy again, start again"
             )
+        return f"no worker takes them: prefect worker start --pool {self.work_pool or 'POOL'}"
+
+    def _is_paused(self) -> bool:
+        if self.work_pool is None:
+            return False  # `flow.serve` runs it
+        with get_client(sync_client=True) as client:
+            return bool(client.read_work_pool(self.work_pool).is_paused)
+
+    def _how_to_resume(self) -> str:
+        return (
+            f"the work pool {self.work_pool!r} is paused: its runs wait for `prefect work-pool resume "
+            f"{self.work_pool}`"
+        )
 
 
 def _deployments_of_run(client: Any) -> list[Any]:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -26,6 +27,7 @@ from danling_core.errors import ConfigError
 from danling_core.runs.finding import list_runs
 from flows import deployment_runs
 from flows.deployment_runs import run_by_deployment
+from flows.deployment_target import Target
 from flows.outcome import RunOutcome
 from flows.pool import LauncherPool, launcher_for_elsewhere
 from tests.prefect_fixtures import PrefectServer
@@ -436,3 +438,16 @@ def _complete(root: Path) -> int:
     if not root.exists():
         return 0
     return sum(status is not None and status.is_complete for _, status in list_runs(str(root)))
+
+
+def test_runs_that_nobody_takes_are_told_why(prefect_server: PrefectServer) -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+
+    target = Target(uuid4(), "run/toy", "leaving")
+    with prefect_server.client() as client:
+        client.create_work_pool(WorkPoolCreate(name="leaving", type="process"))
+        assert "prefect worker start --pool leaving" in target.why_untaken()
+        client.update_work_pool("leaving", WorkPoolUpdate(is_paused=True))
+        assert "prefect work-pool resume leaving" in target.why_untaken()
+        client.request("DELETE", "/work_pools/{name}", path_params={"name": "leaving"})
+        assert "was deleted" in target.why_untaken() and "deploy again" in target.why_untaken()
