@@ -515,6 +515,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return exit_codes.DONE
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("prefect", "httpx"):
+            raise
+        said = str(error).partition(" - For more information")[0] or type(error).__name__
+        return _complain(f"the Prefect API: {said}", exit_codes.FAILED)
 
 
 _words: list[str] = []

@@ -60,10 +60,10 @@ def deploy(files: Sequence[str], pool: str, is_example: bool, is_pinned: bool = 
 
 
 def configured_api() -> str:
-    """Return the URL of the API that Prefect's settings name. Raises ConfigError where it cannot be reached."""
+    """Return the URL of the API that Prefect's settings name. Raises ConfigError where it cannot be used."""
     from prefect.settings import PREFECT_API_URL
 
-    from flows.server import why_unreachable
+    from flows.server import why_unusable
 
     url = PREFECT_API_URL.value()
     if url is None:
@@ -71,9 +71,9 @@ def configured_api() -> str:
             "no Prefect API is configured: `danling up` starts one, or name yours: "
             "prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
-    if (reason := why_unreachable(str(url))) is not None:
+    if (reason := why_unusable(str(url))) is not None:
         raise ConfigError(
-            f"PREFECT_API_URL is {url}, which cannot be reached ({reason}): start it, or name another"
+            f"PREFECT_API_URL is {url}, which cannot be used ({reason}): start it, or name another"
         )
     return str(url)
 

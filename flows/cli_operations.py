@@ -122,8 +122,15 @@ def _retry(flow_run_id: str, folder: RunFolder) -> bool:
     from prefect.settings import PREFECT_API_URL
     from prefect.states import Scheduled
 
+    from flows.server import why_unusable
+
     if PREFECT_API_URL.value() is None:
         return False
+    if (reason := why_unusable(str(PREFECT_API_URL.value()))) is not None:
+        raise ConfigError(
+            f"{_name(folder)} was trained by the flow run {flow_run_id}, and the API cannot be used ({reason}): start "
+            f"it, or go on in this terminal: danling resume {_name(folder)} --here"
+        )
     with get_client(sync_client=True) as client:
         try:
             flow_run = client.read_flow_run(UUID(flow_run_id))
@@ -191,10 +198,10 @@ def _crash_all(owner: Owner) -> list[str]:
 
     if not owner.flow_runs or PREFECT_API_URL.value() is None:
         return []
-    from flows.server import why_unreachable
+    from flows.server import why_unusable
     from tasks.artifacts import crash
 
-    if (reason := why_unreachable(str(PREFECT_API_URL.value()))) is not None:
-        logger.warning("the flow runs of the dead stay as they are: the API cannot be reached (%s)", reason)
+    if (reason := why_unusable(str(PREFECT_API_URL.value()))) is not None:
+        logger.warning("the flow runs of the dead stay as they are: the API cannot be used (%s)", reason)
         return []
     return [each for each in owner.flow_runs if crash(each, f"{owner} is gone (found by danling doctor)")]

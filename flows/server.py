@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import IO, Any
+from uuid import UUID
 
 from danling_core.errors import DanLingError
 from danling_core.parallel import loopback
@@ -121,14 +122,14 @@ class EmbeddedServer:
 def api_server() -> Iterator[EmbeddedServer | str]:
     """Yield the URL of the API that Prefect's settings name (environment, active profile), or a server starting up.
 
-    Where the configured one cannot be reached, a server too, with a warning: training does not depend on it.
+    Where the configured one cannot be used, a server too, with a warning: training does not depend on it.
     """
     from prefect.settings import PREFECT_API_URL
 
     url = PREFECT_API_URL.value()
-    if url is not None and (reason := why_unreachable(url)) is not None:
+    if url is not None and (reason := why_unusable(url)) is not None:
         logger.warning(
-            "PREFECT_API_URL is %s, which cannot be reached (%s): going on with a server of this command's own. "
+            "PREFECT_API_URL is %s, which cannot be used (%s): going on with a server of this command's own. "
             "Start that one, or forget it: prefect config unset PREFECT_API_URL",
             *(url, reason),
         )
@@ -183,8 +184,29 @@ def send_waiting(timeout_seconds: float = 10.0) -> bool:
 
 def why_unreachable(api_url: str, timeout_seconds: float = _PROBE_SECONDS) -> str | None:
     """Return why an API is taken for away: anything but a healthy answer; None where it is healthy."""
+    return _why_not(f"{api_url}/health", timeout_seconds)
+
+
+def why_unusable(api_url: str) -> str | None:
+    """Return why an API is away, or lets us not in; None where it can be used."""
+    return why_unreachable(api_url) or why_refused(api_url)
+
+
+def why_refused(api_url: str, timeout_seconds: float = _PROBE_SECONDS) -> str | None:
+    """Return why an API lets us not in with the password or key of Prefect's settings; None if it does.
+
+    Such an API is healthy all the same: that it tells everybody.
+    """
+    reason = _why_not(f"{api_url}/flows/{UUID(int=0)}", timeout_seconds)  # there is none such: 404 is let in
+    if reason is None or not reason.startswith(("it answers 401", "it answers 403")):
+        return None
+    return f"{reason}: it wants a password (PREFECT_API_AUTH_STRING=name:password) or a key (PREFECT_API_KEY)"
+
+
+def _why_not(url: str, timeout_seconds: float) -> str | None:
+    """Return what a URL answers instead of 200, or why it does not answer."""
     try:
-        request = urllib.request.Request(f"{api_url}/health", headers=_headers())
+        request = urllib.request.Request(url, headers=_headers())
         with urllib.request.urlopen(request, timeout=timeout_seconds, context=_tls()) as answer:
             return None if answer.status == 200 else f"it answers {answer.status}"
     except urllib.error.HTTPError as error:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
+from urllib.parse import quote
 
 from danling_core.errors import DanLingError
 from danling_core.process_tree import children_of, die_with_parent
 from danling_core.python_path import python_path
+from danling_core.runs.metadata import user_name
 from flows import cli_deploy
 from flows.cli_text import say
 from flows.exit_codes import DONE, FAILED
-from flows.server import QUIET, why_unreachable
+from flows.server import QUIET, why_refused, why_unreachable
 from flows.signals import Signals
 from flows.slots import LEASE_STORAGE
 
@@ -40,6 +45,19 @@ class Services:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock: IO[str] | None = None
+
+    def is_only_one(self) -> bool:
+        """Return whether no other `danling up` of this Prefect home lives; none can begin to be that after this one."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = (self._folder / "lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return False
+        self._lock = lock  # until this process ends, however it ends
+        return True
 
     def start(self, name: str, words: list[str], environment: Mapping[str, str]) -> Path:
         """Start a Python command; return its log. It ends with this process, however that ends."""
@@ -105,6 +123,7 @@ def up(port: int, database: str | None, pool: str, limit: int | None) -> int:
 
 def _server(services: Services, api_url: str, port: int, database: str | None) -> None:
     if why_unreachable(api_url, 2.0) is None:
+        _refuse_if_refused(api_url)
         if database is not None:
             say("--database has no effect: the server is there already", file=sys.stderr)
         return _line("server", api_url.removesuffix("/api"), "there already")
@@ -129,13 +148,26 @@ def _server(services: Services, api_url: str, port: int, database: str | None) -
             said = " ".join(log.read_text(errors="replace").split()[-40:])
             raise UpError(f"the server did not come up ({reason}); its log {log} ends with: {said}")
         time.sleep(_POLL_SECONDS)
+    _refuse_if_refused(api_url)
     return _line("server", api_url.removesuffix("/api"), f"started, log {log}")
+
+
+def _refuse_if_refused(api_url: str) -> None:
+    if (reason := why_refused(api_url)) is not None:
+        raise UpError(f"{api_url}: {reason}")
 
 
 def _pool_and_worker(services: Services, api_url: str, pool: str, limit: int | None) -> None:
     is_made = cli_deploy.ensure_pool(pool)
     _line("work pool", pool, "made" if is_made else "there already")
+    name = f"danling-up-{user_name()}-{socket.gethostname()}"
+    is_only_one = services.is_only_one()
     online = _workers_online(pool)
+    if (
+        is_only_one and name in online
+    ):  # Prefect counts a worker that has ended as there for a minute and a half
+        _forget_worker(pool, name)
+        online.remove(name)
     if online:
         return _line("worker", ", ".join(online), "there already")
     words = [
@@ -145,6 +177,8 @@ def _pool_and_worker(services: Services, api_url: str, pool: str, limit: int | N
         "start",
         "--pool",
         pool,
+        "--name",
+        name,
         *(["--limit", str(limit)] if limit is not None else []),
     ]
     environment = {"PREFECT_API_URL": api_url, "PREFECT_WORKER_QUERY_SECONDS": "1"}
@@ -177,6 +211,14 @@ def _workers_online(pool: str) -> list[str]:
             for each in client.read_workers_for_work_pool(pool)
             if each.status == WorkerStatus.ONLINE
         ]
+
+
+def _forget_worker(pool: str, name: str) -> None:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        where = {"work_pool_name": quote(pool), "name": quote(name)}
+        client.request("DELETE", "/work_pools/{work_pool_name}/workers/{name}", path_params=where)
 
 
 def _stay(services: Services, signals: Signals) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -243,7 +244,8 @@ class _Connection:
             else f"exited with code {code}"
         )
         lines = last_lines(self.stderr_path)
-        return f"the launcher process {how}; run again to resume" + (
+        raised = re.findall(r"(?m)^\w+: .+$", lines)  # comes first: a state in Prefect shows one line
+        return f"the launcher process {how}{f' ({raised[-1]})' if raised else ''}; run again to resume" + (
             f". Its last words:\n{lines}" if lines else ""
         )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flows.home import a_home, never_through_a_proxy
-from flows.server import why_unreachable
+from flows.server import why_refused, why_unreachable
 
 # the console
 
@@ -121,6 +121,15 @@ def test_anything_but_a_healthy_answer_is_away_and_no_proxy_is_asked(
     assert (reason is None) == (code == 200)
     assert reason is None or str(code) in reason
     assert os.environ["no_proxy"].startswith("example.org,127.0.0.1")
+
+
+@pytest.mark.parametrize(("code", "is_let_in"), [(200, True), (404, True), (401, False), (403, False)])
+def test_an_api_that_wants_a_password_says_so(
+    server: http.server.ThreadingHTTPServer, code: int, is_let_in: bool
+) -> None:
+    reason = why_refused(f"http://127.0.0.1:{server.server_port}/{code}")
+    assert (reason is None) == is_let_in
+    assert is_let_in or (reason is not None and str(code) in reason and "PREFECT_API_AUTH_STRING" in reason)
 
 
 # the home

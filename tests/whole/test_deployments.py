@@ -190,13 +190,17 @@ def test_up_and_deploy_bring_an_empty_folder_to_a_completed_run(tmp_path: Path) 
             text=True,
         )
 
-    up = danling("up", "--port", str(port))
-    try:
-        lines = []
+    def lines_of(up: subprocess.Popen[str]) -> list[str]:
+        lines: list[str] = []
         assert up.stdout is not None
         while not lines or "Ctrl-C" not in lines[-1]:
             lines.append(up.stdout.readline())
             assert lines[-1], lines
+        return lines
+
+    up = danling("up", "--port", str(port))
+    try:
+        lines = lines_of(up)
         assert [line.split()[0] for line in lines[:5]] == [
             "server",
             "work",
@@ -225,6 +229,13 @@ def test_up_and_deploy_bring_an_empty_folder_to_a_completed_run(tmp_path: Path) 
         up.terminate()
         up.communicate(timeout=90)
     assert up.returncode == 0
+    again = danling("up", "--port", str(port))
+    try:
+        [worker] = [line for line in lines_of(again) if line.startswith("worker")]
+        assert "(started" in worker, "Prefect takes the worker of before for living"
+    finally:
+        again.terminate()
+        again.communicate(timeout=90)
 
 
 def test_deploy_without_a_file_or_an_api_says_what_to_do(

@@ -495,7 +495,7 @@ def test_a_dead_launcher_is_told_and_the_next_request_starts_another(tmp_path: P
 
 
 def test_what_the_launcher_says_at_its_death_is_told() -> None:
-    words = "(?s)exited with code 1.*last words.*encodings"
+    words = r"exited with code 1 \(.*encodings.*\)(?s:.)*last words(?s:.)*encodings"
     with Launcher(env={"PYTHONHOME": "/nowhere"}) as launcher, pytest.raises(LaunchError, match=words):
         launcher.prepare([{"runner": "tests.toy_runner:ToyRunner"}])
 
