@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,7 +40,25 @@ class PrefectServer:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database of Prefect's server. Its migrations take seconds: one test process makes them for all."""
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if is_worker else base) / "migrated-prefect-home"
+    with FileLock(f"{home}.lock"):
+        if not home.exists():
+            home.mkdir()
+            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
+            subprocess.run(
+                command, env={**os.environ, "PREFECT_HOME": str(home)}, check=True, capture_output=True
+            )
+    return home / "prefect.db"
+
+
+@pytest.fixture(scope="session")
+def prefect_server(
+    tmp_path_factory: pytest.TempPathFactory, migrated_database: Path
+) -> Iterator[PrefectServer]:
     """A Prefect server over a database of its own; flows called in tests use it, without heartbeats."""
     from prefect.settings import (
         PREFECT_API_URL,
@@ -52,12 +70,13 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
     from flows.server import EmbeddedServer, send_waiting
 
     home = tmp_path_factory.mktemp("prefect-home")
-    server = EmbeddedServer()
-    with pytest.MonkeyPatch.context() as patch, _migrated(home, tmp_path_factory):
+    shutil.copy(migrated_database, home / "prefect.db")
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(home))
+        server = EmbeddedServer()
         server.start()
-        api_url = server.wait()
     try:
+        api_url = server.wait()
         environment = {**os.environ, "PREFECT_API_URL": api_url, "PREFECT_HOME": str(home)}
         changes = {
             PREFECT_API_URL: api_url,
@@ -71,24 +90,13 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
         server.stop()
 
 
-@contextlib.contextmanager
-def _migrated(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Inside, start a server over `home`: the migrations of its database, which take seconds, are made by the first of
-    the test processes, and copied by the others.
-    """
-    is_worker = "PYTEST_XDIST_WORKER" in os.environ
-    base = tmp_path_factory.getbasetemp()
-    template = (base.parent if is_worker else base) / "prefect-template.db"
-    with FileLock(template.with_suffix(".lock")):
-        if template.exists():
-            shutil.copy(template, home / "prefect.db")
-        yield
-        if not template.exists():
-            with (
-                contextlib.closing(sqlite3.connect(home / "prefect.db")) as source,
-                contextlib.closing(sqlite3.connect(template)) as copy,
-            ):
-                source.backup(copy)
+@pytest.fixture
+def prefect_home(migrated_database: Path, tmp_path: Path) -> Path:
+    """A Prefect home of the test's own; a server over it starts at once."""
+    home = tmp_path / "prefect-home"
+    home.mkdir()
+    shutil.copy(migrated_database, home / "prefect.db")
+    return home
 
 
 @pytest.fixture

@@ -45,8 +45,10 @@ json.dump({"found": found, "answers": answers}, sys.stdout)
 
 @pytest.mark.long
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_another_user_gets_at_nothing_of_a_run_that_trains(toy_config: Make, tmp_path: Path) -> None:
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home")}
+def test_another_user_gets_at_nothing_of_a_run_that_trains(
+    toy_config: Make, tmp_path: Path, prefect_home: Path
+) -> None:
+    environment = {**os.environ, "PREFECT_HOME": str(prefect_home)}
     config = toy_config(nproc_per_node=2, epoch_end=4000, params={"sleep_seconds": 0.02})
     file = tmp_path / "run.yaml"
     file.write_text(json.dumps(config))

@@ -440,9 +440,9 @@ def test_what_a_rank_refuses_before_its_first_step_is_one_message_and_bad_input(
 @pytest.mark.long
 @pytest.mark.holds("system-2")
 def test_the_embedded_server_serves_without_configuration_and_ends_with_the_command(
-    toy_config: Make, write: Callable[[Any], str], tmp_path: Path
+    toy_config: Make, write: Callable[[Any], str], tmp_path: Path, prefect_home: Path
 ) -> None:
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home")}
+    environment = {**os.environ, "PREFECT_HOME": str(prefect_home)}
     server, mark = _marked(PrefectServer("", environment), tmp_path)
     process = _danling(server, "run", write(toy_config()))
     assert _stranger_gets(process.pid) == 401
@@ -452,7 +452,7 @@ def test_the_embedded_server_serves_without_configuration_and_ends_with_the_comm
     wait_until(lambda: not _processes_naming(mark), f"the end of {mark}", 15)
     import sqlite3
 
-    with sqlite3.connect(tmp_path / "home" / "prefect.db") as database:
+    with sqlite3.connect(prefect_home / "prefect.db") as database:
         found = database.execute("select name from task_run where state_type = 'COMPLETED'").fetchall()
     names = {name for (name,) in found}
     assert {"seed-0", "epoch-0", "epoch-1", "evaluate", "score", "store"} <= names
@@ -460,11 +460,12 @@ def test_the_embedded_server_serves_without_configuration_and_ends_with_the_comm
     out, error = again.communicate(timeout=110)
     assert again.returncode == 0 and error == ""
     assert "complete already" in out
-    with sqlite3.connect(tmp_path / "home" / "prefect.db") as database:
+    with sqlite3.connect(prefect_home / "prefect.db") as database:
         assert database.execute("select count(*) from flow_run").fetchone() == (1,)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)  # three servers, one after the other, and a database to be made
 def test_first_commands_at_once_share_a_fresh_prefect_home(toy_config: Make, tmp_path: Path) -> None:
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home")}
     processes = []
@@ -473,7 +474,7 @@ def test_first_commands_at_once_share_a_fresh_prefect_home(toy_config: Make, tmp
         file.write_text(json.dumps(toy_config(seed=seed)))
         processes.append(_danling(PrefectServer("", environment), "run", str(file)))
     for process in processes:
-        _, error = process.communicate(timeout=110)
+        _, error = process.communicate(timeout=280)
         assert process.returncode == 0 and error == ""
 
 
@@ -501,11 +502,11 @@ def _stranger_gets(pid: int) -> int:
 
 @pytest.mark.long
 def test_a_configured_api_that_cannot_be_reached_is_named_and_done_without(
-    toy_config: Make, write: Callable[[Any], str], tmp_path: Path
+    toy_config: Make, write: Callable[[Any], str], prefect_home: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         api_url = f"http://127.0.0.1:{closed.getsockname()[1]}/api"
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home"), "PREFECT_API_URL": api_url}
+    environment = {**os.environ, "PREFECT_HOME": str(prefect_home), "PREFECT_API_URL": api_url}
     process = _danling(PrefectServer(api_url, environment), "run", write(toy_config()))
     out, error = process.communicate(timeout=110)
     assert process.returncode == 0, error
@@ -516,13 +517,13 @@ def test_a_configured_api_that_cannot_be_reached_is_named_and_done_without(
 
 @pytest.mark.long
 def test_modules_of_the_users_folder_do_not_shadow_those_of_the_server_and_the_launcher(
-    toy_config: Make, write: Callable[[Any], str], tmp_path: Path
+    toy_config: Make, write: Callable[[Any], str], tmp_path: Path, prefect_home: Path
 ) -> None:
     folder = tmp_path / "project"
     (folder / "flows").mkdir(parents=True)
     for name in ("flows/__init__.py", "secrets.py"):
         (folder / name).write_text("raise ImportError('this is the module of the user')\n")
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PREFECT_HOME": str(prefect_home), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-P", "-m", "flows.cli", "run", write(toy_config())],
         cwd=folder,
@@ -558,19 +559,17 @@ def test_a_second_ctrl_c_kills_at_once_and_what_was_saved_is_still_there(
 
 @pytest.mark.long
 def test_a_prefect_api_that_goes_away_in_the_middle_costs_no_epoch_and_no_result(
-    toy_config: Make, write: Callable[[Any], str], tmp_path: Path
+    toy_config: Make, write: Callable[[Any], str], tmp_path: Path, prefect_home: Path
 ) -> None:
     from flows.server import EmbeddedServer
 
-    home = tmp_path / "home"
-    home.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(home))
+        patch.setenv("PREFECT_HOME", str(prefect_home))
         embedded = EmbeddedServer()
         embedded.start()
     api_url = embedded.wait()
     config = toy_config(epoch_end=60, params={"sleep_seconds": 0.05})
-    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_API_URL": api_url}
+    environment = {**os.environ, "PREFECT_HOME": str(prefect_home), "PREFECT_API_URL": api_url}
     process = _danling(PrefectServer(api_url, environment), "run", write(config))
     events = (tmp_path / "experiments").glob
     wait_until(lambda: _has_told(events, "epoch_finished"), "epoch_finished")

@@ -541,14 +541,14 @@ def test_a_run_that_waits_for_a_slot_is_cancelled_without_one(
 
 @pytest.mark.long
 def test_a_cancellation_is_heeded_after_an_absence_of_the_api(
-    toy_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_config: Make, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect.client.orchestration import SyncPrefectClient
 
     from flows.server import EmbeddedServer, using_api
 
     monkeypatch.setattr("flows.cancellation.POLL_SECONDS", 0.2)
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_HOME", str(prefect_home))
     servers = [EmbeddedServer(), EmbeddedServer()]
     servers[0].start()
 

@@ -44,8 +44,9 @@ def send_to_everybody(process: subprocess.Popen[str], number: signal.Signals) ->
     return len(everybody)
 
 
-def own_home(tmp_path: Path) -> dict[str, str]:
-    return {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+@pytest.fixture
+def own_home(prefect_home: Path) -> dict[str, str]:
+    return {**os.environ, "PREFECT_HOME": str(prefect_home)}
 
 
 def has_trained(root: str) -> bool:
@@ -55,10 +56,10 @@ def has_trained(root: str) -> bool:
 @pytest.mark.long
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_to_every_process_saves_the_run_and_ends_with_75_in_time(
-    number: signal.Signals, start: Start, toy_config: Make, tmp_path: Path
+    number: signal.Signals, start: Start, own_home: dict[str, str], toy_config: Make
 ) -> None:
     root = toy_config()["project_root"]
-    process = start(own_home(tmp_path))
+    process = start(own_home)
     wait_until(lambda: has_trained(root), "two epochs", 60)
     began = time.monotonic()
     assert send_to_everybody(process, number) >= 6, "launcher, fork server, two ranks, server"
@@ -73,9 +74,9 @@ def test_a_signal_to_every_process_saves_the_run_and_ends_with_75_in_time(
 
 @pytest.mark.long
 def test_the_mirror_outlives_the_signal_and_brings_up_what_was_saved(
-    start: Start, s3_root: str, tmp_path: Path
+    start: Start, own_home: dict[str, str], s3_root: str, tmp_path: Path
 ) -> None:
-    process = start(own_home(tmp_path), project_root=s3_root, scratch=str(tmp_path / "scratch"))
+    process = start(own_home, project_root=s3_root, scratch=str(tmp_path / "scratch"))
     wait_until(lambda: has_trained(s3_root), "two epochs in the store", 90)
     send_to_everybody(process, signal.SIGTERM)
     _, error = process.communicate(timeout=SLURM_WAITS_SECONDS)
@@ -88,15 +89,15 @@ def test_the_mirror_outlives_the_signal_and_brings_up_what_was_saved(
 
 @pytest.mark.long
 def test_an_api_that_is_away_at_the_end_is_not_waited_for(
-    start: Start, toy_config: Make, tmp_path: Path
+    start: Start, own_home: dict[str, str], toy_config: Make
 ) -> None:
     from flows.server import EmbeddedServer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(tmp_path / "server"))
+        patch.setenv("PREFECT_HOME", own_home["PREFECT_HOME"])
         server = EmbeddedServer()
         server.start()
-    environment = {**own_home(tmp_path), "PREFECT_API_URL": server.wait()}
+    environment = {**own_home, "PREFECT_API_URL": server.wait()}
     root = toy_config()["project_root"]
     process = start(environment)
     wait_until(lambda: has_trained(root), "two epochs", 60)
