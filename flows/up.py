@@ -163,9 +163,8 @@ def _pool_and_worker(services: Services, api_url: str, pool: str, limit: int | N
     name = f"danling-up-{user_name()}-{socket.gethostname()}"
     is_only_one = services.is_only_one()
     online = _workers_online(pool)
-    if (
-        is_only_one and name in online
-    ):  # Prefect counts a worker that has ended as there for a minute and a half
+    if is_only_one and name in online:
+        # It has ended: Prefect counts a worker as there for a minute and a half after it was last heard of.
         _forget_worker(pool, name)
         online.remove(name)
     if online:

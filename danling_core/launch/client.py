@@ -244,7 +244,7 @@ class _Connection:
             else f"exited with code {code}"
         )
         lines = last_lines(self.stderr_path)
-        raised = re.findall(r"(?m)^\w+: .+$", lines)  # comes first: a state in Prefect shows one line
+        raised = re.findall(r"(?m)^[\w.]+: .+$", lines)  # comes first: a state in Prefect shows one line
         return f"the launcher process {how}{f' ({raised[-1]})' if raised else ''}; run again to resume" + (
             f". Its last words:\n{lines}" if lines else ""
         )
