@@ -253,7 +253,7 @@ def test_deploy_without_a_file_or_an_api_says_what_to_do(
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         for words in (["good.yaml"], ["good.yaml"], ["--example"]):
             assert main(["deploy", *words]) == 2, "the same command again is answered as before"
-            assert "cannot be reached" in capfd.readouterr().err
+            assert "cannot be used" in capfd.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.yaml", "good.yaml"]
 
 
