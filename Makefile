@@ -46,7 +46,7 @@ test: $(STAMP)  ## Run the tests, without the long ones, in less than five minut
 test-unit: $(STAMP)  ## Run the tests that start no process, in about a minute
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit $(TESTS)
 
-test-long: $(STAMP)  ## Run the long tests, two at a time: about 25 minutes
+test-long: $(STAMP)  ## Run the long tests, two at a time: the better part of an hour
 	$(BIN)/python -m pytest -m long --numprocesses 2 --dist worksteal $(TESTS)
 
 bench: $(STAMP)  ## Measure what is claimed about speed; for a quiet machine, and a long break

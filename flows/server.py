@@ -188,16 +188,18 @@ def why_unreachable(api_url: str, timeout_seconds: float = _PROBE_SECONDS) -> st
 
 
 def why_unusable(api_url: str) -> str | None:
-    """Return why an API is away, or lets us not in; None where it can be used."""
+    """Return why an API is away, or does not let us in; None where it can be used."""
     return why_unreachable(api_url) or why_refused(api_url)
 
 
 def why_refused(api_url: str, timeout_seconds: float = _PROBE_SECONDS) -> str | None:
-    """Return why an API lets us not in with the password or key of Prefect's settings; None if it does.
+    """Return why an API does not let us in with the password or key of Prefect's settings; None if it does.
 
-    Such an API is healthy all the same: that it tells everybody.
+    Its health says nothing about that: everybody may ask for it.
     """
-    reason = _why_not(f"{api_url}/flows/{UUID(int=0)}", timeout_seconds)  # there is none such: 404 is let in
+    reason = _why_not(
+        f"{api_url}/flows/{UUID(int=0)}", timeout_seconds
+    )  # no flow has this id: 404 means let in
     if reason is None or not reason.startswith(("it answers 401", "it answers 403")):
         return None
     return f"{reason}: it wants a password (PREFECT_API_AUTH_STRING=name:password) or a key (PREFECT_API_KEY)"

@@ -47,8 +47,8 @@ class Services:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock: IO[str] | None = None
 
-    def is_only_one(self) -> bool:
-        """Return whether no other `danling up` of this Prefect home lives; none can begin to be that after this one."""
+    def claim(self) -> bool:
+        """Be the one `danling up` of this Prefect home, until this process ends; return False where another one is."""
         self._folder.mkdir(parents=True, exist_ok=True)
         lock = (self._folder / "lock").open("a")
         try:
@@ -56,7 +56,7 @@ class Services:
         except BlockingIOError:
             lock.close()
             return False
-        self._lock = lock  # until this process ends, however it ends
+        self._lock = lock  # kept open: closed, it would be given up
         return True
 
     def start(self, name: str, words: list[str], environment: Mapping[str, str]) -> Path:
@@ -161,9 +161,9 @@ def _pool_and_worker(services: Services, api_url: str, pool: str, limit: int | N
     is_made = cli_deploy.ensure_pool(pool)
     _line("work pool", pool, "made" if is_made else "there already")
     name = f"danling-up-{user_name()}-{socket.gethostname()}"
-    is_only_one = services.is_only_one()
+    is_the_one = services.claim()
     online = _workers_online(pool)
-    if is_only_one and name in online:
+    if is_the_one and name in online:
         # It has ended: Prefect counts a worker as there for a minute and a half after it was last heard of.
         _forget_worker(pool, name)
         online.remove(name)

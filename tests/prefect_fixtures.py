@@ -45,13 +45,14 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     is_worker = "PYTEST_XDIST_WORKER" in os.environ
     base = tmp_path_factory.getbasetemp()
     home = (base.parent if is_worker else base) / "migrated-prefect-home"
+    is_made = home / "made"
     with FileLock(f"{home}.lock"):
-        if not home.exists():
-            home.mkdir()
+        if not is_made.exists():
             command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
             subprocess.run(
                 command, env={**os.environ, "PREFECT_HOME": str(home)}, check=True, capture_output=True
             )
+            is_made.touch()
     return home / "prefect.db"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from danling_core import storage
+from danling_core.process_tree import die_with_parent
 from tests.gcs_server import GCSServer
 from tests.processes import wait_until
 from tests.s3_faults import CANARY, FaultyProxy
@@ -26,10 +27,17 @@ KEY_ID = "AKIATESTKEY00001234"
 def moto_url() -> Iterator[str]:
     command = [sys.executable, "-m", "tests.s3_server"]
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=die_with_parent,
     ) as server:
         assert server.stdout is not None
-        yield server.stdout.readline().strip()
+        url = server.stdout.readline().strip()
+        assert url, f"it ended: {' '.join(command)}"
+        yield url
         server.kill()
 
 
@@ -43,7 +51,10 @@ def rclone_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "data").mkdir()
     command = [program, *words, "--auth-key", f"{KEY_ID},{CANARY}", str(folder / "data")]
     log = folder / "rclone.log"
-    with log.open("w") as errors, subprocess.Popen(command, stderr=errors) as server:
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, stderr=errors, preexec_fn=die_with_parent) as server,
+    ):
         begun = re.compile(r"Starting s3 server on \[(.*?)/?\]")
         wait_until(lambda: bool(begun.search(log.read_text())) or server.poll() is not None, "rclone")
         found = begun.search(log.read_text())

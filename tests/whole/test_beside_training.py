@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli import main
 from flows.home import a_home, never_through_a_proxy
 from flows.server import why_refused, why_unreachable
 
@@ -130,6 +131,35 @@ def test_an_api_that_wants_a_password_says_so(
     reason = why_refused(f"http://127.0.0.1:{server.server_port}/{code}")
     assert (reason is None) == is_let_in
     assert is_let_in or (reason is not None and str(code) in reason and "PREFECT_API_AUTH_STRING" in reason)
+
+
+def test_a_command_that_prefect_refuses_something_says_it_in_one_line(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    class Refuses(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(200 if self.path.endswith("/health") else 404)
+
+        def do_POST(self) -> None:
+            self.answer(500)
+
+        def answer(self, code: int) -> None:
+            self.send_response(code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{found.server_port}/api"}):
+            assert main(["approve"]) == 1
+        found.shutdown()
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("danling: the Prefect API: ") and "500" in line
 
 
 # the home

@@ -516,6 +516,32 @@ def test_a_configured_api_that_cannot_be_reached_is_named_and_done_without(
 
 
 @pytest.mark.long
+def test_an_api_that_wants_a_password_is_done_without(
+    toy_config: Make, write: Callable[[Any], str], prefect_home: Path, tmp_path: Path
+) -> None:
+    from flows.server import EmbeddedServer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(prefect_home))
+        closed = EmbeddedServer(auth="me:secret")
+        closed.start()
+    try:
+        own = {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_API_URL": closed.wait()}
+        server = PrefectServer(closed.api_url, {**os.environ, **own})
+        refused = _danling(server, "deploy", write(toy_config()))
+        _, error = refused.communicate(timeout=60)
+        assert refused.returncode == 2 and len(error.splitlines()) == 1
+        assert "401" in error and "PREFECT_API_AUTH_STRING" in error and not (ROOT / "prefect.yaml").exists()
+        trained = _danling(server, "run", write(toy_config()))
+        out, error = trained.communicate(timeout=110)
+        assert trained.returncode == 0 and "complete" in out, error
+        [line] = error.splitlines()
+        assert closed.api_url in line and "401" in line and "a server of this command's own" in line
+    finally:
+        closed.stop()
+
+
+@pytest.mark.long
 def test_modules_of_the_users_folder_do_not_shadow_those_of_the_server_and_the_launcher(
     toy_config: Make, write: Callable[[Any], str], tmp_path: Path, prefect_home: Path
 ) -> None:
