@@ -207,7 +207,7 @@ def up(
         str | None, Parameter(help="of the server; default: SQLite, good for about four runs at a time")
     ] = None,
     pool: Pool = "danling",
-    limit: Annotated[int | None, Parameter(help="flow runs at a time of the worker")] = None,
+    limit: Annotated[int, Parameter(help="flow runs at a time of the worker", show_default=True)] = 10,
     write: Annotated[
         Literal["systemd", "compose"] | None,
         Parameter(help="start nothing: write danling.service or compose.yaml into this folder"),

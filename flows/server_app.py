@@ -16,10 +16,11 @@ _READS = ("/filter", "/filter_minimal", "/count", "/history", "/paginate")
 
 def create_app() -> Any:
     """Return Prefect's app, as uvicorn wants it."""
-    from prefect.server.api.server import create_app
+    from prefect.server.api import server
 
     _give_up_early()
-    return trying_again(create_app())
+    _count_requests_only()
+    return trying_again(server.create_app())
 
 
 def _give_up_early() -> None:
@@ -40,6 +41,24 @@ def _give_up_early() -> None:
     prefects = dependencies.provide_database_interface().database_config
     if isinstance(prefects, AioSqliteConfiguration):
         dependencies.MODELS_DEPENDENCIES["database_config"] = Configuration(prefects.connection_url)
+
+
+def _count_requests_only() -> None:
+    """Have the 100 requests that Prefect handles at a time over SQLite be requests, and no websockets.
+
+    A worker holds two websockets open for each flow run at work: 50 of them, and Prefect's own app would answer nobody
+    any more, not even whether it is healthy.
+    """
+    from prefect.server.api import server
+
+    class Limit(server.RequestLimitMiddleware):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "websocket":
+                await self.app(scope, receive, send)
+            else:
+                await super().__call__(scope, receive, send)
+
+    server.RequestLimitMiddleware = Limit  # type: ignore[misc]
 
 
 def trying_again(app: Any) -> Any:

@@ -98,7 +98,7 @@ class Services:
             _end(process)
 
 
-def up(port: int, database: str | None, pool: str, limit: int | None) -> int:
+def up(port: int, database: str | None, pool: str, limit: int) -> int:
     """Bring up what is not there yet, say what is, and stay until Ctrl-C."""
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
@@ -157,7 +157,7 @@ def _refuse_if_refused(api_url: str) -> None:
         raise UpError(f"{api_url}: {reason}")
 
 
-def _pool_and_worker(services: Services, api_url: str, pool: str, limit: int | None) -> None:
+def _pool_and_worker(services: Services, api_url: str, pool: str, limit: int) -> None:
     is_made = cli_deploy.ensure_pool(pool)
     _line("work pool", pool, "made" if is_made else "there already")
     name = f"danling-up-{user_name()}-{socket.gethostname()}"
@@ -178,7 +178,8 @@ def _pool_and_worker(services: Services, api_url: str, pool: str, limit: int | N
         pool,
         "--name",
         name,
-        *(["--limit", str(limit)] if limit is not None else []),
+        "--limit",
+        str(limit),
     ]
     environment = {"PREFECT_API_URL": api_url, "PREFECT_WORKER_QUERY_SECONDS": "1"}
     log = services.start("worker", words, environment)

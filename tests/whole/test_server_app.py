@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 from prefect import flow
 from prefect.states import Completed, Running
+from websockets.sync.client import connect
 
 from tests.prefect_fixtures import PrefectServer
 
@@ -40,3 +43,13 @@ def test_many_clients_at_once_are_all_served_and_soon(prefect_server: PrefectSer
         f"busy-{client}-{index}" for client in range(CLIENTS) for index in range(RUNS)
     )
     assert max(longest for _, longest in results) < MOST_SECONDS
+
+
+def test_many_websockets_keep_no_request_waiting(prefect_server: PrefectServer) -> None:
+    """A worker holds two open for each flow run at work, and Prefect's own app counts them as requests."""
+    address = prefect_server.api_url.replace("http", "ws", 1) + "/events/in"
+    with contextlib.ExitStack() as held:
+        for _ in range(110):
+            held.enter_context(connect(address))
+        with urllib.request.urlopen(f"{prefect_server.api_url}/health", timeout=20) as answer:
+            assert answer.status == 200
