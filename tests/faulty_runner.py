@@ -34,6 +34,8 @@ class FaultyParams(dl.Params):
     step_seconds: float = 0.0
     memory: bool = False
     """Keep the inputs of the last step, of each rank's own, and add them to those of the next."""
+    logs: bool = False
+    """Log values in every way."""
 
 
 class Memory:
@@ -98,7 +100,13 @@ class FaultyRunner(dl.TorchRunner):
             data = data[0] * float("nan"), data[1]
         if self.params.memory:
             data = self.memory.mixed(data[0]), data[1]
-        return super().train_step(data)
+        pred, loss = super().train_step(data)
+        if self.params.logs:
+            self.log("confidence", pred.softmax(-1).amax(-1))
+            self.log("largest", pred, reduction="max")
+            self.log("rows", len(pred), reduction="sum")
+            self.log(f"last_of_{self.rank}", loss, reduction="last")
+        return pred, loss
 
     def evaluate_step(self, data: Any) -> Any:
         self._fail("evaluate")

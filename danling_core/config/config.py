@@ -172,7 +172,9 @@ class Config(Model):
         "batches of each evaluation split, and one of training, that are tried before the first step; 0: none",
     )
     log: bool = _aside(True, "keep a text log; false: what launched ranks print is dropped")
-    log_interval: Count = _aside(50, "iters between progress reports")
+    log_interval: Count | None = _aside(
+        50, "iters between reports inside an epoch: progress, and the curves over steps; null: none"
+    )
     tensorboard: bool = _aside(False, "write TensorBoard files")
     loggers: tuple[Literal["wandb", "mlflow"], ...] = _aside(
         (), "services to tell of config, results and score, too; each needs the extra of its name"

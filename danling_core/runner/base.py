@@ -108,6 +108,50 @@ class Whole(From[T]):
         return part
 
 
+class also_a_switch:
+    """A method of a runner whose name is also a setting: as a value it is true where the config says so.
+
+    Args:
+        method: of the same name as the setting.
+    """
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.__doc__ = method.__doc__
+        self.__wrapped__ = method
+        self.name = method.__name__
+
+    def __get__(self, runner: Any, owner: type) -> Any:
+        return self.__wrapped__ if runner is None else _Switch(self.__wrapped__, runner, self.name)
+
+    def __set__(self, runner: object, value: object) -> None:
+        raise AttributeError(f"self.{self.name} follows from the config, and cannot be set")
+
+
+class _Switch:
+    """A bound method that is true or false."""
+
+    __slots__ = ("__wrapped__", "_name", "_runner")
+
+    def __init__(self, method: Callable[..., Any], runner: Any, name: str) -> None:
+        self.__wrapped__ = method
+        self._runner = runner
+        self._name = name
+
+    def __call__(self, *values: Any, **named: Any) -> Any:
+        return self.__wrapped__(self._runner, *values, **named)
+
+    def __bool__(self) -> bool:
+        return bool(getattr(self._runner.config, self._name))
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self) == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{self._name}={bool(self)}"
+
+
 class RunnerBase:
     """The vocabulary of a runner: types and meanings, no behaviour.
 
@@ -199,6 +243,11 @@ class RunnerBase:
     )
     split: str | None
     """The split being trained or evaluated now."""
+    tokens_per_sample: float | None = None
+    """Tokens in one sample, for the curve `tokens_per_second`; None for none."""
+    flops_per_sample: float | None = None
+    """Floating-point operations of one sample, forward and backward, for the curves `teraflops_per_second` and
+    `flops_utilisation`; None for none."""
     collate_fn: Callable[[Any], Any] | None = None
     """Makes a batch of a list of samples; None for torch's own way."""
     size_of: Callable[[Any], int] | None = None
@@ -265,10 +314,12 @@ class RunnerBase:
     """Metrics for training alone, where they differ from `metrics`."""
     evaluate_metrics: Any
     """Metrics for evaluation alone, where they differ from `metrics`."""
-    log: From[bool] = From("config", "Whether a text log is kept.")
+    log: Any
+    """Whether a text log is kept; called, it logs a value of a step."""
     tensorboard: From[bool] = From("config", "Whether TensorBoard curves are written.")
-    log_interval: From[int] = From(
-        "config", "Iters between two progress records; the reported epoch loss does not depend on it."
+    log_interval: From[int | None] = From(
+        "config",
+        "Iters between two reports inside an epoch, or None; the reported epoch loss does not depend on it.",
     )
     save_interval: From[int | None] = From(
         "config", "Epochs between kept `epoch-N` checkpoints; `latest` and `best` are saved in any case."

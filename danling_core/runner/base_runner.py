@@ -351,7 +351,8 @@ class BaseRunner(RunnerBase):
 
     def write_score(self, name: str, score: float, split: str, steps: int | None = None) -> None:
         """Write one point of the curve `{split}/{name}` to TensorBoard and `loggers`, where there are any. Rank 0."""
-        for writer in (self.writer, *self._parts.session.services):
+        session = self._parts.session
+        for writer in (session.writer_of(split), *session.services):
             if writer is not None:
                 writer.add_scalar(f"{split}/{name}", float(score), self.steps if steps is None else steps)
 

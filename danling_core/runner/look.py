@@ -30,7 +30,7 @@ from danling_core.runner.parts import CurrentStep, Parts, SetUp
 from danling_core.session.files import NoFiles
 from danling_core.train.epoch import EpochState
 from danling_core.train.evaluator import Evaluator, computed, joined_values
-from danling_core.train.meters import LossMeter
+from danling_core.train.meters import LossMeter, SplitMeter
 from danling_core.train.step import REHEARSAL
 from danling_core.train.stepper import Stepper, Steppers
 
@@ -83,13 +83,14 @@ def _evaluate(probe: Any, split: str, count: int) -> None:
     loader = parts.splits.evaluate_loader(split)
     if isinstance(loader, RoundRobinBatches) and iter(loader.loader) is loader.loader:
         return  # an iterator of the user's own, which can be read once
-    probe.split, probe.mode, probe.meters = split, RunnerMode.evaluate, LossMeter()
+    probe.split, probe.mode, probe.meters = split, RunnerMode.evaluate, SplitMeter()
     metrics = probe.evaluate_metrics if probe.evaluate_metrics is not None else probe.metrics
     evaluator = Evaluator(parts.ranks.device, is_stop_requested=lambda: False, beat=lambda: None)
     with parts.modules.evaluating(None):
         if not evaluator.evaluate(loader, probe.evaluate_step, probe.meters, probe.size_of, most=count):
             return  # fewer samples than ranks
-    values = joined_values({"loss": probe.meters.mean} if probe.meters.count else {}, computed(metrics))
+    losses = {"loss": probe.meters.mean} if probe.meters.count else {}
+    values = joined_values(joined_values(losses, probe.meters.logged.values()), computed(metrics))
     if not values:
         raise ConfigError(
             "it reports nothing: let it return (prediction, loss), set self.criterion, or give self.metrics"
@@ -107,7 +108,7 @@ def _train(probe: Any, split: str) -> None:
     loader = parts.splits.stream(split).loader
     if iter(loader) is loader:
         return
-    probe.split, probe.mode, probe.meters = split, RunnerMode.train, LossMeter()
+    probe.split, probe.mode, probe.meters = split, RunnerMode.train, SplitMeter(count=lambda: 0)
     parts.losses = {stepper.name: LossMeter() for stepper in parts.steppers}
     parts.modules.train()
     batch = next(iter(loader), None)
@@ -117,6 +118,8 @@ def _train(probe: Any, split: str) -> None:
         probe.train_step(to_device(batch, parts.ranks.device))
     if not any(stepper.rehearsed for stepper in parts.steppers):
         raise ConfigError("it never called self.advance(loss): nothing would be trained")
+    losses = ["loss", *(f"loss_{stepper.name}" for stepper in list(parts.steppers)[1:])]
+    joined_values(dict.fromkeys(losses), dict.fromkeys(probe.meters.logged.names))
 
 
 def _copy_of(parts: Parts, runner: Any) -> Any:

@@ -153,6 +153,8 @@ class Methods(Protocol):
 
     collate_fn: Any
     size_of: Any
+    tokens_per_sample: float | None
+    flops_per_sample: float | None
 
     def emit(self, kind: str, **fields: Any) -> None: ...
 
@@ -223,7 +225,17 @@ def make_parts(config: Config, stated: dict[str, Any], runner: Methods) -> Parts
         steppers=Steppers(),
         evaluator=Evaluator(device, is_stop_requested=lambda: parts.stop.requested, beat=session.beat),
         timings=timings,
-        report=ProgressReport(emit, progress, limits, timings, world_size=ranks.world_size, device=device),
+        report=ProgressReport(
+            emit,
+            progress,
+            limits,
+            timings,
+            steppers=lambda: parts.steppers.curves(),
+            units=lambda: {"tokens": runner.tokens_per_sample, "flops": runner.flops_per_sample},
+            world_size=ranks.world_size,
+            device=device,
+            has_curves=config.tensorboard or bool(config.loggers),
+        ),
         stop=NeverStopping(),
         generators=Generators(),
     )

@@ -21,7 +21,7 @@ from danling_core.parallel.environment import environment
 from danling_core.parallel.stopping import NeverStopping
 from danling_core.parallel.strategies import unwrap
 from danling_core.runner import loading, set_up, trainable
-from danling_core.runner.base import RunnerMode
+from danling_core.runner.base import RunnerMode, also_a_switch
 from danling_core.runner.base_runner import BaseRunner, Values
 from danling_core.runner.loading import LoadedKeys
 from danling_core.runner.look import look
@@ -33,8 +33,9 @@ from danling_core.session.files import RunFiles
 from danling_core.train.epoch import Epoch
 from danling_core.train.evaluator import computed
 from danling_core.train.finite import weights_check
+from danling_core.train.logged import Reduction
 from danling_core.train.loop import TrainLoop
-from danling_core.train.meters import LossMeter
+from danling_core.train.meters import SplitMeter
 from danling_core.train.state import Order
 from danling_core.train.step import ALONE, REHEARSAL, Step
 from danling_core.train.stepper import Stepper
@@ -134,6 +135,35 @@ class TorchRunner(BaseRunner):
         if metrics is not None:
             metrics.update(pred, target)
 
+    @also_a_switch
+    def log(
+        self,
+        name: str,
+        value: torch.Tensor | float,
+        *,
+        reduction: Reduction = "mean",
+        weight: torch.Tensor | float | None = None,
+    ) -> None:
+        """Report a value of the batch under way under `name`, beside the loss: in results, curves and as a score.
+
+        Call it in `train_step` and `evaluate_step`. Not collective: ranks may log different names. Nothing waits for
+        the device. In inference it does nothing. As a value, `self.log` says whether a text log is kept.
+
+        Args:
+            value: a number or a tensor. Of a tensor of several numbers, their mean (sum, min, max) is logged.
+            reduction: over all batches of the split and all ranks: the weighted `mean`, `sum`, `min`, `max`, or
+                `last`, which is the mean over the ranks of what each logged last.
+            weight: of a mean; default: the samples in the batch. Give tokens or pixels where a loss is a mean of those.
+
+        Raises:
+            ConfigError: the value is no number, or the name is reduced in another way already.
+        """
+        if self.mode is RunnerMode.infer:
+            return
+        if self.meters is None:
+            self._first_stepper()
+        self.meters.log(name, value, reduction, weight)
+
     def _metrics_in_use(self) -> Any:
         own = self.train_metrics if self.mode is RunnerMode.train else self.evaluate_metrics
         return self.metrics if own is None else own
@@ -165,7 +195,7 @@ class TorchRunner(BaseRunner):
         def log() -> None:
             self.meters.flush()
             parts.session.files.check_saves()
-            parts.report.report(self.meters)
+            parts.report.report(split, self.meters)
 
         with set_up.explaining_batch_norm(split, self.rank, lambda: parts.step.value.count):
             yield TrainLoop(
@@ -299,7 +329,7 @@ class TorchRunner(BaseRunner):
         if not self._parts.setup.is_trainable:
             self._set_up(None, (split,), resume=False)
         evaluator, loader = self._parts.evaluator, self._parts.splits.evaluate_loader(split)
-        before, self.meters = self.meters, LossMeter()
+        before, self.meters = self.meters, SplitMeter()
         try:
             with self._evaluating(RunnerMode.evaluate, split):
                 metrics = self._metrics_in_use()
@@ -351,7 +381,7 @@ class TorchRunner(BaseRunner):
             self._parts.timings.evaluate_seconds += time.perf_counter() - began
 
     def get_epoch_result(self) -> Values:
-        """Return loss and metrics of the split being passed over, so far, over all ranks. Collective, one reduction."""
+        """Return loss, logged values and metrics of the split being passed over, so far, over all ranks. Collective."""
         if self.meters is None:
             raise ConfigError("no split was passed over yet: train_epoch and evaluate_epoch count one")
         is_trained = self.mode is RunnerMode.train
@@ -365,13 +395,18 @@ class TorchRunner(BaseRunner):
         return result or {"loss": math.nan}
 
     def get_step_result(self) -> Values:
-        """Return the running loss and metrics of the split being passed over, of this rank. Waits for the device.
+        """Return the running loss, logged values and metrics of the split being passed over, of this rank. Waits for
+        the device.
 
         With metrics of torchmetrics it is collective, since they reduce themselves.
         """
         if self.meters is None:
             raise ConfigError("no step was made yet: get_step_result is for the running split")
-        return {"loss": self.meters.mean, **computed(self._metrics_in_use())}
+        return {
+            "loss": self.meters.mean,
+            **self.meters.logged.values(),
+            **computed(self._metrics_in_use()),
+        }
 
     # checkpoints --------------------------------------------------------------------------------------------
     def state_dict(self) -> Values:

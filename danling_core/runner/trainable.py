@@ -20,7 +20,7 @@ from danling_core.runner.attributes import Attributes, ModuleState
 from danling_core.runner.parts import Parts
 from danling_core.runner.training_state import Trained
 from danling_core.train.limits import Limits
-from danling_core.train.meters import LossMeter
+from danling_core.train.meters import LossMeter, SplitMeter
 from danling_core.train.stepper import Stepper, Steppers
 
 logger = logging.getLogger("danling")
@@ -173,11 +173,11 @@ def load_other_weights(parts: Parts, runner: Trained, state: Mapping[str, Any]) 
             module.load_state_dict(others[name])
 
 
-def begin_meters(parts: Parts, explain: Callable[[str], NonFiniteLossError]) -> LossMeter:
-    """Begin the running loss of each optimizer; return that of the first."""
+def begin_meters(parts: Parts, explain: Callable[[str], NonFiniteLossError]) -> SplitMeter:
+    """Begin the running loss of each optimizer; return that of the first, which also has what the steps log."""
     non_finite, names = parts.config.non_finite, [stepper.name for stepper in parts.steppers]
     parts.losses = {name: LossMeter(non_finite, explain) for name in names[1:]}
-    return LossMeter(non_finite, explain)
+    return SplitMeter(non_finite, explain, lambda: parts.step.value.count)
 
 
 def optimizer_of(config: Config, model: nn.Module) -> torch.optim.Optimizer:

@@ -17,7 +17,8 @@ from danling_core.parallel.environment import environment
 from danling_core.parallel.modules import Slot
 from danling_core.runner import bitwise
 from danling_core.runner.parts import Parts
-from danling_core.train.meters import LossMeter
+from danling_core.train import logged
+from danling_core.train.meters import SplitMeter
 from danling_core.train.state import Order
 
 logger = logging.getLogger("danling")
@@ -235,7 +236,7 @@ def _restore_generators(parts: Parts, states: Mapping[str, Any] | None) -> None:
             restore_generator(generator, states[path])
 
 
-def begin_split(parts: Parts, meter: LossMeter, metrics: Any) -> None:
+def begin_split(parts: Parts, meter: SplitMeter, metrics: Any) -> None:
     """Take up the split that training is about to begin where a checkpoint inside it left off."""
     epoch, progress = parts.epoch, parts.progress
     epoch.iters_before, epoch.steps_before = progress.iters, progress.steps
@@ -305,4 +306,5 @@ def _merged_split(states: list[dict[str, Any]], metrics: Any, *, is_first: bool)
 def _sum(meters: list[dict[str, Any]], share: int) -> dict[str, Any]:
     """Return the states of one meter on all former ranks as one, times 1 or 0."""
     total, count = (share * sum(meter[name] for meter in meters) for name in ("total", "count"))
-    return {"total": total, "count": count, "iters": meters[0]["iters"]}
+    logged_values = logged.merged([meter.get("logged", {}) for meter in meters]) if share else {}
+    return {"total": total, "count": count, "iters": meters[0]["iters"], "logged": logged_values}

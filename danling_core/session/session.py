@@ -19,7 +19,7 @@ from danling_core.session.context import RunContext
 from danling_core.session.files import NoFiles, RunFiles
 from danling_core.session.place import RunPlace
 from danling_core.session.rank_failures import failure_of
-from danling_core.writers import TextLog
+from danling_core.writers import TensorBoardWriter, TextLog
 from danling_core.writers.services import Service
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class RunSession:
         self._open_log = open_log
         self._close = close
         self._stop = stop
+        self._board: TensorBoardWriter | None = None
         self._log: TextLog | None = None
         self._heard_rank = 0
         self._status_before: Status | None = None
@@ -189,13 +190,19 @@ class RunSession:
         files, config, place = self.files, self._config, self._place
         if not isinstance(files, RunFiles):
             return
-        board = writers.open_tensorboard(config, place, self._history.latest_index)
+        board = writers.open_tensorboard(config, place, self._history.latest_index, self._progress.steps)
         if not files.status.is_complete:  # services of a complete run have everything
             self.services = writers.open_services(config, place)
         opened: list[Any] = []
         if board is not None:
-            self.writer, opened = board.summary, [board]
+            self.writer, self._board, opened = board.summary, board, [board]
         files.add_writers([*opened, *self.services, *writers.open_progress_bar(config, place, self._limits)])
+
+    def writer_of(self, split: str) -> Any:
+        """Return the TensorBoard writer for the curves `{split}/...`: another one where these are over steps."""
+        if self.writer is not None and self._board is not None and split.endswith("_steps"):
+            return self._board.steps
+        return self.writer
 
     @property
     def work_dir(self) -> str:
@@ -398,7 +405,7 @@ class RunSession:
         finally:
             while not files.is_over(_UPLOAD_TURN_SECONDS):
                 self.beat()
-            self.writer, self.services = None, ()
+            self.writer, self._board, self.services = None, None, ()
             log, self._log = self._log, None
             if log is not None:
                 log.close()

@@ -52,7 +52,9 @@ def store_text_log(config: Config, place: RunPlace) -> None:
         logger.error("the text log is only here, in %s: %s", place.work_dir, error)
 
 
-def open_tensorboard(config: Config, place: RunPlace, latest_index: int | None) -> TensorBoardWriter | None:
+def open_tensorboard(
+    config: Config, place: RunPlace, latest_index: int | None, completed_steps: int
+) -> TensorBoardWriter | None:
     """Open the curves where a resume stands, or None where the config wants none. Rank 0."""
     if not config.tensorboard:
         return None
@@ -60,6 +62,7 @@ def open_tensorboard(config: Config, place: RunPlace, latest_index: int | None) 
         os.path.join(place.work_dir, "tensorboard"),
         config.canonical(),
         purge_step=0 if latest_index is None else latest_index + 1,
+        completed_steps=completed_steps,
     )
 
 

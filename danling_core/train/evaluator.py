@@ -20,7 +20,8 @@ from danling_core.metrics import Additive
 from danling_core.metrics.states import has_list_state
 from danling_core.parallel import distributed
 from danling_core.results.values import as_floats, flatten
-from danling_core.train.meters import LossMeter
+from danling_core.train.logged import merged, values_of
+from danling_core.train.meters import LossMeter, SplitMeter
 
 
 class Evaluator:
@@ -44,7 +45,7 @@ class Evaluator:
         self,
         loader: Iterable[Any],
         step: Callable[[Any], Any],
-        meter: LossMeter,
+        meter: SplitMeter,
         size_of: Callable[[Any], int] | None = None,
         *,
         most: int | None = None,
@@ -69,7 +70,7 @@ class Evaluator:
                 self._left_early = True
                 break
             seen += 1
-            count = size_of(batch) if counts is None else next(counts)
+            count = meter.batch_size = size_of(batch) if counts is None else next(counts)
             loss = loss_of(step(to_device(batch, self._device, non_blocking=True)))
             if loss is not None:
                 meter.add(loss.detach(), count)
@@ -77,15 +78,15 @@ class Evaluator:
 
     def reduce(
         self,
-        meter: LossMeter,
+        meter: SplitMeter,
         metrics: Any,
         losses: Mapping[str, LossMeter] = MappingProxyType({}),
         *,
         must_count: bool = False,
     ) -> dict[str, Any]:
-        """Return loss and metrics over all ranks, in one reduction. Collective.
+        """Return loss, logged values and metrics over all ranks, in one reduction. Collective.
 
-        What this rank counted stays as it is.
+        Where a rank has logged values, there is a second one, for these. What this rank counted stays as it is.
 
         Args:
             losses: those of other optimizers, which are called `loss_{name}`.
@@ -105,10 +106,11 @@ class Evaluator:
         left, self._left_early = self._left_early, False
         counted = [number for each in meters.values() for number in (each.total, float(each.count))]
         lacks_samples = float(meter.count == 0 and has_list_state(metrics))
-        sums = torch.tensor([float(left), lacks_samples, *counted], dtype=torch.float64)
+        flags = [float(left), lacks_samples, float(bool(meter.logged))]
+        sums = torch.tensor([*flags, *counted], dtype=torch.float64)
         own = additive.state() if additive is not None else sums.new_zeros(0)
         joined = distributed.all_reduce_sum(torch.cat([sums, own.cpu()]))
-        stops, lacking, *counted = joined[: len(sums)].tolist()
+        stops, lacking, has_logged, *counted = joined[: len(sums)].tolist()
         if stops:
             raise RunInterrupted("asked to stop: the evaluation was left, and is done again by a resume")
         if lacking:
@@ -118,6 +120,9 @@ class Evaluator:
             )
         pairs = zip(meters, zip(counted[::2], counted[1::2], strict=True), strict=True)
         result: dict[str, Any] = {name: total / count for name, (total, count) in pairs if count}
+        if has_logged:
+            states = distributed.all_gather_objects(meter.logged.state_dict())
+            result = joined_values(result, values_of(merged(states)))
         if additive is not None:
             additive.load_state(joined[len(sums) :])
         values = computed(metrics)
@@ -167,13 +172,13 @@ def loss_of(returned: Any) -> torch.Tensor | None:
     return loss
 
 
-def joined_values(losses: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return losses and metrics of a split as one mapping. Raises ConfigError where one name means both."""
-    if twice := sorted(losses.keys() & values.keys()):
+def joined_values(known: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return losses, logged values and metrics as one mapping. Raises ConfigError where one name means two."""
+    if twice := sorted(known.keys() & more.keys()):
         raise ConfigError(
-            f"a metric is called {twice[0]!r}, which is the name of the criterion's own: give it another"
+            f"two values are called {twice[0]!r}: losses, metrics and what self.log names need different names"
         )
-    return {**losses, **values}
+    return {**known, **more}
 
 
 def name_of(metric: Any) -> str:

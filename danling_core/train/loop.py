@@ -108,7 +108,8 @@ class TrainLoop:
     def _pass(self) -> Generator[Iterator[tuple[Any, Step]], None, Ended]:
         """Yield the windows that are left of the stream's pass; return what ended."""
         progress, stream, state = self._progress, self._stream, self._state
-        log_interval, save_interval = self._config.log_interval, self._config.save_interval_steps
+        log_interval = self._config.log_interval or sys.maxsize
+        save_interval = self._config.save_interval_steps
         check_stop, beat, clock = self._check_stop, self._beat, time.perf_counter
         check_stop(progress.steps)
         self._step_ended = clock()

@@ -1,4 +1,4 @@
-"""The running loss of a split: summed in float64 over all batches, whenever it is looked at."""
+"""Meters of a split: its running loss, summed in float64 over all batches, and the values that its steps log."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from danling_core.errors import ConfigError, NonFiniteLossError
+from danling_core.train.logged import LoggedValues, Reduction
 
 _PENDING = 128
 
@@ -97,3 +98,45 @@ class LossMeter:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.total, self.count, self.iters = state["total"], state["count"], state["iters"]
+
+
+class SplitMeter(LossMeter):
+    """The running loss of a split, and the values that its steps log.
+
+    Args:
+        non_finite, explain: as for `LossMeter`.
+        count: returns the samples of the batch under way; None where `batch_size` is set for each.
+    """
+
+    def __init__(
+        self,
+        non_finite: str = "count",
+        explain: Callable[[str], NonFiniteLossError] = NonFiniteLossError,
+        count: Callable[[], int] | None = None,
+    ) -> None:
+        super().__init__(non_finite, explain)
+        self.logged = LoggedValues()
+        self.batch_size = 1
+        self._count_of_batch = count
+
+    def flush(self) -> None:
+        super().flush()
+        self.logged.flush()
+
+    def log(self, name: str, value: Any, reduction: Reduction = "mean", weight: Any = None) -> None:
+        """Count a value of the batch under way; see `TorchRunner.log`."""
+        count = self.batch_size if self._count_of_batch is None else self._count_of_batch()
+        self.logged.add(name, value, count if weight is None or not count else weight, reduction)
+
+    def update(self, **values: Any) -> None:
+        """Log values by name, each for its mean over the split: `meters.update(loss_d=loss)`."""
+        for name, value in values.items():
+            self.log(name, value)
+
+    def state_dict(self) -> dict[str, Any]:
+        logged = self.logged.state_dict()
+        return {**super().state_dict(), **({"logged": logged} if logged else {})}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.logged.load_state_dict(state.get("logged", {}))

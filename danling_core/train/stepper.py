@@ -48,6 +48,8 @@ class Stepper:
         self.name = name
         self.scaler = precision.make_scaler()
         self.schedulers = schedulers
+        self.grad_norm: torch.Tensor | None = None
+        """Norm of all gradients together in the last step, before it was clipped; None where it is not."""
         self.is_pending = False
         """Whether there are gradients of a window that has not stepped."""
         self.rehearsed = 0
@@ -101,7 +103,7 @@ class Stepper:
         if self._clip_value is not None:
             nn.utils.clip_grad_value_(parameters, self._clip_value)
         if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, self._clip_norm)
+            self.grad_norm = nn.utils.clip_grad_norm_(parameters, self._clip_norm)
         if scaler is None:
             optimizer.step()
         else:
@@ -200,6 +202,22 @@ class Steppers:
                 f"advance was given a {type(optimizer).__name__} that was no attribute of the runner when training "
                 f"began; known: {known}"
             )
+        return found
+
+    def curves(self) -> dict[str, float]:
+        """Return learning rates and gradient norms as they are now: `lr` or, with several groups, `lr/0`, `lr/1`, ...
+
+        Those of all but the first optimizer have its name: `lr_{name}`. Waits for the device.
+        """
+        found = {}
+        for stepper in self._all:
+            suffix = "" if stepper is self.first else f"_{stepper.name}"
+            rates = [float(group["lr"]) for group in stepper.optimizer.param_groups if "lr" in group]
+            one_rate = len(set(rates)) == 1
+            for index, rate in enumerate(rates[:1] if one_rate else rates):
+                found[f"lr{suffix}" if one_rate else f"lr{suffix}/{index}"] = rate
+            if stepper.grad_norm is not None:
+                found[f"grad_norm{suffix}"] = float(stepper.grad_norm)
         return found
 
     def begin_epoch(self) -> None:

@@ -60,6 +60,17 @@ def _between(
     }
 
 
+def memory_curves(device: torch.device) -> dict[str, float]:
+    """Return memory in bytes: on a GPU allocated, reserved and the most allocated so far; else the most resident."""
+    if device.type != "cuda":
+        return {"memory_peak_bytes": memory_bytes(device)}
+    return {
+        "memory_allocated_bytes": torch.cuda.memory_allocated(device),
+        "memory_reserved_bytes": torch.cuda.memory_reserved(device),
+        "memory_peak_bytes": memory_bytes(device),
+    }
+
+
 def memory_bytes(device: torch.device) -> int:
     """Return the most memory so far: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":

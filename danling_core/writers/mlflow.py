@@ -9,17 +9,22 @@ from typing import Any
 
 from danling_core.results.values import flatten
 from danling_core.writers.protocol import Event, told_end
-from danling_core.writers.tensorboard import SCORE_TAG, hyperparameters
+from danling_core.writers.tensorboard import SCORE_TAG, curves_of, hyperparameters
 
 ID_TAG = "danling.id"
 _GROUP_TAG = "danling.group"
 _PARAMS_AT_ONCE = 100  # the most that a server takes
+_METRICS_AT_ONCE = 1000  # likewise
+_PAUSE_SECONDS = 1.0
 _LONGEST_PARAM = 6000  # characters, likewise
 _ENDS = {"complete": "FINISHED", "interrupted": "KILLED"}
 
 
 class MLflowWriter:
     """Logs `{split}/{metric}` at each result's index, the hyperparameters, and the final score.
+
+    Curves inside an epoch, `{split}_steps/{name}`, are logged at the completed steps. A request takes as long as many
+    steps: they are sent once a second, each with its own time, and at the end of an epoch.
 
     Server and credentials come from MLflow's own environment variables. A resumed run continues the MLflow
     run that carries its id as the tag "danling.id".
@@ -45,6 +50,8 @@ class MLflowWriter:
         tags = {ID_TAG: run_id, **({} if group is None else {_GROUP_TAG: group})}
         self._id = self._find_or_create(experiment_id, tags, name)
         self._index = 0
+        self._waiting: list[Any] = []
+        self._sent_at = time.monotonic()
         self._end = "FAILED"
         params = [
             self._entities.Param(key, str(value)[:_LONGEST_PARAM])
@@ -54,11 +61,15 @@ class MLflowWriter:
             self._client.log_batch(self._id, params=params[start : start + _PARAMS_AT_ONCE])
 
     def on_event(self, event: Event) -> None:
-        """Log a finished epoch or evaluation; note the score and how the run ended."""
+        """Log a report inside an epoch, a finished epoch or evaluation; note the score and how the run ended."""
         if self._client is None:
             return
         kind = event.get("event")
-        if kind == "epoch_finished":
+        if kind == "progress":
+            self._waiting += self._metrics(curves_of(event), event["step"])
+            if time.monotonic() - self._sent_at >= _PAUSE_SECONDS:
+                self._send()
+        elif kind == "epoch_finished":
             self._index = int(event["index"])
             self._log(event["result"], self._index)
         elif kind == "evaluate_finished":
@@ -74,22 +85,33 @@ class MLflowWriter:
             self._log({tag: value}, index)
 
     def flush(self) -> None:
-        """Do nothing: every value is sent when it is logged."""
+        """Send what waits."""
+        if self._client is not None:
+            self._send()
 
     def close(self) -> None:
         """End the MLflow run, as failed unless it completed. A second call does nothing."""
         if self._client is not None:
+            self._send()
             client, self._client = self._client, None
             client.set_terminated(self._id, self._end)
 
     def _log(self, result: Mapping[str, Any], index: int) -> None:
-        """One request, however many metrics: the loop waits for it."""
+        self._waiting += self._metrics(result, index)
+        self._send()
+
+    def _metrics(self, result: Mapping[str, Any], index: int) -> list[Any]:
         now = int(time.time() * 1000)
-        metrics = [
+        return [
             self._entities.Metric(tag, float(value), now, index) for tag, value in flatten(result).items()
         ]
-        if metrics:
-            self._client.log_batch(self._id, metrics=metrics)
+
+    def _send(self) -> None:
+        """Send what waits in as few requests as the server takes: the loop waits for them."""
+        waiting, self._waiting = self._waiting, []
+        self._sent_at = time.monotonic()
+        for start in range(0, len(waiting), _METRICS_AT_ONCE):
+            self._client.log_batch(self._id, metrics=waiting[start : start + _METRICS_AT_ONCE])
 
     def _find_or_create(self, experiment_id: str, tags: dict[str, str], name: str | None) -> str:
         runs = self._client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{tags[ID_TAG]}'", max_results=1)

@@ -17,22 +17,27 @@ from danling_core.writers.protocol import Event
 SCORE_TAG = "score"
 """The scalar that carries a run's final (best) score: one name, so that HParams can compare runs."""
 
+STEPS = "steps"
+"""The subfolder of the curves over steps. Where a run is resumed, TensorBoard drops all points of a folder from a step
+on: curves over epochs and over steps cannot share one."""
+
 _EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 
 
 class TensorBoardWriter:
     """Writes `{split}/{metric}` at each result's index, the hyperparameters, and at the end the final score.
 
-    TensorBoard and torch are imported when one is made. The hyperparameters are announced without a list of
-    their
-    columns: TensorBoard then gathers the columns from all runs, where a list would hide what the first run
-        lacks.
+    In the subfolder `steps`, which TensorBoard shows as a run of its own, it writes `{split}_steps/{name}` at the
+    completed steps. TensorBoard and torch are imported when one is made. The hyperparameters are announced without a
+    list of their columns: TensorBoard then gathers the columns from all runs, where a list would hide what the first
+    run lacks.
 
     Args:
         log_dir: a local folder.
         config: the run's canonical config; nested sections become dotted names.
         purge_step: on a resume, the first index that will be written (again): earlier points at or beyond it
             are dropped from view. `results.latest_index + 1`, or 0.
+        completed_steps: on a resume, those of the checkpoint: later points of the curves over steps are dropped.
     """
 
     def __init__(
@@ -40,11 +45,12 @@ class TensorBoardWriter:
         log_dir: str | os.PathLike[str],
         config: Mapping[str, Any] | None = None,
         purge_step: int | None = None,
+        completed_steps: int = 0,
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        with _naming_after(os.fspath(log_dir)):
-            self._writer: Any = SummaryWriter(os.fspath(log_dir), purge_step=purge_step)
+        self._log_dir = os.fspath(log_dir)
+        self._completed_steps = completed_steps
+        self._writer: Any = _summary_writer(self._log_dir, purge_step)
+        self._steps: Any = None
         self._latest_index = max(0, (purge_step or 0) - 1)
         self._session_end: Any = None
         if config is not None:
@@ -55,12 +61,22 @@ class TensorBoardWriter:
         """Return the `SummaryWriter` itself, for a user's own images and histograms; None once closed."""
         return self._writer
 
+    @property
+    def steps(self) -> Any:
+        """Return the `SummaryWriter` of the curves over steps, opened by the first call; None once closed."""
+        if self._steps is None and self._writer is not None:
+            self._steps = _summary_writer(os.path.join(self._log_dir, STEPS), self._completed_steps + 1)
+        return self._steps
+
     def on_event(self, event: Event) -> None:
-        """Write the scalars of a finished epoch or evaluation, and the score of a completed run."""
+        """Write the scalars of a report inside an epoch, of a finished epoch or evaluation, and the final score."""
         if self._writer is None:
             return
         kind = event.get("event")
-        if kind == "epoch_finished":
+        if kind == "progress":
+            for tag, value in curves_of(event).items():
+                self.steps.add_scalar(tag, value, event["step"])
+        elif kind == "epoch_finished":
             self._latest_index = int(event["index"])
             self._add(event["result"])
             self.flush()
@@ -72,14 +88,16 @@ class TensorBoardWriter:
 
     def flush(self) -> None:
         """Write what is queued."""
-        if self._writer is not None:
-            self._writer.flush()
+        for writer in (self._writer, self._steps):
+            if writer is not None:
+                writer.flush()
 
     def close(self) -> None:
         """Flush and end the writer's thread. A second call does nothing."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        for writer in (self._writer, self._steps):
+            if writer is not None:
+                writer.close()
+        self._writer = self._steps = None
 
     def _add(self, result: Mapping[str, Any]) -> None:
         for tag, value in flatten(result).items():
@@ -98,6 +116,18 @@ class TensorBoardWriter:
         if self._session_end is not None:
             self._writer.file_writer.add_summary(self._session_end)
         self.flush()
+
+
+def curves_of(event: Event) -> dict[str, float]:
+    """Return what a report inside an epoch says of the curves over steps: `{split}_steps/{name}`."""
+    return {f"{event['split']}_steps/{name}": value for name, value in (event.get("curves") or {}).items()}
+
+
+def _summary_writer(folder: str, purge_step: int | None) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with _naming_after(folder):
+        return SummaryWriter(folder, purge_step=purge_step)
 
 
 @contextmanager

@@ -9,11 +9,13 @@ from typing import Any
 
 from danling_core.results.values import flatten
 from danling_core.writers.protocol import Event, told_end
-from danling_core.writers.tensorboard import SCORE_TAG
+from danling_core.writers.tensorboard import SCORE_TAG, curves_of
 
 
 class WandbWriter:
     """Logs `{split}/{metric}` against the result's index, and the score in the summary.
+
+    Curves inside an epoch, `{split}_steps/{name}`, are logged against the completed steps.
 
     The run keeps its id through resumes, so that W&B continues it. Credentials are W&B's own business (its
     environment variables and its login); nothing of them passes through here. It is told of no source, command
@@ -49,14 +51,17 @@ class WandbWriter:
             ),
         )
         self._run.define_metric("*", step_metric="index")
+        self._splits: set[str] = set()
         self._exit_code = 1
 
     def on_event(self, event: Event) -> None:
-        """Log a finished epoch or evaluation; note the score and how the run ended."""
+        """Log a report inside an epoch, a finished epoch or evaluation; note the score and how the run ended."""
         if self._run is None:
             return
         kind = event.get("event")
-        if kind == "epoch_finished":
+        if kind == "progress":
+            self._log_steps(f"{event['split']}_steps", curves_of(event), event["step"])
+        elif kind == "epoch_finished":
             self._run.log({"index": event["index"], **_numbers(event["result"])})
         elif kind == "evaluate_finished":
             self._run.summary.update(_numbers({"evaluation": event["result"]}))
@@ -65,8 +70,11 @@ class WandbWriter:
             self._exit_code = 0 if told_end(event) == "complete" else 1
 
     def add_scalar(self, tag: str, value: float, index: int) -> None:
-        """One value of a curve, against `index`."""
-        if self._run is not None:
+        """One value of a curve, against `index`; of one inside an epoch, against the completed steps."""
+        split = tag.partition("/")[0]
+        if self._run is not None and split.endswith("_steps"):
+            self._log_steps(split, {tag: float(value)}, index)
+        elif self._run is not None:
             self._run.log({"index": index, tag: float(value)})
 
     def flush(self) -> None:
@@ -77,6 +85,12 @@ class WandbWriter:
         if self._run is not None:
             run, self._run = self._run, None
             run.finish(exit_code=self._exit_code)
+
+    def _log_steps(self, split: str, values: Mapping[str, float], step: int) -> None:
+        if split not in self._splits:
+            self._run.define_metric(f"{split}/*", step_metric="steps")
+            self._splits.add(split)
+        self._run.log({"steps": step, **values})
 
 
 def _numbers(result: Mapping[str, Any]) -> dict[str, float]:

@@ -75,6 +75,7 @@ def _once_it_waits(call: Callable[[], Any], server: PrefectServer, name: str) ->
     return thread
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "status"), [([], ("complete", None)), (["--no"], ("interrupted", "declined: it is late"))]
 )

@@ -43,6 +43,7 @@ def test_a_file_that_may_not_grow_fails_the_run_and_leaves_the_last_good_checkpo
     assert launch(launcher, config(tmp_path, params={"width": 2000})).status.status == "complete"
 
 
+@pytest.mark.long
 def test_a_full_disk_fails_the_run_with_what_to_do(launcher: Launcher, disk: Path) -> None:
     wanted = config(disk, params={"width": 800}, save_interval=1, keep_last=50)
     ended = launch(launcher, wanted)

@@ -191,6 +191,7 @@ def drive(worker: Worker, pool: LauncherPool, toy_config: Make) -> Iterator[Call
 Drive = Callable[..., list[RunOutcome]]
 
 
+@pytest.mark.long
 def test_each_run_of_a_group_is_a_flow_run_of_the_deployment_and_a_window_bounds_them(
     worker: Worker, prefect_server: PrefectServer, pool: LauncherPool, toy_config: Make
 ) -> None:

@@ -133,6 +133,7 @@ def test_a_write_that_is_held_up_until_after_a_takeover_changes_no_log(
     assert read_log(remote, "events.jsonl") == b"one\nnew\n"
 
 
+@pytest.mark.long
 def test_a_write_that_fails_is_not_tried_again_after_a_takeover(
     s3_root: str, s3_proxy: FaultyProxy, tmp_path: Path
 ) -> None:
@@ -163,6 +164,7 @@ def copying(root: str, tmp_path: Path) -> None:
     copy_run(RunFolder(str(folder)), root)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("begin", [opening, copying])
 def test_a_config_that_fails_to_arrive_is_not_sent_again_after_a_takeover(
     begin: Callable[[str, Path], None], s3_root: str, s3_proxy: FaultyProxy, tmp_path: Path

@@ -52,6 +52,7 @@ def _automations(server: PrefectServer) -> list[str]:
         return [each["name"] for each in client.request("POST", "/automations/filter", json={}).json()]
 
 
+@pytest.mark.long
 def test_a_webhook_is_set_changed_and_forgotten_and_its_url_is_a_secret(
     prefect_server: PrefectServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

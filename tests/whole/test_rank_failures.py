@@ -50,6 +50,7 @@ def test_a_step_that_kills_every_time_is_named_and_final(launcher: Launcher, tmp
     assert launch(launcher, config(tmp_path)).status.status == "complete", "mended, it goes on"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("max_restarts", [0, 3])
 def test_a_run_whose_rank_dies_after_the_completion_record_is_complete(
     launcher: Launcher, tmp_path: Path, max_restarts: int

@@ -12,7 +12,6 @@ import yaml
 from danling_core import storage
 from danling_core.runs.finding import list_runs
 from flows.cli import main
-from tests.marks import rarely
 from tests.prefect_fixtures import PrefectServer
 from tests.s3_faults import CANARY, FaultyProxy
 from tests.store_fixtures import KEY_ID
@@ -39,7 +38,8 @@ def file(s3_root: str, toy_config: Make, tmp_path: Path) -> Callable[..., str]:
     return write
 
 
-@pytest.mark.parametrize("refusal", ["AccessDenied", *rarely(["InvalidAccessKeyId", "NoSuchBucket"])])
+@pytest.mark.long
+@pytest.mark.parametrize("refusal", ["AccessDenied", "InvalidAccessKeyId", "NoSuchBucket"])
 def test_a_store_that_refuses_is_one_message_and_exit_1(
     refusal: str,
     file: Callable[..., str],

@@ -182,6 +182,7 @@ def test_another_name_of_the_checkpoints_folder_is_found_elsewhere(
     assert second.ended.json("results.json") == in_peace.json("results.json")
 
 
+@pytest.mark.long
 def test_training_goes_on_while_the_store_is_away(
     s3_root: str, s3_proxy: FaultyProxy, launcher: Launcher, tmp_path: Path, in_peace: Ended
 ) -> None:

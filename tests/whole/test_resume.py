@@ -44,7 +44,11 @@ KILLED: dict[str, tuple[dict[str, Any], int, int]] = {
         0,
     ),
     "own buffers on each rank": ({"broadcast_buffers": False, "params": {"batch_norm": True}}, 13, 1),
-    "state of a user's own on each rank": ({"params": {"memory": True}}, 13, 1),
+    "state of a user's own on each rank, values that it logs": (
+        {"params": {"memory": True, "logs": True}},
+        13,
+        1,
+    ),
     "steps": (
         PLAIN | {"step_end": 21, "evaluate_interval_steps": 5, "dataloader": {"batch_size": 8}},
         18,
@@ -77,7 +81,7 @@ KILLED: dict[str, tuple[dict[str, Any], int, int]] = {
 
 OFTEN = (
     "one rank, mid-epoch",
-    "state of a user's own on each rank",
+    "state of a user's own on each rank, values that it logs",
     "three ranks",
     "loader workers",
     "accumulation, EMA, scheduler, BatchNorm",
@@ -108,6 +112,7 @@ STOPPED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.holds("system-5")
 def test_torchrun_ends_with_the_bits_of_the_launcher(
     in_peace_with: Callable[..., Ended], tmp_path: Path
