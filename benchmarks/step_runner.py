@@ -15,7 +15,7 @@ import danling_core as dl
 
 BATCH_SIZE = 32
 Batch = tuple[Tensor, Tensor]
-Data = Literal["ready", "loader"]
+Data = Literal["ready", "logged", "loader"]
 
 
 class StepParams(dl.Params):
@@ -63,6 +63,8 @@ class StepRunner(dl.TorchRunner):
         self.model, self.criterion = _mlp(), nn.CrossEntropyLoss()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
         self._bare = self._bare_side(tensors, batches)
+        if self.params.data == "logged":
+            self.train_step = self._logging_step  # type: ignore[method-assign]
 
     def train_epoch(self, split: str = "train") -> dict[str, Any]:
         """Both sides once; the one that goes first alternates."""
@@ -77,6 +79,12 @@ class StepRunner(dl.TorchRunner):
             self.times[side].append(timed(self.params.steps, sides[side]))
         return result
 
+    def _logging_step(self, data: Batch) -> tuple[Tensor, Tensor]:
+        pred, loss = super().train_step(data)
+        for name in ("first", "second", "third"):
+            self.log(name, loss)
+        return pred, loss
+
     def _settle(self) -> None:
         """Let what the last epoch left to do in the background end before either is timed."""
         self.run_session.files.drain()
@@ -88,7 +96,7 @@ class StepRunner(dl.TorchRunner):
         if self.distributed:
             model = DistributedDataParallel(model)
         criterion, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.01)
-        if self.params.data == "ready":
+        if self.params.data != "loader":
             return lambda: bare_epoch(model, criterion, optimizer, batches)
         data = TensorDataset(*tensors)
         sampler: DistributedSampler[Batch] | None = DistributedSampler(data) if self.distributed else None
