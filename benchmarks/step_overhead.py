@@ -5,8 +5,8 @@ events and text log on. The two take turns, an epoch each, in one process (with
 two ranks: in one process group), and the order alternates. Wall and CPU time are of the epoch's loop;
 saving is not in it.
 
-Ready batches lie in memory; once, three values of each step are logged besides. With the stock DataLoader the bare loop reads a shuffled TensorDataset; the
-runner is given the same tensors and uses its own loader.
+Ready batches lie in memory; once, three values of each step are logged besides. With the stock DataLoader the
+bare loop reads a shuffled TensorDataset; the runner is given the same tensors and uses its own loader.
 
 python -m benchmarks.step_overhead [--help]
 """

@@ -109,16 +109,18 @@ class _Series:
 
     def add(self, value: Any, weight: Any) -> None:
         if isinstance(value, torch.Tensor):
-            number = self._one(value) if value.numel() != 1 or value.is_complex() else value
-            if not number.is_cpu:
-                self._pending.append((number.detach(), weight))
+            if value.numel() != 1:
+                value = self._one(value)
+            if not value.is_cpu:
+                self._pending.append((value.detach(), weight))
                 if len(self._pending) >= _PENDING:
                     self.flush()
                 return
-            value = number.item()
-        elif not isinstance(value, (int, float)):
+            value = value.item()
+        if type(value) is not float:
             value = self._plain(value)
-        self.flush()
+        if self._pending:
+            self.flush()
         self._take(value, float(weight))
 
     def flush(self) -> None:
@@ -151,11 +153,11 @@ class _Series:
         self.weight = weight
 
     def _one(self, value: torch.Tensor) -> torch.Tensor:
-        """Return a tensor of several numbers as one, reduced as the name is."""
-        if value.numel() == 0 or value.is_complex() or self.reduction == "last":
+        """Return a tensor of any other length as one number, reduced as the name is."""
+        if value.numel() == 0 or self.reduction == "last":
             raise ConfigError(
-                f"self.log({self.name!r}) was given a tensor of shape {tuple(value.shape)} and dtype {value.dtype}: "
-                "wanted real numbers, and one of them where reduction='last'"
+                f"self.log({self.name!r}) was given a tensor of shape {tuple(value.shape)}: wanted numbers, and one "
+                "of them where reduction='last'"
             )
         value = value.detach()
         if self.reduction == "mean":
