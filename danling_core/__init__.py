@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from danling_core import errors
 from danling_core.errors import (
     AccessDenied,
+    CallbackError,
     CheckpointCorrupt,
     CheckpointError,
     ConfigError,
@@ -28,10 +29,12 @@ from danling_core.errors import (
 )
 
 if TYPE_CHECKING:
+    from danling_core.callbacks import Callback
     from danling_core.config import Config, FreeParams, Params
     from danling_core.runner import BaseRunner, Runner, RunnerBase, RunnerMode, TorchRunner
 
 _LAZY = {
+    "Callback": "danling_core.callbacks",
     **dict.fromkeys(("Config", "FreeParams", "Params"), "danling_core.config"),
     **dict.fromkeys(
         ("BaseRunner", "Runner", "RunnerBase", "RunnerMode", "TorchRunner"), "danling_core.runner"
@@ -41,6 +44,8 @@ _LAZY = {
 __all__ = [
     "AccessDenied",
     "BaseRunner",
+    "Callback",
+    "CallbackError",
     "CheckpointCorrupt",
     "CheckpointError",
     "Config",

@@ -55,6 +55,10 @@ class CodeChanged(DanLingError):
     """The code is no longer the one that a run was prepared with: what it trained would bear the wrong id."""
 
 
+class CallbackError(DanLingError):
+    """A callback raised: the message says which one, at which moment, and what."""
+
+
 class DataError(DanLingError):
     """The data is not what it said: a batch without a size, or an end before its length."""
 

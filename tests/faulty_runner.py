@@ -55,6 +55,25 @@ class Memory:
         return inputs if last is None else inputs + 0.1 * last[: len(inputs)].sum()
 
 
+class Slowing(dl.Callback):
+    """Lowers the learning rate with the steps that it has seen."""
+
+    def __init__(self, by: float = 0.9) -> None:
+        self.by = by
+        self.seen = 0
+
+    def on_step_end(self, runner: Any) -> None:
+        self.seen += 1
+        for group in runner.optimizer.param_groups:
+            group["lr"] = 0.02 * self.by**self.seen
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"]
+
+
 class Noisy(Dataset):
     """Inputs with noise from all three generators, as an augmentation draws it."""
 

@@ -39,6 +39,8 @@ def is_identity(field: FieldInfo) -> bool:
 
 
 def _value(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_value(item) for item in value]
     return canonical(value) if isinstance(value, BaseModel) else value
 
 

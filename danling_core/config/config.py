@@ -29,6 +29,7 @@ from danling_core.config.field_types import (
 from danling_core.config.overrides import Overrides, apply
 from danling_core.config.sections import (
     NOT_IDENTITY,
+    CallbackConfig,
     DataLoaderConfig,
     FreeParams,
     LoaderOptions,
@@ -40,6 +41,7 @@ from danling_core.config.validation import Model, labelled
 from danling_core.errors import ConfigError
 
 __all__ = [
+    "CallbackConfig",
     "Config",
     "DataLoaderConfig",
     "FreeParams",
@@ -206,6 +208,10 @@ class Config(Model):
     channels_last: bool = Field(False, description="channels-last memory format for images")
     find_unused_parameters: bool = Field(False, description="DDP: parameters may take no part in a step")
     broadcast_buffers: bool = Field(True, description="DDP: rank 0's buffers go to all before each forward")
+    callbacks: tuple[CallbackConfig, ...] = Field(
+        (),
+        description="callbacks, called before those that the runner sets: paths of their classes, or mappings",
+    )
     params: FreeValues = Field({}, description="the user's hyperparameters")
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NoReturn
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, GetJsonSchemaHandler, model_validator
 
 from danling_core.config.documents import plain
-from danling_core.config.field_types import Count, NonNegative, NonNegativeWhole
+from danling_core.config.field_types import Count, NonNegative, NonNegativeWhole, RunnerPath
 from danling_core.config.validation import CLOSED, OPEN, Model
 from danling_core.errors import ConfigError
 from danling_core.secrets import refuse_in_values, shown
@@ -160,6 +160,28 @@ class SchedulerConfig(_Open):
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for the scheduler's class: the extra keys."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class CallbackConfig(_Open):
+    """A callback by the path of its class; extra keys are its arguments: `{name: hooks.py:Freeze, until: 3}`.
+
+    The path alone stands for one without arguments.
+    """
+
+    name: RunnerPath = Field(description="package.module:Class or path/to/file.py:Class")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_path(cls, values: Any) -> Any:
+        return {"name": values} if isinstance(values, str) else values
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(core_schema), {"type": "string"}]}
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for the callback's class: the extra keys."""
         return dict(self.__pydantic_extra__ or {})
 
 

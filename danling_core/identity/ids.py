@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,7 +55,10 @@ def identify(config: Config, source_file: str | None, exclude: Sequence[str] = (
         ConfigError: the source file does not exist, or git does not answer.
     """
     stated = config.experiment_id
-    experiment_id = experiment_id_of(source_file, [*stores(config), *exclude]) if stated is None else stated
+    if stated is None:
+        experiment_id = experiment_id_of(source_file, [*stores(config), *exclude], callback_files(config))
+    else:
+        experiment_id = stated
     text = experiment_id + canonical_json(_canonical(config, source_file))
     run_id = hashlib.sha256(text.encode()).hexdigest()[:32]
     short = experiment_id[:8] + run_id[:8]
@@ -61,12 +66,15 @@ def identify(config: Config, source_file: str | None, exclude: Sequence[str] = (
     return Identity(experiment_id, run_id, short, uuid5(UUID(run_id), short), name)
 
 
-def experiment_id_of(source_file: str | None, exclude: Sequence[str] = ()) -> str:
+def experiment_id_of(source_file: str | None, exclude: Sequence[str] = (), others: Sequence[str] = ()) -> str:
     """Return the id of the code around `source_file`.
 
     In a git repository with a commit: that commit, and for a dirty tree a hash of what differs from it: `git diff
     HEAD`, and each file that the source imports and git does not track (`exclude` left out). A stray file beside it is
     no difference. Elsewhere, or without a git program: a hash of the source and of what it imports.
+
+    Args:
+        others: files that count besides, with what they import.
     """
     if source_file is None:
         return NO_SOURCE
@@ -75,12 +83,28 @@ def experiment_id_of(source_file: str | None, exclude: Sequence[str] = ()) -> st
         raise ConfigError(
             f"the runner's source {source_file!r} is not a file: state experiment_id in the config"
         )
-    imported = imported_files(source)
+    imported = sorted({file for each in (source, *map(_real, others)) for file in imported_files(each)})
     folders = [_local_folder(folder) for folder in exclude if "://" not in folder]
     state = code_state(source, folders, imported)
     if state is None:
         return _digest_of(source, imported)[:40]
     return state.commit if state.difference is None else f"{state.commit}-{state.difference[:12]}"
+
+
+def callback_files(config: Config) -> list[str]:
+    """Return the files of the callbacks that the config names: code of the run that its runner does not import."""
+    found = []
+    for callback in config.callbacks:
+        module, _, _ = callback.name.rpartition(":")
+        if module.endswith(".py"):
+            found.append(module)
+            continue
+        loaded = sys.modules.get(module)
+        spec = None if loaded is not None else importlib.util.find_spec(module)
+        file = getattr(loaded, "__file__", None) if spec is None else spec.origin
+        if file is not None:
+            found.append(file)
+    return [file for file in found if Path(file).is_file()]
 
 
 def stores(config: Config) -> list[str]:
@@ -109,12 +133,28 @@ def _canonical(config: Config, source_file: str | None) -> dict[str, object]:
     A path depends on the current folder, and two files of one commit may define classes of the same name.
     """
     values = dict(config.canonical())
-    match = _FILE_RUNNER.fullmatch(config.runner or "")
-    if match is not None:
-        file = Path(source_file or match["file"])
-        digest = f"@{_source_digest(file)[:12]}" if file.is_file() else ""
-        values["runner"] = f"{file.name}:{match['name']}{digest}"
+    if (runner := _by_content(config.runner or "", source_file)) is not None:
+        values["runner"] = runner
+    if config.callbacks:
+        values["callbacks"] = [
+            {**each.model_dump(mode="json"), "name": _by_content(each.name) or each.name}
+            for each in config.callbacks
+        ]
     return values
+
+
+def _by_content(target: str, source_file: str | None = None) -> str | None:
+    """Return a class in a file by that file's content; None where it is named by its module."""
+    match = _FILE_RUNNER.fullmatch(target)
+    if match is None:
+        return None
+    file = Path(source_file or match["file"])
+    digest = f"@{_source_digest(file)[:12]}" if file.is_file() else ""
+    return f"{file.name}:{match['name']}{digest}"
+
+
+def _real(path: str) -> Path:
+    return Path(path).resolve()
 
 
 def _local_folder(folder: str) -> Path:

@@ -11,12 +11,12 @@ import torch
 
 from danling_core.config import Config
 from danling_core.errors import ConfigError
-from danling_core.identity.ids import experiment_id_of, stores
+from danling_core.identity.ids import callback_files, experiment_id_of, stores
 from danling_core.identity.sources import loaded_sources
 from danling_core.optim.optimizers import optimizer_class
 from danling_core.optim.schedulers import check_scheduler
 from danling_core.parallel import distributed
-from danling_core.runner.resolve import import_runner, resolve
+from danling_core.runner.resolve import callback_classes, import_runner, resolve
 from danling_core.runner.torch_runner import TorchRunner
 from danling_core.writers.services import require
 
@@ -65,14 +65,16 @@ def pin(config: Config) -> tuple[Config, type[TorchRunner], str | None]:
     """Return the full config with its experiment id stated, the runner's class, and the class's file."""
     resolved, cls = load_runner(config)
     source = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    experiment_id = resolved.experiment_id or _experiment_id(source, tuple(stores(resolved)))
+    experiment_id = resolved.experiment_id or _experiment_id(
+        source, tuple(stores(resolved)), tuple(callback_files(resolved))
+    )
     return resolved.model_copy(update={"experiment_id": experiment_id}), cls, source
 
 
 @functools.cache
-def _experiment_id(source: str | None, exclude: tuple[str, ...]) -> str:
+def _experiment_id(source: str | None, exclude: tuple[str, ...], others: tuple[str, ...]) -> str:
     """Return what the first question found: each config of a sweep would have git read the whole tree again."""
-    return experiment_id_of(source, exclude)
+    return experiment_id_of(source, exclude, others)
 
 
 def load_runner(config: Config) -> tuple[Config, type[TorchRunner]]:
@@ -87,6 +89,7 @@ def load_runner(config: Config) -> tuple[Config, type[TorchRunner]]:
             f"runner {config.runner!r} is a {cls.__mro__[1].__name__}, not a danling_core.TorchRunner"
         )
     require(config.loggers)
+    callback_classes(config)
     if config.optim is not None:
         optimizer_class(config.optim.name, config.optim.arguments())
     if config.scheduler is not None:

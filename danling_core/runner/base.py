@@ -225,6 +225,9 @@ class RunnerBase:
         "What the `train_step` under way counts for: weight, count, whether the optimizer steps.",
         name="value",
     )
+    callbacks: Held[list[Any]] = Held(
+        "callbacks", "Callbacks of the runner's own, called after those of the config.", name="own"
+    )
     scheduler_interval: str | None
     """What the scheduler counts: "step", "epoch", or None for the config's word, else for what suits its class."""
     training_state: Whole[TrainingState] = Whole(

@@ -154,6 +154,7 @@ class BaseRunner(RunnerBase):
         to_train = parts.splits.to_train(train_splits)
         to_evaluate = parts.splits.to_evaluate(evaluate_splits, to_train)
         parts.splits.check(to_train, to_evaluate)
+        parts.callbacks.check()
         with self._parts.session.opened():
             is_complete = parts.session.is_complete()
             if not is_complete:
@@ -168,16 +169,38 @@ class BaseRunner(RunnerBase):
                 evaluate_splits=to_evaluate,
                 is_complete=is_complete,
                 emit=self.emit,
+                on_begin=lambda: parts.callbacks.call("on_epoch_start", self),
                 before_evaluation=parts.generators.hold,
                 after_evaluation=parts.generators.release,
                 on_interrupt=self._save_interrupted,
                 on_end=self._end_epoch,
             )
-            yield epochs
+            with contextlib.nullcontext() if epochs.are_over else self._fitting():
+                yield epochs
             if not is_complete:
                 parts.session.files.drain()
                 if parts.session.owns_run:
                     self.finish(still_to_do=None if epochs.are_over else "training is not over")
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Call the callbacks at the beginning and the end of training, and tell them of what ends it early."""
+        callbacks = self._parts.callbacks
+        try:
+            callbacks.call("on_fit_start", self)
+            yield
+            callbacks.call("on_fit_end", self)
+        except BaseException as error:
+            callbacks.tell(self, error)
+            raise
+
+    def end_training(self, reason: str) -> None:
+        """Have training end with the epoch (in step mode, the segment) under way, as if that were the last.
+
+        The run becomes complete, and a resume does not go on. Every rank calls it, as in a callback; rank 0's word
+        counts. To save and go on later, see `request_stop`.
+        """
+        self._parts.epoch.ended = reason
 
     def evaluate(self, evaluate_splits: Splits | None = None) -> Values:
         """Evaluate splits, without touching `results`; return `{split: result}`. Collective.

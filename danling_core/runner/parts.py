@@ -19,6 +19,7 @@ from danling_core.train.state import TrainingState
 from danling_core.train.step import ALONE, Step
 
 if TYPE_CHECKING:
+    from danling_core.callbacks import Callbacks
     from danling_core.config import Config
     from danling_core.data.splits import DataSplits
     from danling_core.optim.precision import Precision
@@ -129,6 +130,7 @@ class Parts:
     timings: Timings
     report: ProgressReport
     stop: Stopping | NeverStopping
+    callbacks: Callbacks
     generators: Generators
     epoch: EpochState = field(default_factory=EpochState)
     state: TrainingState = field(default_factory=TrainingState)
@@ -145,6 +147,7 @@ class Parts:
         self.ranks.adopt(before.ranks)
         self.splits.take_data(before.splits)
         self.state.adopt(before.state)
+        self.callbacks.own = before.callbacks.own
         self.place.context, self.place.created_at = before.place.context, before.place.created_at
 
 
@@ -178,6 +181,7 @@ def make_parts(config: Config, stated: dict[str, Any], runner: Methods) -> Parts
     from danling_core.parallel.seeding import Generators
     from danling_core.parallel.stopping import NeverStopping
     from danling_core.parallel.strategies import strategy_for
+    from danling_core.runner.resolve import make_callbacks
     from danling_core.train.evaluator import Evaluator
     from danling_core.train.progress_report import ProgressReport
     from danling_core.train.stepper import Steppers
@@ -237,6 +241,7 @@ def make_parts(config: Config, stated: dict[str, Any], runner: Methods) -> Parts
             has_curves=config.tensorboard or bool(config.loggers),
         ),
         stop=NeverStopping(),
+        callbacks=make_callbacks(config),
         generators=Generators(),
     )
     return parts

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
+from danling_core.callbacks import Callbacks, check_callback
 from danling_core.config import Config, FreeParams
-from danling_core.errors import ConfigError
+from danling_core.errors import ConfigError, DanLingError
 
 
 def import_runner(target: str) -> type:
+    """Return the runner's class; see `import_class`."""
+    return import_class(target, "runner")
+
+
+def import_class(target: str, key: str) -> type:
     """Return the class at `package.module:Class` or `path/to/file.py:Class`. Runs the user's code.
+
+    Args:
+        key: of the config, for messages.
 
     Raises:
         ConfigError: the module or the class is not there. An error inside the user's module is raised as it
@@ -24,9 +34,10 @@ def import_runner(target: str) -> type:
     module_name, _, class_name = target.rpartition(":")
     if not module_name or not class_name:
         raise ConfigError(
-            f"runner is {target!r}: write it as 'package.module:Class' or 'path/to/file.py:Class'"
+            f"{key} is {target!r}: write it as 'package.module:Class' or 'path/to/file.py:Class'"
         )
-    module = _import_file(module_name) if module_name.endswith(".py") else _import_module(module_name, target)
+    is_file = module_name.endswith(".py")
+    module = _import_file(module_name, key) if is_file else _import_module(module_name, target, key)
     found: Any = module
     for part in class_name.split("."):
         found = getattr(found, part, None)
@@ -35,27 +46,27 @@ def import_runner(target: str) -> type:
             n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__
         ]
         raise ConfigError(
-            f"runner is {target!r}, but {module_name} has no class {class_name!r}; it has {classes}"
+            f"{key} is {target!r}, but {module_name} has no class {class_name!r}; it has {classes}"
         )
     return found
 
 
-def _import_module(name: str, target: str) -> Any:
+def _import_module(name: str, target: str, key: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             raise ConfigError(
-                f"runner is {target!r}, but there is no module {error.name!r}: run from the folder that holds it, "
+                f"{key} is {target!r}, but there is no module {error.name!r}: run from the folder that holds it, "
                 "or install it"
             ) from error
         raise
 
 
-def _import_file(name: str) -> Any:
+def _import_file(name: str, key: str) -> Any:
     path = Path(name).resolve()
     if not path.is_file():
-        raise ConfigError(f"runner names the file {name!r}, and there is none at {path}")
+        raise ConfigError(f"{key} names the file {name!r}, and there is none at {path}")
     module_name = path.stem
     known = sys.modules.get(module_name)
     if known is not None and getattr(known, "__file__", None) == str(path):
@@ -71,6 +82,42 @@ def _import_file(name: str) -> Any:
         sys.modules.pop(module_name, None)
         raise
     return module
+
+
+def callback_classes(config: Config) -> list[type]:
+    """Return the classes of the callbacks that the config names, checked. Runs the user's code.
+
+    Raises:
+        ConfigError: one is not there, is no callback, or does not take the arguments that the config gives it.
+    """
+    found = []
+    for number, callback in enumerate(config.callbacks):
+        key = f"callbacks.{number}"
+        cls = import_class(callback.name, key)
+        check_callback(cls, key)
+        try:
+            inspect.signature(cls).bind(**callback.arguments())
+        except TypeError as error:
+            raise ConfigError(
+                f"{key}: {cls.__name__} does not take what the config gives it: {error}"
+            ) from None
+        found.append(cls)
+    return found
+
+
+def make_callbacks(config: Config) -> Callbacks:
+    """Make the callbacks that the config names. Raises ConfigError, also for what a constructor raises."""
+    made = []
+    for number, (cls, callback) in enumerate(zip(callback_classes(config), config.callbacks, strict=True)):
+        try:
+            made.append(cls(**callback.arguments()))
+        except DanLingError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"callbacks.{number}: {cls.__name__} could not be made: {type(error).__name__}: {error}"
+            ) from error
+    return Callbacks(made)
 
 
 def params_model(cls: type) -> Any:

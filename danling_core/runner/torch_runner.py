@@ -189,6 +189,7 @@ class TorchRunner(BaseRunner):
             metrics.reset()
         parts.epoch.split = split
         parts.report.begin()
+        parts.callbacks.begin_epoch()
         parts.steppers.begin_epoch()
         begin_split(parts, self.meters, metrics)
 
@@ -231,6 +232,8 @@ class TorchRunner(BaseRunner):
             parts.setup.is_stepped = True
             if self.is_main_process:
                 set_up.warn_of_unread(self.params)
+        if parts.callbacks.at_step:
+            parts.callbacks.step_ended(self)
         if parts.saves_due:
             due, parts.saves_due = parts.saves_due, []
             for save in due:
@@ -287,7 +290,13 @@ class TorchRunner(BaseRunner):
     def _end_epoch(self, epoch: Epoch) -> None:
         parts = self._parts
         index = epoch.number if parts.progress.by_epoch else self.steps
-        self.append_result(parts.ranks.broadcast(epoch.result), index)
+        result, parts.epoch.ended = parts.ranks.broadcast((epoch.result, parts.epoch.ended))
+        self.append_result(result, index)
+        if parts.callbacks:
+            parts.callbacks.call("on_epoch_end", self, result)
+            parts.epoch.ended = parts.ranks.broadcast(parts.epoch.ended)
+        if parts.epoch.ended is not None and self.is_main_process:
+            self.logger.info("training ends here: %s", parts.epoch.ended)
         if parts.epoch.is_whole:
             self._count_epoch()
             epoch.completed = self.epochs - 1
@@ -335,8 +344,12 @@ class TorchRunner(BaseRunner):
                 metrics = self._metrics_in_use()
                 if metrics is not None:
                     metrics.reset()
+                callbacks = self._parts.callbacks
+                callbacks.call("on_evaluate_start", self, split)
                 evaluator.evaluate(loader, self.evaluate_step, self.meters, self.size_of)
-                return self.get_epoch_result()
+                result = self.get_epoch_result()
+                callbacks.call("on_evaluate_end", self, split, result)
+                return result
         finally:
             self.meters = before
 
@@ -473,6 +486,7 @@ class TorchRunner(BaseRunner):
     def _save(self, names: list[str], *, required: bool) -> None:
         """Save under these names; a `required` save is never given up for a newer one. Collective."""
         parts = self._parts
+        parts.callbacks.call("on_save", self, names)
         for meter in (self.meters, *parts.losses.values()):
             if meter is not None:
                 meter.flush()

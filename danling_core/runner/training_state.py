@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from danling_core.data.batches import to_cpu
 from danling_core.data.generators import generator_state, restore_generator
 from danling_core.errors import CheckpointError, ConfigError
 from danling_core.metrics import states as metric_states
@@ -219,6 +220,13 @@ def _register_per_rank(parts: Parts, trained: Trained, metrics_in_use: Callable[
         lambda s: bitwise.load_attributes(parts, s),
         Order.weights,
         lambda states: bitwise.load_attributes(parts, states[0] if states else None),
+    )
+    state.add_per_rank(
+        "callbacks",
+        lambda: to_cpu(parts.callbacks.state_dict()) or None,
+        parts.callbacks.load_state_dict,
+        Order.weights,
+        lambda states: parts.callbacks.load_state_dict(states[0] if states else None),
     )
     state.add_per_rank("split", split_so_far, keep_split, Order.positions, merge_splits)
     state.add_per_rank("rng", parts.generators.state, seeding.restore_rng, Order.generators, reseed)

@@ -28,6 +28,7 @@ class EpochState:
         is_whole: whether the segment that ended last also ended a pass over the data (or `steps_per_epoch`).
         split: the split that is being trained, or None.
         iters_before, steps_before: the counters when that split began.
+        ended: why training is over after this epoch, where somebody asked for that.
     """
 
     trained: dict[str, Values] = field(default_factory=dict)
@@ -35,12 +36,15 @@ class EpochState:
     split: str | None = None
     iters_before: int = 0
     steps_before: int = 0
+    ended: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"trained": dict(self.trained), "is_whole": self.is_whole}
+        ended = {} if self.ended is None else {"ended": self.ended}
+        return {"trained": dict(self.trained), "is_whole": self.is_whole, **ended}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.trained, self.is_whole = dict(state["trained"]), state["is_whole"]
+        self.ended = state.get("ended")
 
     @property
     def is_begun(self) -> bool:
@@ -84,6 +88,7 @@ class Epochs:
         train_splits, evaluate_splits: what each epoch trains and evaluates, in this order.
         is_complete: whether nothing is left to do, whatever the counters say.
         emit: reports an event.
+        on_begin: called when an epoch begins, or goes on.
         before_evaluation, after_evaluation: called around the evaluations that end an epoch; the second one only if
             no stop came in between.
         on_interrupt: saves where the run stands inside an epoch. Collective.
@@ -101,6 +106,7 @@ class Epochs:
         evaluate_splits: Sequence[str] = (),
         is_complete: bool = False,
         emit: Callable[..., None] = lambda kind, **fields: None,
+        on_begin: Callable[[], None] = lambda: None,
         before_evaluation: Callable[[], None] = lambda: None,
         after_evaluation: Callable[[], None] = lambda: None,
         on_interrupt: Callable[[], None] = lambda: None,
@@ -114,6 +120,7 @@ class Epochs:
         self._evaluate_splits = evaluate_splits
         self._is_complete = is_complete
         self._emit = emit
+        self._on_begin = on_begin
         self._before_evaluation = before_evaluation
         self._after_evaluation = after_evaluation
         self._on_interrupt = on_interrupt
@@ -137,6 +144,7 @@ class Epochs:
         index = epoch.number if progress.by_epoch else None
         self._emit("epoch_began", epoch=epoch.number, index=index, step=progress.steps)
         try:
+            self._on_begin()
             yield epoch
         except RunInterrupted:
             self._on_interrupt()
@@ -161,7 +169,7 @@ class Epochs:
 
 
 def is_trained(config: Config, progress: Progress, history: Results, state: EpochState) -> bool:
-    """Return whether training is over: its end is reached or its patience is, and no epoch was cut short."""
+    """Return whether training is over: at its end, out of patience or ended by request, and no epoch was cut short."""
     if state.trained:
         return False
-    return progress.finished or history.should_stop(config.patience)
+    return progress.finished or state.ended is not None or history.should_stop(config.patience)

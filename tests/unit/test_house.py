@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "storage": set(),
     "config": {"storage"},
     "identity": {"config"},
+    "callbacks": set(),
     "results": {"storage"},
     "metrics": {"results"},
     "optim": set(),
@@ -42,8 +43,18 @@ MAY_IMPORT = {
         *("train", "writers"),
     },
     "runner": {
-        *("checkpoints", "config", "data", "identity", "metrics", "optim", "parallel", "results", "runs"),
-        *("session", "storage", "train"),
+        *(
+            "callbacks",
+            "checkpoints",
+            "config",
+            "data",
+            "identity",
+            "metrics",
+            "optim",
+            "parallel",
+            "results",
+        ),
+        *("runs", "session", "storage", "train"),
     },
     "launch": {
         *("config", "identity", "mirror", "optim", "parallel", "runner", "runs", "session", "storage"),

@@ -44,8 +44,11 @@ KILLED: dict[str, tuple[dict[str, Any], int, int]] = {
         0,
     ),
     "own buffers on each rank": ({"broadcast_buffers": False, "params": {"batch_norm": True}}, 13, 1),
-    "state of a user's own on each rank, values that it logs": (
-        {"params": {"memory": True, "logs": True}},
+    "state of a user's own on each rank, values that it logs, a callback": (
+        {
+            "params": {"memory": True, "logs": True},
+            "callbacks": [{"name": "tests.faulty_runner:Slowing", "by": 0.8}],
+        },
         13,
         1,
     ),
@@ -81,7 +84,7 @@ KILLED: dict[str, tuple[dict[str, Any], int, int]] = {
 
 OFTEN = (
     "one rank, mid-epoch",
-    "state of a user's own on each rank, values that it logs",
+    "state of a user's own on each rank, values that it logs, a callback",
     "three ranks",
     "loader workers",
     "accumulation, EMA, scheduler, BatchNorm",
