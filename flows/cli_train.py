@@ -46,6 +46,7 @@ class Training:
         """Train one run; return the exit code."""
         _refuse_lists(overrides)
         config = Config.load(file, overrides)
+        self._fresh = self._fresh or config.fast_dev_run is not None  # it is asked for to see it happen
         console = RunConsole(config)
         ending = self._call(
             [config],

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from danling_core.config import canonical, documents
 from danling_core.config.field_types import (
+    BatchLimits,
     Count,
     CountOrAuto,
     ExperimentId,
@@ -158,6 +159,20 @@ class Config(Model):
         None,
         description="steps between evaluations, when step_end or iter_end drives; null: at each epoch's end",
     )
+    limit_batches: BatchLimits = Field(
+        {},
+        description="batches of a pass over each split, on each rank: a number, or a fraction of them: "
+        "{train: 100, val: 0.1}",
+    )
+    overfit_batches: Count | None = Field(
+        None,
+        description="train on the same first batches in every epoch, so many, not shuffled; of the other splits "
+        "as many. A model that can learn at all learns them by heart",
+    )
+    fast_dev_run: Count | None = Field(
+        None,
+        description="try everything once: so many batches of every split, and one epoch (in step mode, so many steps)",
+    )
     patience: Count | None = Field(
         None, description="stop after this many evaluations without a better score"
     )
@@ -253,6 +268,31 @@ class Config(Model):
     def _accept_old_names(cls, values: Any) -> Any:
         return renamed(values) if isinstance(values, Mapping) else values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _shorten(cls, values: Any) -> Any:
+        batches = values.get("fast_dev_run") if isinstance(values, Mapping) else None
+        if not isinstance(batches, int) or isinstance(batches, bool):
+            return values
+        shorter = {"epoch_end": 1, "step_end": batches, "iter_end": batches}
+        return {
+            **values,
+            **{
+                name: min(values[name], end)
+                for name, end in shorter.items()
+                if isinstance(values.get(name), int)
+            },
+        }
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        given = [name for name in ("limit_batches", "overfit_batches", "fast_dev_run") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(
+                f"{' and '.join(given)} are both given: each says how many batches there are, give one"
+            )
+        return self
+
     @model_validator(mode="after")
     def _check_ends(self) -> Self:
         given = [name for name in _ENDS if getattr(self, name) is not None]
@@ -291,6 +331,10 @@ class Config(Model):
             return cls.from_dict(apply(renamed(runner_beside(values, file)), renamed_overrides(overrides)))
         except ConfigError as error:
             raise labelled(file, error) from None
+
+    def limit_of(self, split: str) -> int | float | None:
+        """Return how many batches of a split make a pass: a number, a fraction, or None for all."""
+        return self.fast_dev_run or self.overfit_batches or self.limit_batches.get(split)
 
     def override(self, overrides: Overrides) -> Self:
         """Return a new config with dotted overrides applied: `config.override(["params.lr=0.01"])`."""

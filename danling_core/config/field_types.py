@@ -81,6 +81,18 @@ def _count_or_auto(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         raise ValueError(f"wanted a number >= 1 or 'auto', found {shown(value)}") from None
 
 
+def _part(value: Any) -> int | float:
+    """Return a number of batches (a whole number >= 1), or a fraction of them (a number with a point, at most 1.0)."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not is_count and not (isinstance(value, float) and 0 < value <= 1):
+        raise ValueError(
+            f"wanted a number of batches >= 1, or a fraction > 0 and <= 1.0, found {shown(value)}"
+        )
+    found: int | float = value
+    return found
+
+
+BatchLimits = dict[str, Annotated[int | float, BeforeValidator(_part)]]
 Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
 NonNegativeWhole = Annotated[int, BeforeValidator(_not_bool), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False)]

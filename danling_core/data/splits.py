@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -173,6 +174,7 @@ class DataSplits:
         for place, names in (
             ("evaluate_splits", config.evaluate_splits or ()),
             ("dataloader", config.dataloader.__pydantic_extra__ or ()),
+            ("limit_batches", config.limit_batches),
         ):
             for name in names:
                 if name not in known:
@@ -230,6 +232,8 @@ class DataSplits:
         ranks, loader = self._ranks, self._given(split)[0]
         if loader is None:
             options = self._config.dataloader.for_split(split, training=True)
+            if self._config.overfit_batches is not None:
+                options = replace(options, shuffle=False)
             loader = build_train_loader(self.datasets[split], options, **self._loader_arguments(split))
             self._show(split, loader)
         elif ranks.distributed and not getattr(getattr(loader, "dataset", None), "sharded", False):
@@ -246,7 +250,22 @@ class DataSplits:
             size_of=self._size_of(),
             seed=self._config.seed,
         )
+        self.streams[split].limit = self._limit_of(split, self.streams[split].batches_per_pass)
         return self.streams[split]
+
+    def most(self, split: str) -> int | None:
+        """Return the most batches of an evaluation on this rank, or None for all."""
+        return self._limit_of(split, length_of(self.evaluate_loader(split)))
+
+    def _limit_of(self, split: str, length: int | None) -> int | None:
+        limit = self._config.limit_of(split)
+        if limit is None or isinstance(limit, int):
+            return limit
+        if length is None:
+            raise ConfigError(
+                f"limit_batches.{split} is {limit}, a fraction, and the data has no length: give a number of batches"
+            )
+        return max(1, int(limit * length))
 
     def evaluate_loader(self, split: str) -> Any:
         """Return the split's loader for evaluation and inference, made at the first call."""

@@ -84,6 +84,8 @@ class TrainStream:
         self._by_index = self._sampler is not None and size_of is None
         self._reduce = reduce
         self._size_of = size_of or batch_size_of
+        self.limit: int | None = None
+        """The most micro-batches of a pass; None for all."""
         self._pass = 0
         self._position = 0
         self._iterator: Iterator[Any] | None = None
@@ -98,12 +100,13 @@ class TrainStream:
     @property
     def batches_per_pass(self) -> int | None:
         """Return micro-batches in a pass, equal on all ranks; None where the data does not say."""
-        return self._length if self._sampler is None else len(self._sampler)
+        length = self._length if self._sampler is None else len(self._sampler)
+        return length if length is None or self.limit is None else min(length, self.limit)
 
     @property
     def is_at_end(self) -> bool:
         """Return whether the pass is known to have no window left, by its length; the next one is of the next pass."""
-        length = self.batches_per_pass
+        length = self.batches_per_pass or self.limit
         return length is not None and self._position > 0 and self._position >= length
 
     def state_dict(self) -> dict[str, int]:
@@ -165,14 +168,16 @@ class TrainStream:
     def _indexed_windows(self, iterator: Iterator[Any]) -> Iterator[Window]:
         sampler, accum = self._sampler, self.accum_steps
         assert sampler is not None
-        if sampler.full >= accum:
+        length = self.batches_per_pass
+        assert length is not None
+        full = min(sampler.full, length)
+        if full >= accum:
             local, size = sampler.counts(0)
             weights, counts, total = (1 / accum,) * accum, (local,) * accum, size * accum
-            last = sampler.full - accum
+            last = full - accum
             while self._position <= last:
                 self._position += accum
                 yield Window(islice(iterator, accum), weights, counts, total)
-        length = len(sampler)
         while self._position < length:
             stop = min(self._position + accum, length)
             pairs = [sampler.counts(index) for index in range(self._position, stop)]
@@ -181,7 +186,7 @@ class TrainStream:
 
     def _single_windows(self, iterator: Iterator[Any]) -> Iterator[Window]:
         size_of, weights = self._size_of, (1.0,)
-        for batch in iterator:
+        for batch in islice(iterator, self._left(self._position)):
             self._position += 1
             size = size_of(batch)
             yield Window((batch,), weights, (size,), size)
@@ -189,7 +194,7 @@ class TrainStream:
 
     def _drawn_windows(self, iterator: Iterator[Any]) -> Iterator[Window]:
         while True:
-            batches = list(islice(iterator, self.accum_steps))
+            batches = list(islice(iterator, self._left(self._position, self.accum_steps)))
             counts = [self._count(batch, index) for index, batch in enumerate(batches, self._position)]
             self._last = batches[-1:] or self._last
             iters, total = self._agree(counts)
@@ -199,6 +204,13 @@ class TrainStream:
             self._position += iters
             yield self._window(batches + self._last * missing, counts + [0] * missing, total)
         self._refuse_empty()
+
+    def _left(self, position: int, most: int | None = None) -> int | None:
+        """Return how many batches of the pass are left after `position`, at most `most`; None for all there are."""
+        if self.limit is None:
+            return most
+        left = max(self.limit - position, 0)
+        return left if most is None else min(left, most)
 
     def _window(self, batches: Iterable[Any], counts: list[int], total: int) -> Window:
         weights = tuple(count * self.world_size / total if total else 0.0 for count in counts)

@@ -87,6 +87,7 @@ def _evaluate(probe: Any, split: str, count: int) -> None:
     metrics = probe.evaluate_metrics if probe.evaluate_metrics is not None else probe.metrics
     evaluator = Evaluator(parts.ranks.device, is_stop_requested=lambda: False, beat=lambda: None)
     with parts.modules.evaluating(None):
+        count = min(count, parts.splits.most(split) or count)
         if not evaluator.evaluate(loader, probe.evaluate_step, probe.meters, probe.size_of, most=count):
             return  # fewer samples than ranks
     losses = {"loss": probe.meters.mean} if probe.meters.count else {}

@@ -346,7 +346,8 @@ class TorchRunner(BaseRunner):
                     metrics.reset()
                 callbacks = self._parts.callbacks
                 callbacks.call("on_evaluate_start", self, split)
-                evaluator.evaluate(loader, self.evaluate_step, self.meters, self.size_of)
+                most = self._parts.splits.most(split)
+                evaluator.evaluate(loader, self.evaluate_step, self.meters, self.size_of, most=most)
                 result = self.get_epoch_result()
                 callbacks.call("on_evaluate_end", self, split, result)
                 return result
@@ -373,7 +374,8 @@ class TorchRunner(BaseRunner):
         with parts.session.opened():
             self._set_up(None, (split,))
             with self._evaluating(RunnerMode.infer, split):
-                return parts.evaluator.infer(parts.splits.evaluate_loader(split), self.infer_step)
+                loader = parts.splits.evaluate_loader(split)
+                return parts.evaluator.infer(loader, self.infer_step, parts.splits.most(split))
 
     def infer_step(self, data: Any) -> Any:
         """Return the outputs for one batch: `(batch, ...)`."""

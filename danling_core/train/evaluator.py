@@ -136,10 +136,14 @@ class Evaluator:
             )
         return joined_values(result, values)
 
-    def infer(self, loader: Iterable[Any], step: Callable[[Any], Any]) -> Any:
-        """Return all outputs in data set order, concatenated where they are tensors. Collective."""
+    def infer(self, loader: Iterable[Any], step: Callable[[Any], Any], most: int | None = None) -> Any:
+        """Return the outputs in data set order, concatenated where they are tensors. Collective.
+
+        Args:
+            most: batches of this rank; None for all.
+        """
         outputs = []
-        for batch in loader:
+        for batch in itertools.islice(loader, most):
             self._beat()
             outputs.append(to_cpu(step(to_device(batch, self._device, non_blocking=True))))
         parts = distributed.all_gather_objects(outputs)
