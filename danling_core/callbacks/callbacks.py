@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -78,8 +79,18 @@ class Callbacks:
         for method in self.at_step:
             _call(method, runner)
 
-    def tell(self, runner: Any, error: BaseException) -> None:
-        """Tell each of an error that is under way; what goes wrong with that is logged."""
+    @contextlib.contextmanager
+    def fitting(self, runner: Any) -> Iterator[None]:
+        """Call all at the beginning and the end of training, and tell them of what ends it early."""
+        try:
+            self.call("on_fit_start", runner)
+            yield
+            self.call("on_fit_end", runner)
+        except BaseException as error:
+            self._tell(runner, error)
+            raise
+
+    def _tell(self, runner: Any, error: BaseException) -> None:
         for callback in self:
             try:
                 if hasattr(callback, "on_exception"):

@@ -30,6 +30,7 @@ from danling_core.config.field_types import (
 from danling_core.config.overrides import Overrides, apply
 from danling_core.config.sections import (
     NOT_IDENTITY,
+    AverageConfig,
     CallbackConfig,
     DataLoaderConfig,
     FreeParams,
@@ -42,6 +43,7 @@ from danling_core.config.validation import Model, labelled
 from danling_core.errors import ConfigError
 
 __all__ = [
+    "AverageConfig",
     "CallbackConfig",
     "Config",
     "DataLoaderConfig",
@@ -214,7 +216,12 @@ class Config(Model):
     clip_grad_norm: Positive | None = Field(None, description="largest norm of all gradients together")
     clip_grad_value: Positive | None = Field(None, description="largest absolute value in a gradient")
     ema_decay: Positive | None = Field(
-        None, lt=1, description="decay of the weights' moving average; null: none"
+        None,
+        lt=1,
+        description="decay of the weights' moving average, short for average: {decay: ...}; null: none",
+    )
+    average: AverageConfig | None = Field(
+        None, description="an average of the weights, used to evaluate and infer; null: none"
     )
     non_finite: Literal["raise", "skip"] = Field(
         "raise", description="when a loss or a gradient is NaN or infinite"
@@ -294,6 +301,12 @@ class Config(Model):
         return self
 
     @model_validator(mode="after")
+    def _check_average(self) -> Self:
+        if self.average is not None and self.ema_decay is not None:
+            raise ValueError("average and ema_decay are both given: give average alone")
+        return self
+
+    @model_validator(mode="after")
     def _check_ends(self) -> Self:
         given = [name for name in _ENDS if getattr(self, name) is not None]
         if not given:
@@ -335,6 +348,11 @@ class Config(Model):
     def limit_of(self, split: str) -> int | float | None:
         """Return how many batches of a split make a pass: a number, a fraction, or None for all."""
         return self.fast_dev_run or self.overfit_batches or self.limit_batches.get(split)
+
+    @property
+    def averaging(self) -> AverageConfig | None:
+        """Return how weights are averaged, whichever key says so."""
+        return self.average if self.ema_decay is None else AverageConfig(decay=self.ema_decay)
 
     def override(self, overrides: Overrides) -> Self:
         """Return a new config with dotted overrides applied: `config.override(["params.lr=0.01"])`."""

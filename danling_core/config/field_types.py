@@ -92,6 +92,18 @@ def _part(value: Any) -> int | float:
     return found
 
 
+def _steps_or_share(value: Any) -> int | float:
+    """Return a number of steps (a whole number), or a share of all steps (a number with a point, below 1)."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not is_count and not (isinstance(value, float) and 0 <= value < 1):
+        raise ValueError(
+            f"wanted a number of steps >= 0, or a share of all >= 0 and < 1, found {shown(value)}"
+        )
+    found: int | float = value
+    return found
+
+
+StepsOrShare = Annotated[int | float, BeforeValidator(_steps_or_share)]
 BatchLimits = dict[str, Annotated[int | float, BeforeValidator(_part)]]
 Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
 NonNegativeWhole = Annotated[int, BeforeValidator(_not_bool), Field(ge=0)]

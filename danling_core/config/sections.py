@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn, Self
 
 from pydantic import BaseModel, Field, GetJsonSchemaHandler, model_validator
 
 from danling_core.config.documents import plain
-from danling_core.config.field_types import Count, NonNegative, NonNegativeWhole, RunnerPath
+from danling_core.config.field_types import (
+    Count,
+    NonNegative,
+    NonNegativeWhole,
+    Positive,
+    RunnerPath,
+    StepsOrShare,
+)
 from danling_core.config.validation import CLOSED, OPEN, Model
 from danling_core.errors import ConfigError
 from danling_core.secrets import refuse_in_values, shown
@@ -132,6 +139,11 @@ class OptimConfig(_Open):
 
     name: str = Field(min_length=1, description="a class of torch.optim, in any letter case")
     lr: NonNegative | None = Field(None, description="learning rate; null: the class's own default")
+    no_decay: list[str] = Field(
+        [],
+        description="parameters without weight decay: words in their names, or in the names of their modules' "
+        "classes, in any letter case: [bias, norm, embed]",
+    )
     groups: list[dict[str, Any]] = Field(
         [],
         description='parameters that differ, by a regular expression: [{match: "bias", weight_decay: 0.0}]',
@@ -147,10 +159,11 @@ class SchedulerConfig(_Open):
     """A learning-rate schedule by name; extra keys are the arguments of its class."""
 
     name: str = Field(
-        min_length=1, description="constant, linear, cosine, or a class of torch.optim.lr_scheduler"
+        min_length=1,
+        description="constant, linear, cosine, wsd, one_cycle, or a class of torch.optim.lr_scheduler",
     )
-    warmup_steps: NonNegativeWhole = Field(
-        0, description="optimizer steps of linear warm-up before the schedule"
+    warmup_steps: StepsOrShare = Field(
+        0, description="optimizer steps of linear warm-up before the schedule; below 1, a share of all steps"
     )
     interval: Literal["step", "epoch"] | None = Field(
         None,
@@ -161,6 +174,40 @@ class SchedulerConfig(_Open):
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for the scheduler's class: the extra keys."""
         return dict(self.__pydantic_extra__ or {})
+
+
+class AverageConfig(BaseModel):
+    """An average of the weights that evaluation and inference use: `{name: ema, decay: 0.999, warmup: true}`."""
+
+    model_config = CLOSED
+
+    name: Literal["ema", "swa"] = Field(
+        "ema",
+        description="ema: exponential moving average; swa: the equal average of all weights since `start`",
+    )
+    decay: Positive = Field(0.999, lt=1, description="ema: how much of the average stays at an update")
+    warmup: bool = Field(
+        False, description="ema: begin with a smaller decay, min(decay, (1 + updates) / (10 + updates))"
+    )
+    start: StepsOrShare = Field(
+        0.75, description="swa: the step after which the average begins; below 1, a share of all steps"
+    )
+    every_steps: Count = Field(1, description="optimizer steps between two updates")
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        others = {"ema": ("start",), "swa": ("decay", "warmup")}[self.name]
+        if odd := [
+            key
+            for key in others
+            if key in self.model_fields_set and getattr(self, key) != _default(self, key)
+        ]:
+            raise ValueError(f"{', '.join(odd)} means nothing to {self.name!r}")
+        return self
+
+
+def _default(section: BaseModel, key: str) -> Any:
+    return type(section).model_fields[key].default
 
 
 class CallbackConfig(_Open):

@@ -13,10 +13,8 @@ from danling_core.config import Config
 from danling_core.errors import ConfigError
 from danling_core.identity.ids import callback_files, experiment_id_of, stores
 from danling_core.identity.sources import loaded_sources
-from danling_core.optim.optimizers import optimizer_class
-from danling_core.optim.schedulers import check_scheduler
 from danling_core.parallel import distributed
-from danling_core.runner.resolve import callback_classes, import_runner, resolve
+from danling_core.runner.resolve import callback_classes, check_named, import_runner, resolve
 from danling_core.runner.torch_runner import TorchRunner
 from danling_core.writers.services import require
 
@@ -90,10 +88,7 @@ def load_runner(config: Config) -> tuple[Config, type[TorchRunner]]:
         )
     require(config.loggers)
     callback_classes(config)
-    if config.optim is not None:
-        optimizer_class(config.optim.name, config.optim.arguments())
-    if config.scheduler is not None:
-        check_scheduler(config.scheduler.name, config.scheduler.arguments())
+    check_named(config)
     return resolve(cls, config)[0], cls
 
 

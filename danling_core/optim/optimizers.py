@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from danling_core.errors import ConfigError
 from danling_core.optim.by_name import check_arguments, find_class
@@ -56,17 +57,20 @@ def build_optimizer(
 
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, torch.Tensor]], groups: Sequence[Mapping[str, Any]]
+    model: nn.Module, groups: Sequence[Mapping[str, Any]], no_decay: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Return parameters sorted into groups by name, for a model's `named_parameters()`.
+    """Return a model's parameters sorted into groups by name.
 
     Args:
+        model: without wrappers.
         groups: `{match: "bias|norm", weight_decay: 0.0}`: a regular expression that is searched for in a
             parameter's name, and the arguments that differ. The first match counts; what matches none has the
             general arguments.
+        no_decay: words in the names of parameters, or of their modules' classes, in any letter case: what has one
+            gets `weight_decay: 0`, in a group of its own beside that of the others.
 
     Raises:
-        ConfigError: a group without `match`, or one that matches no parameter.
+        ConfigError: a group without `match`, or a group or word that matches no parameter.
     """
     for index, group in enumerate(groups):
         if not isinstance(group.get("match"), str):
@@ -74,12 +78,37 @@ def parameter_groups(
                 f"optim.groups[{index}] needs `match`, a regular expression for parameters' names"
             )
     sorted_parameters: list[list[torch.Tensor]] = [[] for _ in range(len(groups) + 1)]
-    for name, parameter in named_parameters:
+    for name, parameter in model.named_parameters():
         hits = (index for index, group in enumerate(groups) if re.search(group["match"], name))
         sorted_parameters[next(hits, len(groups))].append(parameter)
     for index, group in enumerate(groups):
         if not sorted_parameters[index]:
             raise ConfigError(f"optim.groups[{index}]: no parameter's name matches {group['match']!r}")
     own = [{key: value for key, value in group.items() if key != "match"} for group in groups]
-    filled = zip(sorted_parameters, [*own, {}], strict=True)
-    return [{"params": parameters, **options} for parameters, options in filled if parameters]
+    exempt = _without_decay(model, no_decay)
+    found = []
+    for parameters, options in zip(sorted_parameters, [*own, {}], strict=True):
+        for is_exempt, extra in ((False, {}), (True, {"weight_decay": 0.0})):
+            part = [parameter for parameter in parameters if (id(parameter) in exempt) == is_exempt]
+            if part:
+                found.append({"params": part, **options, **extra})
+    return found
+
+
+def _without_decay(model: nn.Module, words: Sequence[str]) -> set[int]:
+    """Return the ids of the parameters that a word names. Raises ConfigError for a word that names none."""
+    found: set[int] = set()
+    for word in words:
+        named = {
+            id(parameter)
+            for module in model.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if word.lower() in name.lower() or word.lower() in type(module).__name__.lower()
+        }
+        named |= {id(p) for name, p in model.named_parameters() if word.lower() in name.lower()}
+        if not named:
+            raise ConfigError(
+                f"optim.no_decay: {word!r} is in no parameter's name, and in no name of a module's class"
+            )
+        found |= named
+    return found

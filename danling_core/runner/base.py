@@ -213,7 +213,8 @@ class RunnerBase:
     model: Any
     """The model; wrapped in DDP from the start of `train()` where there are several ranks."""
     ema: Any
-    """Moving average of the weights, or None: updated after each step taken, saved, used to evaluate and infer."""
+    """Average of the weights, or None: updated after each step taken, saved, used to evaluate and infer. One of your
+    own is a `torch.optim.swa_utils.AveragedModel`, or has `update(model, taken)` and `module`."""
     criterion: Any
     """`criterion(prediction, target)` gives the mean loss of a batch, a scalar."""
     optimizer: Any

@@ -175,24 +175,12 @@ class BaseRunner(RunnerBase):
                 on_interrupt=self._save_interrupted,
                 on_end=self._end_epoch,
             )
-            with contextlib.nullcontext() if epochs.are_over else self._fitting():
+            with contextlib.nullcontext() if epochs.are_over else parts.callbacks.fitting(self):
                 yield epochs
             if not is_complete:
                 parts.session.files.drain()
                 if parts.session.owns_run:
                     self.finish(still_to_do=None if epochs.are_over else "training is not over")
-
-    @contextlib.contextmanager
-    def _fitting(self) -> Iterator[None]:
-        """Call the callbacks at the beginning and the end of training, and tell them of what ends it early."""
-        callbacks = self._parts.callbacks
-        try:
-            callbacks.call("on_fit_start", self)
-            yield
-            callbacks.call("on_fit_end", self)
-        except BaseException as error:
-            callbacks.tell(self, error)
-            raise
 
     def end_training(self, reason: str) -> None:
         """Have training end with the epoch (in step mode, the segment) under way, as if that were the last.

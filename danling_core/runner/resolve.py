@@ -14,6 +14,8 @@ import pydantic
 from danling_core.callbacks import Callbacks, check_callback
 from danling_core.config import Config, FreeParams
 from danling_core.errors import ConfigError, DanLingError
+from danling_core.optim.optimizers import optimizer_class
+from danling_core.optim.schedulers import check_scheduler
 
 
 def import_runner(target: str) -> type:
@@ -82,6 +84,18 @@ def _import_file(name: str, key: str) -> Any:
         sys.modules.pop(module_name, None)
         raise
     return module
+
+
+def check_named(config: Config) -> None:
+    """Refuse an optimizer or a scheduler that torch does not have, and arguments that it does not take.
+
+    Raises:
+        ConfigError: names the nearest.
+    """
+    if config.optim is not None:
+        optimizer_class(config.optim.name, config.optim.arguments())
+    if config.scheduler is not None:
+        check_scheduler(config.scheduler.name, config.scheduler.arguments())
 
 
 def callback_classes(config: Config) -> list[type]:

@@ -27,6 +27,7 @@ from danling_core.runner.loading import LoadedKeys
 from danling_core.runner.look import look
 from danling_core.runner.objects import File
 from danling_core.runner.parts import Parts, make_parts
+from danling_core.runner.resolve import check_named
 from danling_core.runner.training_state import begin_split, register_parts
 from danling_core.session import restore
 from danling_core.session.files import RunFiles
@@ -614,6 +615,7 @@ class TorchRunner(BaseRunner):
         parts.generators.release()
 
     def _make_parts(self, stated: Values) -> Parts:
+        check_named(self.config)
         parts = make_parts(self.config, stated, self)
         register_parts(parts, self, self._metrics_in_use)
         return parts

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from danling_core.config import Config
+from danling_core.config.sections import AverageConfig
 from danling_core.errors import ConfigError, NonFiniteLossError
-from danling_core.optim.ema import EMA
+from danling_core.optim.averages import EMA, SWA, Average
 from danling_core.optim.optimizers import build_optimizer, check_closure, parameter_groups
 from danling_core.optim.schedulers import build_scheduler, default_interval, needs_metric
 from danling_core.parallel.strategies import unwrap
@@ -32,10 +35,13 @@ def place(parts: Parts, runner: Trained) -> None:
     _find_attributes(parts, runner)
     config, device = parts.config, parts.ranks.device
     parts.modules.place(device, **({"memory_format": torch.channels_last} if config.channels_last else {}))
-    if runner.ema is not None and config.ema_decay is not None:
-        raise ConfigError("ema_decay is in the config, and the runner sets self.ema: take out one of the two")
-    if config.ema_decay is not None:
-        runner.ema = EMA(runner.model, config.ema_decay)
+    if config.averaging is not None:
+        if runner.ema is not None:
+            raise ConfigError(
+                "the config has an average of the weights, and the runner sets self.ema: take out one of the two"
+            )
+        total_steps = parts.limits.total_steps if parts.splits.to_train() else 0
+        runner.ema = average_of(config.averaging, runner.model, total_steps)
     for part in (runner.ema, *(getattr(runner, name) for name in _METRICS)):
         if hasattr(part, "to"):
             part.to(device)
@@ -67,11 +73,7 @@ def make_trainable(parts: Parts, runner: Trained, train_splits: Sequence[str]) -
     for sampler in [parts.splits.batch_sampler(split) for split in train_splits]:
         if is_main:
             set_up.warn_of_single_samples(runner.model, sampler, parts.ranks.world_size)
-    if runner.ema is not None and not callable(getattr(runner.ema, "update", None)):
-        raise ConfigError(
-            f"self.ema is a {type(runner.ema).__name__}, which has no update(model, taken): set ema_decay, "
-            "or keep an average of your own in another attribute and update it in train_step"
-        )
+    _check_average(runner.ema)
     has_own = parts.attributes is not None and bool(parts.attributes.optimizers)
     if runner.optimizer is None and (config.optim is not None or not has_own):
         runner.optimizer = optimizer_of(config, runner.model)
@@ -186,8 +188,47 @@ def optimizer_of(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         raise ConfigError(
             "no optimizer: set self.optimizer in the runner, or `optim: {name: adamw, lr: ...}`"
         )
-    groups = parameter_groups(model.named_parameters(), config.optim.groups)
+    groups = parameter_groups(model, config.optim.groups, config.optim.no_decay)
     return build_optimizer(config.optim.name, groups, **config.optim.arguments())
+
+
+def average_of(stated: AverageConfig, model: nn.Module, total_steps: int | None) -> Average:
+    """Make the average that the config names. Raises ConfigError where its start is a share of unknown steps."""
+    if stated.name == "ema":
+        return EMA(model, stated.decay, warmup=stated.warmup, every_steps=stated.every_steps)
+    start = stated.start
+    if isinstance(start, float):
+        if total_steps is None:
+            raise ConfigError(
+                f"average.start is {start}, a share of all steps, and their number is not known: give a number of steps"
+            )
+        start = round(start * total_steps)
+    return SWA(model, start, every_steps=stated.every_steps)
+
+
+def _check_average(average: Any) -> None:
+    """Refuse an average that cannot follow the model. One of torch's own can, by `update_parameters`."""
+    if isinstance(average, AveragedModel) or average is None:
+        return
+    if not callable(getattr(average, "update", None)) or not isinstance(
+        getattr(average, "module", None), nn.Module
+    ):
+        raise ConfigError(
+            f"self.ema is a {type(average).__name__}, wanted a torch.optim.swa_utils.AveragedModel, or something with "
+            "update(model, taken) and the averaged model as `module`; or set `average` in the config"
+        )
+
+
+def _updating(average: Any) -> Any:
+    """Return what `Stepper` calls to update an average."""
+    if not isinstance(average, AveragedModel):
+        return average
+
+    def update(model: nn.Module, taken: torch.Tensor | None) -> None:
+        if taken is None or bool(taken):  # waits for the device, where steps may be skipped
+            average.update_parameters(model)
+
+    return SimpleNamespace(update=update)
 
 
 def scheduler_of(config: Config, optimizer: torch.optim.Optimizer, limits: Limits, score_mode: str) -> Any:
@@ -198,11 +239,11 @@ def scheduler_of(config: Config, optimizer: torch.optim.Optimizer, limits: Limit
     arguments = stated.arguments()
     if stated.name.lower() == "reducelronplateau":
         arguments.setdefault("mode", score_mode)
+    length = limits.total_epochs if stated.interval == "epoch" else limits.total_steps  # in what it counts
     return build_scheduler(
         stated.name,
         optimizer,
-        # the length of the schedule, in what it counts
-        total_steps=limits.total_epochs if stated.interval == "epoch" else limits.total_steps,
+        total_steps=arguments.pop("total_steps", None) or length,
         warmup_steps=stated.warmup_steps,
         **arguments,
     )
@@ -320,7 +361,7 @@ def _make_steppers(
                 parts.precision,
                 name=name,
                 schedulers=[scheduler] if scheduler is not None and is_scheduled else [],
-                ema=(runner.ema, modules["model"])
+                ema=(_updating(runner.ema), modules["model"])
                 if runner.ema is not None and ids[name] & model_ids
                 else None,
                 clip_value=config.clip_grad_value,

@@ -59,6 +59,12 @@ def register_parts(parts: Parts, trained: Trained, metrics_in_use: Callable[[], 
         Order.weights,
     )
     state.add(
+        "average",
+        lambda: _beside_module(trained.ema),
+        lambda s: trained.ema.load_state_dict(s, strict=False) if s and trained.ema is not None else None,
+        Order.weights,
+    )
+    state.add(
         "criterion",
         lambda: _state_of(modules.own.get("criterion", trained.criterion)),
         lambda s: _load_into(modules.own.get("criterion", trained.criterion), s),
@@ -121,6 +127,13 @@ def _state_of(value: Any) -> Any:
 def _load_into(value: Any, state: Any) -> None:
     if hasattr(value, "load_state_dict") and state:
         value.load_state_dict(state)
+
+
+def _beside_module(average: Any) -> dict[str, Any] | None:
+    """Return what an average knows besides its weights, such as how often it was updated."""
+    if not isinstance(average, nn.Module):
+        return None
+    return {n: value for n, value in average.state_dict().items() if not n.startswith("module.")} or None
 
 
 def _states_of(values: Mapping[str, Any]) -> dict[str, Any]:

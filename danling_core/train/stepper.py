@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from danling_core.errors import ConfigError
-from danling_core.optim.ema import EMA
+from danling_core.optim.averages import Average
 from danling_core.optim.precision import Precision
 from danling_core.train.step import Step
 
@@ -38,7 +38,7 @@ class Stepper:
         *,
         name: str = "optimizer",
         schedulers: Sequence[Any] = (),
-        ema: tuple[EMA, nn.Module] | None = None,
+        ema: tuple[Average, nn.Module] | None = None,
         clip_value: float | None = None,
         clip_norm: float | None = None,
         backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,

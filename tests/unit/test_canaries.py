@@ -33,7 +33,7 @@ def test_a_gradient_scaler_keeps_what_it_found_by_device() -> None:
 def test_the_average_of_weights_is_one_call() -> None:
     mine = [torch.zeros(2)]
     torch._foreach_lerp_(mine, [torch.ones(2)], 0.25)
-    assert mine[0].tolist() == [0.25, 0.25], LOST.format("optim/ema.py")
+    assert mine[0].tolist() == [0.25, 0.25], LOST.format("optim/averages.py")
 
 
 def test_a_compiled_module_shows_the_one_inside() -> None:

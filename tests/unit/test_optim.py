@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import ConstantLR, CyclicLR, LambdaLR, OneCycleLR,
 
 from danling_core.errors import ConfigError
 from danling_core.optim.optimizers import build_optimizer, optimizer_class, parameter_groups
-from danling_core.optim.schedulers import build_scheduler, check_scheduler, default_interval, lr_factor
+from danling_core.optim.schedulers import Shape, build_scheduler, check_scheduler, default_interval
 from tests.small_runner import SmallRunner, config
 
 
@@ -77,7 +77,7 @@ def test_an_argument_that_the_class_refuses_is_a_config_error() -> None:
 def test_parameters_are_grouped_by_the_first_pattern_that_matches() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
     rules: list[dict[str, Any]] = [{"match": "bias$|^1", "weight_decay": 0.0}, {"match": "^2", "lr": 0.5}]
-    groups = parameter_groups(model.named_parameters(), rules)
+    groups = parameter_groups(model, rules)
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert [[names[p] for p in group["params"]] for group in groups] == [
         ["0.bias", "1.weight", "1.bias", "2.bias"],
@@ -87,17 +87,38 @@ def test_parameters_are_grouped_by_the_first_pattern_that_matches() -> None:
     assert groups[0]["weight_decay"] == 0.0 and groups[1]["lr"] == 0.5 and set(groups[2]) == {"params"}
 
 
+def test_words_name_what_has_no_weight_decay(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Embedding(4, 2), nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, [{"match": "^3", "lr": 0.5}], ["bias", "Norm", "embed"])
+    found = [
+        ([names[p] for p in group["params"]], group.get("lr"), group.get("weight_decay")) for group in groups
+    ]
+    assert found == [
+        (["3.weight"], 0.5, None),
+        (["3.bias"], 0.5, 0.0),
+        (["1.weight"], None, None),
+        (["0.weight", "1.bias", "2.weight", "2.bias"], None, 0.0),
+    ]
+    with pytest.raises(ConfigError, match="optim.no_decay: 'conv' is in no parameter's name"):
+        parameter_groups(model, [], ["bias", "conv"])
+    optim = {"name": "adamw", "lr": 0.1, "weight_decay": 0.5, "no_decay": ["bias"]}
+    runner = SmallRunner(config(tmp_path, optim=optim, epoch_end=1))
+    runner.train()
+    assert [group["weight_decay"] for group in runner.optimizer.param_groups] == [0.5, 0.0]
+
+
 @pytest.mark.parametrize(
     ("group", "words"),
     [({"match": "nothing"}, "no parameter's name matches 'nothing'"), ({"lr": 1.0}, "needs `match`")],
 )
 def test_a_group_that_means_nothing_is_refused(group: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        parameter_groups(nn.Linear(2, 2).named_parameters(), [group])
+        parameter_groups(nn.Linear(2, 2), [group])
 
 
 def test_an_argument_of_a_group_that_the_class_does_not_know_is_refused() -> None:
-    groups = parameter_groups(nn.Linear(2, 2).named_parameters(), [{"match": "bias", "weight_decai": 0.0}])
+    groups = parameter_groups(nn.Linear(2, 2), [{"match": "bias", "weight_decai": 0.0}])
     with pytest.raises(ConfigError, match=r"optim.groups.weight_decai.*did you mean 'weight_decay'"):
         build_optimizer("adamw", groups, lr=0.1)
 
@@ -141,12 +162,72 @@ def test_an_optimizer_is_needed(tmp_path: Path) -> None:
     ],
 )
 def test_shapes_warm_up_and_decay(shape: str, wanted: list[float]) -> None:
-    found = [lr_factor(shape, step, total_steps=4, warmup_steps=2) for step in (0, 1, 2, 3, 9)]
+    found = [Shape(shape, 4, warmup_steps=2).factor(step) for step in (0, 1, 2, 3, 9)]
     assert found == pytest.approx(wanted)
 
 
 def test_a_floor_is_where_the_decay_ends() -> None:
-    assert lr_factor("cosine", 10, total_steps=10, warmup_steps=0, floor=0.1) == pytest.approx(0.1)
+    assert Shape("cosine", 10, floor=0.1).factor(10) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (
+            {"name": "linear", "hold_steps": 3, "warmup_steps": 1},
+            [1, 1, 1, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0],
+        ),
+        ({"name": "linear", "hold_steps": 0.5, "floor": 0.5}, [1, 1, 1, 1, 1, 1, 0.9, 0.8, 0.7, 0.6, 0.5]),
+        (
+            {"name": "wsd", "warmup_steps": 2, "cooldown_steps": 4},
+            [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0],
+        ),
+        ({"name": "wsd"}, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0]),
+        (
+            {"name": "wsd", "cooldown_steps": 0.4, "cooldown": "sqrt"},
+            [*[1] * 7, 0.5, 1 - 0.5**0.5, 1 - 0.75**0.5, 0],
+        ),
+        ({"name": "wsd", "cooldown_steps": 2, "cooldown": "cosine", "floor": 0.2}, [*[1] * 9, 0.6, 0.2]),
+        ({"name": "cosine", "total_steps": 4}, [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, *[0] * 7]),
+    ],
+)
+def test_parts_of_a_schedule(arguments: dict[str, Any], wanted: list[float]) -> None:
+    optimizer = sgd()
+    scheduler = build_scheduler(optimizer=optimizer, **{"total_steps": 10, **arguments})
+    rates = []
+    for _ in range(11):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        ({"name": "constant", "hold_steps": 3}, "unknown key 'scheduler.hold_steps'"),
+        ({"name": "wsd", "cooldown_step": 3}, "did you mean 'scheduler.cooldown_steps'"),
+        (
+            {"name": "wsd", "cooldown_steps": 1.0},
+            "scheduler.cooldown_steps is 1.0, wanted a number of steps, or a",
+        ),
+        (
+            {"name": "wsd", "cooldown": "steep"},
+            "scheduler.cooldown is 'steep', wanted one of linear, cosine, sqrt",
+        ),
+        ({"name": "linear", "floor": 2}, r"scheduler.floor is 2.*, wanted a factor in \[0, 1\]"),
+        ({"name": "linear", "hold_steps": -1}, "scheduler.hold_steps is -1.*wanted a number of steps"),
+        ({"name": "linear", "total_steps": 0}, "scheduler.total_steps is 0.*wanted a number of steps >= 1"),
+        (
+            {"name": "linear", "warmup_steps": 1.0},
+            "scheduler.warmup_steps: wanted a number of steps >= 0, or a share",
+        ),
+    ],
+)
+def test_parts_that_make_no_sense_are_refused(scheduler: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        SmallRunner(config(tmp_path, scheduler=scheduler, optim={"name": "sgd", "lr": 0.1})).train()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_decay_needs_a_known_number_of_steps() -> None:
@@ -175,8 +256,9 @@ def test_a_missing_argument_is_a_config_error() -> None:
         build_scheduler("StepLR", sgd(), total_steps=5, warmup_steps=2, step_size=1)
 
 
-def test_one_cycle_is_told_the_length_of_the_run() -> None:
-    scheduler = build_scheduler("OneCycleLR", sgd(), total_steps=12, max_lr=0.5)
+@pytest.mark.parametrize("name", ["OneCycleLR", "one_cycle"])
+def test_one_cycle_is_told_the_length_of_the_run(name: str) -> None:
+    scheduler = build_scheduler(name, sgd(), total_steps=12, max_lr=0.5)
     assert isinstance(scheduler, OneCycleLR) and scheduler.total_steps == 12
 
 

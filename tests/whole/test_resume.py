@@ -52,6 +52,11 @@ KILLED: dict[str, tuple[dict[str, Any], int, int]] = {
         13,
         1,
     ),
+    "SWA from a share of the steps on": (
+        {"average": {"name": "swa", "start": 0.3}, "params": {"batch_norm": True}},
+        13,
+        1,
+    ),
     "steps": (
         PLAIN | {"step_end": 21, "evaluate_interval_steps": 5, "dataloader": {"batch_size": 8}},
         18,
