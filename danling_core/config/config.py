@@ -32,11 +32,13 @@ from danling_core.config.sections import (
     NOT_IDENTITY,
     AverageConfig,
     CallbackConfig,
+    CompileOptions,
     DataLoaderConfig,
     FreeParams,
     LoaderOptions,
     OptimConfig,
     Params,
+    PretrainedConfig,
     SchedulerConfig,
 )
 from danling_core.config.validation import Model, labelled
@@ -215,6 +217,12 @@ class Config(Model):
     )
     clip_grad_norm: Positive | None = Field(None, description="largest norm of all gradients together")
     clip_grad_value: Positive | None = Field(None, description="largest absolute value in a gradient")
+    pretrained: PretrainedConfig | None = Field(
+        None, description="weights that a new run begins with: a path or URL, or {path: ..., strict: false}"
+    )
+    checkpoint: Url | None = Field(
+        None, description="a whole state that a new run begins with: a run's folder, or a checkpoint in it"
+    )
     ema_decay: Positive | None = Field(
         None,
         lt=1,
@@ -226,7 +234,17 @@ class Config(Model):
     non_finite: Literal["raise", "skip"] = Field(
         "raise", description="when a loss or a gradient is NaN or infinite"
     )
-    compile: bool = Field(False, description="torch.compile the model")
+    compile: CompileOptions = Field(
+        False, description="torch.compile the model; a mapping has its arguments, and which modules"
+    )
+    activation_checkpointing: list[str] = Field(
+        [],
+        description="modules, by their places in the model (`blocks.*`) or their classes, whose activations are "
+        "computed again in the backward pass: less memory, more time",
+    )
+    float32_matmul_precision: Literal["highest", "high", "medium"] | None = Field(
+        None, description="as torch.set_float32_matmul_precision takes it; null: as it is"
+    )
     channels_last: bool = Field(False, description="channels-last memory format for images")
     find_unused_parameters: bool = Field(False, description="DDP: parameters may take no part in a step")
     broadcast_buffers: bool = Field(True, description="DDP: rank 0's buffers go to all before each forward")
@@ -301,9 +319,13 @@ class Config(Model):
         return self
 
     @model_validator(mode="after")
-    def _check_average(self) -> Self:
+    def _check_pairs(self) -> Self:
         if self.average is not None and self.ema_decay is not None:
             raise ValueError("average and ema_decay are both given: give average alone")
+        if self.pretrained is not None and self.checkpoint is not None:
+            raise ValueError(
+                "pretrained and checkpoint are both given: a checkpoint has weights, too; give one"
+            )
         return self
 
     @model_validator(mode="after")

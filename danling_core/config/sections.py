@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NoReturn, Self
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
 
-from pydantic import BaseModel, Field, GetJsonSchemaHandler, model_validator
+from pydantic import BaseModel, Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
 
 from danling_core.config.documents import plain
 from danling_core.config.field_types import (
@@ -16,6 +16,7 @@ from danling_core.config.field_types import (
     Positive,
     RunnerPath,
     StepsOrShare,
+    Url,
 )
 from danling_core.config.validation import CLOSED, OPEN, Model
 from danling_core.errors import ConfigError
@@ -208,6 +209,65 @@ class AverageConfig(BaseModel):
 
 def _default(section: BaseModel, key: str) -> Any:
     return type(section).model_fields[key].default
+
+
+class CompileConfig(BaseModel):
+    """Options of `torch.compile`, and which modules it compiles."""
+
+    model_config = CLOSED
+
+    mode: str | None = Field(
+        None,
+        description="default, reduce-overhead, max-autotune or max-autotune-no-cudagraphs; not with options",
+    )
+    backend: str = Field("inductor", min_length=1, description="as `torch.compiler.list_backends()` names it")
+    dynamic: bool | None = Field(None, description="whether shapes may differ; null: found out")
+    fullgraph: bool = Field(False, description="an error where the graph would break")
+    options: dict[str, Any] | None = Field(None, description="of the backend")
+    modules: list[str] = Field(
+        [],
+        description="compile these alone, by their places in the model (`blocks.*`) or their classes; []: all",
+    )
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> Self:
+        known = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+        if self.mode is not None and self.mode not in known:
+            raise ValueError(f"mode is {self.mode!r}, wanted one of {', '.join(known)}")
+        if self.mode is not None and self.options is not None:
+            raise ValueError("mode and options are both given: torch.compile takes one of them")
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `torch.compile`: those that are given."""
+        stated = self.model_dump(exclude={"modules"}, exclude_defaults=True)
+        return {name: value for name, value in stated.items() if value is not None}
+
+
+CompileOptions = Annotated[
+    Annotated[bool, Tag("")] | Annotated[CompileConfig, Tag(" ")],  # tags that no message shows
+    Discriminator(lambda value: " " if isinstance(value, (Mapping, CompileConfig)) else ""),
+]
+
+
+class PretrainedConfig(BaseModel):
+    """Weights that a new run begins with. The path alone stands for `{path: ..., strict: true}`."""
+
+    model_config = CLOSED
+
+    path: Url = Field(
+        description="a run's folder, a checkpoint in it, or a file of weights, local or at any URL"
+    )
+    strict: bool = Field(True, description="false: take over what fits, and say what does not")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_path(cls, values: Any) -> Any:
+        return {"path": values} if isinstance(values, str) else values
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(core_schema), {"type": "string"}]}
 
 
 class CallbackConfig(_Open):

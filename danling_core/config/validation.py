@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -57,7 +57,7 @@ def explain(error: ValidationError, model: type[BaseModel], section: str = "") -
     """One line `section.key: wanted .., found ..` for each problem; never the value of a secret."""
     lines = []
     for problem in error.errors(include_url=False):
-        location = tuple(problem["loc"])
+        location = tuple(part for part in problem["loc"] if not isinstance(part, str) or part.strip())
         unknown = problem["type"] == "extra_forbidden"
         shown_at = [section, *location[: -1 if unknown else None]]  # an unknown key is named in its own line
         path = ".".join(str(part) for part in shown_at if part != "")
@@ -97,5 +97,12 @@ def _holder(model: type[BaseModel], location: Sequence[object]) -> type[BaseMode
 def _section_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     field = model.model_fields.get(key)
     annotation: Any = getattr(model, "EXTRA", None) if field is None else field.annotation
-    candidates = [annotation, *get_args(annotation)]
-    return next((one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)), None)
+    return next((one for one in _types_in(annotation) if issubclass(one, BaseModel)), None)
+
+
+def _types_in(annotation: Any) -> Iterator[type]:
+    """Yield the classes that a type is made of."""
+    if isinstance(annotation, type):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _types_in(inner)

@@ -138,7 +138,7 @@ def build_scheduler(
     if name != "constant" and total is not None and sum(steps.values()) > total:
         parts = ", ".join(f"{key} {count}" for key, count in steps.items() if count)
         logger.warning("scheduler %r: %s are more than the %d steps that there are", name, parts, total)
-    shape = Shape(name, total, **steps, **arguments)
+    shape = Shape(name, total, **{**steps, **arguments})
     return LambdaLR(optimizer, lambda step: shape.factor(step))
 
 

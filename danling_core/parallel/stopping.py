@@ -111,8 +111,10 @@ class Stopping:
         self._wish: str | None = None
 
     def wish(self, reason: str) -> None:
-        """Stop of one's own accord, as if the time were over. Rank 0 only, any thread."""
+        """Stop of one's own accord, as if the time were over. Any rank, any thread; rank 0's reason is told."""
         self._wish = self._wish or reason
+        if not self._is_main:
+            self._control.request_stop()
 
     def check(self, step: int) -> None:
         """Stop here, if this is the agreed step. Every rank calls it before `step` (the count of completed ones).

@@ -23,6 +23,7 @@ from danling_core.runner.objects import File, load_object, location, save_object
 from danling_core.runner.parts import Parts, still_to_do
 from danling_core.runner.resolve import import_runner, resolve
 from danling_core.runs.folder import Status
+from danling_core.session.script import ended_by_stops
 from danling_core.train.epoch import Epoch, Epochs
 
 Values = dict[str, Any]
@@ -155,7 +156,9 @@ class BaseRunner(RunnerBase):
         to_evaluate = parts.splits.to_evaluate(evaluate_splits, to_train)
         parts.splits.check(to_train, to_evaluate)
         parts.callbacks.check()
-        with self._parts.session.opened():
+        is_script = parts.session.owns_run
+        signals = ended_by_stops(lambda: parts.stop) if is_script else contextlib.nullcontext()
+        with signals, self._parts.session.opened():
             is_complete = parts.session.is_complete()
             if not is_complete:
                 parts.history.resolve_split(list(dict.fromkeys([*to_train, *to_evaluate])))
@@ -269,7 +272,7 @@ class BaseRunner(RunnerBase):
     def request_stop(self, reason: str = "asked to stop") -> None:
         """Have all ranks save and stop before a step that is about to begin: `train` raises RunInterrupted there.
 
-        Rank 0 only, from any thread; does nothing before training has begun.
+        Any rank, from any thread; does nothing before training has begun.
         """
         self._parts.stop.wish(reason)
 

@@ -49,6 +49,7 @@ class SetUp:
         has_weights: the weights are those of a checkpoint or of training, so that an evaluation resumes nothing.
         is_resume_due: a call of `train` must still look for a checkpoint.
         resumed: step, epoch and record that this process went on from, or None.
+        begun_with: the weights or the state that the config had a new run begin with, or None.
         is_bitwise: whether the run is the same, bit for bit, as one that was never interrupted.
         reasons: why it is not.
         is_stepped: a first step was made.
@@ -62,6 +63,7 @@ class SetUp:
     has_weights: bool = False
     is_resume_due: bool = True
     resumed: dict[str, Any] | None = None
+    begun_with: dict[str, Any] | None = None
     is_bitwise: bool = True
     reasons: list[str] = field(default_factory=list)
     is_under_way: bool = False

@@ -16,6 +16,7 @@ from danling_core.config import Config, FreeParams
 from danling_core.errors import ConfigError, DanLingError
 from danling_core.optim.optimizers import optimizer_class
 from danling_core.optim.schedulers import check_scheduler
+from danling_core.runner.compiling import check_backend
 
 
 def import_runner(target: str) -> type:
@@ -87,7 +88,7 @@ def _import_file(name: str, key: str) -> Any:
 
 
 def check_named(config: Config) -> None:
-    """Refuse an optimizer or a scheduler that torch does not have, and arguments that it does not take.
+    """Refuse an optimizer, a schedule or a backend that torch does not have, and arguments that these do not take.
 
     Raises:
         ConfigError: names the nearest.
@@ -96,6 +97,7 @@ def check_named(config: Config) -> None:
         optimizer_class(config.optim.name, config.optim.arguments())
     if config.scheduler is not None:
         check_scheduler(config.scheduler.name, config.scheduler.arguments())
+    check_backend(config)
 
 
 def callback_classes(config: Config) -> list[type]:

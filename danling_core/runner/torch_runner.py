@@ -23,6 +23,7 @@ from danling_core.parallel.strategies import unwrap
 from danling_core.runner import loading, set_up, trainable
 from danling_core.runner.base import RunnerMode, also_a_switch
 from danling_core.runner.base_runner import BaseRunner, Values
+from danling_core.runner.beginning import begin
 from danling_core.runner.loading import LoadedKeys
 from danling_core.runner.look import look
 from danling_core.runner.objects import File
@@ -616,6 +617,8 @@ class TorchRunner(BaseRunner):
 
     def _make_parts(self, stated: Values) -> Parts:
         check_named(self.config)
+        if self.config.float32_matmul_precision is not None:
+            torch.set_float32_matmul_precision(self.config.float32_matmul_precision)
         parts = make_parts(self.config, stated, self)
         register_parts(parts, self, self._metrics_in_use)
         return parts
@@ -661,13 +664,15 @@ class TorchRunner(BaseRunner):
             if record is not None:
                 self._apply(restore.read(record, parts.session.files, parts.place.local_checkpoint_dir))
                 setup.resumed = {"step": self.steps, "epoch": self.epochs, "record": record.name}
-            elif train_splits and parts.session.is_open and self.config.sanity_batches:
-                look(
-                    parts,
-                    self,
-                    train_splits,
-                    list(dict.fromkeys([*evaluate_splits, *setup.to_evaluate_at_end])),
-                )
+            elif train_splits and parts.session.is_open:
+                setup.begun_with = begin(self.config, self, self._apply, is_main=self.is_main_process)
+                if self.config.sanity_batches:
+                    look(
+                        parts,
+                        self,
+                        train_splits,
+                        list(dict.fromkeys([*evaluate_splits, *setup.to_evaluate_at_end])),
+                    )
             setup.is_resume_due = setup.is_resume_due and train_splits is None
         setup.has_weights = True
 
@@ -691,7 +696,7 @@ class TorchRunner(BaseRunner):
         parts.stop = set_up.begin_stopping(parts.place.context, parts.ranks, self.config.max_seconds)
         if not setup.is_bitwise:  # stays so: a status is built on the last
             parts.session.files.write_status(bitwise=False, not_bitwise="; ".join(setup.reasons) or None)
-        if self.steps and setup.resumed is None and self.is_main_process:
+        if self.steps and setup.resumed is None and self.config.checkpoint is None and self.is_main_process:
             self.logger.warning(
                 "%d steps were made before train(): they count, and the run ends so much earlier", self.steps
             )
@@ -709,6 +714,7 @@ class TorchRunner(BaseRunner):
                 world_size=self.world_size,
                 device=str(self.device),
                 resumed=setup.resumed,
+                begun_with=setup.begun_with,
                 environment=environment(self.device),
                 epochs=self.epochs,
                 steps=self.steps,

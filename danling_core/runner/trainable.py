@@ -20,6 +20,7 @@ from danling_core.optim.schedulers import build_scheduler, default_interval, nee
 from danling_core.parallel.strategies import unwrap
 from danling_core.runner import set_up
 from danling_core.runner.attributes import Attributes, ModuleState
+from danling_core.runner.compiling import compiler, recompute_activations
 from danling_core.runner.parts import Parts
 from danling_core.runner.training_state import Trained
 from danling_core.train.limits import Limits
@@ -91,8 +92,8 @@ def make_trainable(parts: Parts, runner: Trained, train_splits: Sequence[str]) -
             *(type(runner.scheduler).__name__, "step" if by_steps else "epoch"),
         )
     held = [p for each in optimizers.values() for group in each.param_groups for p in group["params"]]
-    compile_model: Any = torch.compile if config.compile else lambda module: module
-    parts.modules.wrap(held, compile_model)
+    recompute_activations(parts.modules.own["model"], config.activation_checkpointing)
+    parts.modules.wrap(held, compiler(config))
     if parts.ranks.distributed and runner.ema is not None:
         runner.ema.module.load_state_dict(parts.modules.own["model"].state_dict())
     parts.steppers = _make_steppers(parts, runner, optimizers, runner.scheduler if by_steps else None)
@@ -147,8 +148,7 @@ def take_unfrozen(parts: Parts, runner: Trained) -> bool:
     if not changed:
         return False
     held = [p for each in parts.steppers for group in each.optimizer.param_groups for p in group["params"]]
-    compile_model: Any = torch.compile if parts.config.compile else lambda module: module
-    parts.modules.wrap(held, compile_model)
+    parts.modules.wrap(held, compiler(parts.config))
     _drop_left_out(parts, held)
     if parts.ranks.is_main_process:
         _warn_of_untrained(parts, {id(parameter) for parameter in held})

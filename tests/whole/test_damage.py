@@ -51,8 +51,10 @@ UNPROVEN: tuple[Any, ...] = (
     ("latest.json", damage.swap),
     ("events.jsonl", damage.truncate),
     ("events.jsonl", damage.huge),
+    ("events.jsonl", damage.flip),
     ("events/*.jsonl", damage.truncate),
     ("events/*.jsonl", damage.huge),
+    ("events/*.jsonl", damage.flip),
 )
 """Damage that no other file contradicts: logs, a lease (it is beside the run), one bit of a text, a YAML text that ends
 early, another valid file in its place, and a last line that is not finished (a loss of power leaves that, and a resume

@@ -111,6 +111,20 @@ def test_a_killed_rank_costs_nothing(
     assert ended.status.bitwise
 
 
+@pytest.mark.long
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("modules", [[], ["Linear"]])
+def test_a_compiled_model_is_resumed_to_the_same_bits(
+    launcher: Launcher, in_peace_with: Callable[..., Ended], tmp_path: Path, modules: list[str]
+) -> None:
+    """Inductor for real, on two ranks."""
+    fields: dict[str, Any] = {"compile": {"backend": "inductor", "modules": modules}, "ema_decay": 0.9}
+    with fault("SIGKILL", 13, rank=1):
+        ended = launch(launcher, config(tmp_path, **fields), timeout_seconds=300)
+    assert ended.outcome is not None and (ended.outcome.status, ended.outcome.restarts) == ("complete", 1)
+    ended.must_equal(in_peace_with(**fields))
+
+
 STOPPED = {
     "mid-epoch": ("train", 4),
     "in the last step of an epoch": ("train", 7),

@@ -1,0 +1,110 @@
+"""Scripts of a user's own, which call `runner.train()`: signals, exit codes, a debugger."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.whole_runs import ROOT
+
+SCRIPT = """\
+import sys, time
+from tests.small_runner import SmallRunner, config
+
+class Slow(SmallRunner):
+    def after_step(self):
+        print("step", self.steps, flush=True)
+        time.sleep({sleep})
+
+runner = Slow(config({root!r}, epoch_end=40, params={{"samples": 20}}, **{fields!r}))
+runner.train()
+print("trained", runner.steps, flush=True)
+"""
+
+
+def start(tmp_path: Path, *, sleep: float = 0.02, launcher: tuple[str, ...] = (), **fields: Any) -> Any:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.format(root=str(tmp_path / "runs"), fields=fields, sleep=sleep))
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    command = [sys.executable, *launcher, str(script)]
+    return subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def status(tmp_path: Path) -> dict[str, Any]:
+    [file] = (tmp_path / "runs").glob("*/*/status.json")
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_ends_a_script_with_75(number: signal.Signals, tmp_path: Path) -> None:
+    process = start(tmp_path)
+    for line in process.stdout:
+        if line.startswith("step 6"):
+            process.send_signal(number)
+            break
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert "Traceback" not in error and f"interrupted: got {number.name}" in error and "trained" not in out
+    stopped = status(tmp_path)
+    assert stopped["status"] == "interrupted" and 6 <= stopped["steps"] < 160
+    again = start(tmp_path)
+    out, error = again.communicate(timeout=60)
+    assert again.returncode == 0 and "trained 160" in out, error
+    assert f"step {stopped['steps'] + 1}\n" in out and "step 1\n" not in out
+    assert status(tmp_path)["status"] == "complete" and status(tmp_path)["bitwise"]
+
+
+def test_a_time_limit_ends_a_script_with_75(tmp_path: Path) -> None:
+    process = start(tmp_path, max_seconds=0.3)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75 and "interrupted: " in error, error
+
+
+def test_a_handler_of_the_scripts_own_is_left_alone(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    script = tmp_path / "train.py"
+    process.kill()
+    process.communicate()
+    own = "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: print('mine', flush=True))\n"
+    script.write_text(own + script.read_text())
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": ROOT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout or ():
+        if line.startswith("step 2"):
+            process.send_signal(signal.SIGUSR1)
+            break
+    time.sleep(0.3)
+    process.terminate()
+    out, _ = process.communicate(timeout=60)
+    assert "mine" in out and process.returncode == 75
+
+
+@pytest.mark.long
+def test_a_signal_to_one_rank_of_a_script_stops_all(tmp_path: Path) -> None:
+    process = start(
+        tmp_path,
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        nproc_per_node=2,
+    )
+    for line in process.stdout:
+        if line.startswith("step 6"):
+            process.terminate()  # torchrun passes it on to both
+            break
+    process.communicate(timeout=100)
+    assert status(tmp_path)["status"] == "interrupted"
