@@ -45,15 +45,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_intermixed_args(argv)
     survive_a_closed_console()
     faulthandler.enable()
+    return train(arguments.config, arguments.overrides, fresh=arguments.fresh)
+
+
+def train(file: str, overrides: Sequence[str], *, fresh: bool = False, **fields: Any) -> int:
+    """Train the run of a file on this rank; returns the exit code. Collective.
+
+    Args:
+        fresh: begin anew, under a new timestamp.
+        fields: of the config, in place of what the file says; none that is part of a run's identity.
+    """
     sys.path.insert(0, os.getcwd())
     try:
-        config, _, source = pin(Config.load(arguments.config, arguments.overrides))
+        config, _, source = pin(Config.load(file, overrides).replace(**fields))
         device = distributed.resolve_device(config.device)
     except ConfigError as error:
         return _refuse(error, EXIT_BAD_INPUT)
     distributed.init_process_group(device, config.hang_timeout_seconds)
     with contextlib.ExitStack() as stack:
-        context = _open_together(config, source, arguments.fresh, stack)
+        context = _open_together(config, source, fresh, stack)
         if isinstance(context, DanLingError):
             return _refuse(context, EXIT_BAD_INPUT if isinstance(context, ConfigError) else EXIT_FAILED)
         if isinstance(context, str):

@@ -77,6 +77,7 @@ examples:
   danling run examples/digits/run.yaml
   danling run examples/digits/run.yaml params.lr=0.003 seed=0 nproc_per_node=2
   danling run examples/digits/run.yaml --fresh           begin anew beside it
+  danling run examples/digits/run.yaml --pdb             with a debugger, on one rank
   PREFECT_API_URL=http://127.0.0.1:4200/api danling run examples/digits/run.yaml
 
 {exit_codes.MEANINGS}"""
@@ -88,8 +89,18 @@ def run(
     fresh: Fresh = False,
     if_busy: Busy = "follow",
     verbose: Verbose = False,
+    here: Annotated[
+        bool, Parameter(help="in this process and terminal, on one rank, without Prefect: for breakpoint()")
+    ] = False,
+    pdb: Annotated[
+        bool, Parameter(help="as --here, and open the debugger where an exception is raised")
+    ] = False,
 ) -> int:
     """Train and evaluate one run, or resume it."""
+    if here or pdb:
+        from flows.cli_here import run_here
+
+        return run_here(config, overrides, fresh=fresh, debug=pdb)
     from flows.cli_train import Training
 
     return Training(fresh, verbose, _words, if_busy).run(config, overrides)

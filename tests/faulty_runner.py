@@ -149,6 +149,8 @@ class FaultyRunner(dl.TorchRunner):
             if self._is_due(name, place):
                 self._wait_for_saves()
                 os.kill(os.getpid(), signal.Signals[name])
+        if self._is_due("breakpoint", place):
+            breakpoint()
         if self._is_due("raise", place):
             raise ValueError("mine, and told")
         if self._is_due("sleep", place):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import pdb
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import torch
 
 from danling_core import storage
 from danling_core.config import Config
-from danling_core.errors import RunInterrupted
+from danling_core.errors import ConfigError, RunInterrupted
 from danling_core.identity.sources import check_sources
 from danling_core.parallel import distributed
 from danling_core.parallel.control import Control
@@ -35,6 +36,7 @@ def run_launched(request: Mapping[str, Any], control_path: str, restart: int) ->
     launcher, which tells the driver.
     """
     _take_output(request["work_dir"], request["config"])
+    sys.breakpointhook = pdb.set_trace = _no_terminal
     context = RunContext(
         work_dir=request["work_dir"],
         url=request.get("remote_url") or request["work_dir"],
@@ -46,6 +48,15 @@ def run_launched(request: Mapping[str, Any], control_path: str, restart: int) ->
     )
     with contextlib.suppress(RunInterrupted):
         run_stages(Config.load(request["config"]), context, request["stages"], request["threads_per_rank"])
+
+
+def _no_terminal(*values: Any, **named: Any) -> None:
+    """Refuse to stop for a debugger. Raises ConfigError."""
+    caller = sys._getframe(1)
+    raise ConfigError(
+        f"breakpoint in {caller.f_code.co_filename}:{caller.f_lineno}: launched ranks have no terminal; "
+        "`danling run CONFIG --here` trains on one rank in yours"
+    )
 
 
 def _take_output(work_dir: str, config: Mapping[str, Any]) -> None:

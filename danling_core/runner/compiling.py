@@ -27,8 +27,8 @@ def compiler(config: Config) -> Callable[[nn.Module], nn.Module]:
 
     def compile(model: nn.Module) -> nn.Module:
         if not names:
-            compiled: Any = torch.compile(model, **options)
-            return compiled  # type: ignore[no-any-return]
+            compiled: nn.Module = torch.compile(model, **options)
+            return compiled
         for module in named(model, names, "compile.modules"):
             if type(module).__module__.startswith("torch.nn."):
                 module._compiled_call_impl = torch.compile(_call_of(module), **options)

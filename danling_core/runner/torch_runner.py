@@ -694,6 +694,11 @@ class TorchRunner(BaseRunner):
         """Begin to listen for a stop, and to write. Collective."""
         parts, setup = self._parts, self._parts.setup
         parts.stop = set_up.begin_stopping(parts.place.context, parts.ranks, self.config.max_seconds)
+        stated = self.config.nproc_per_node
+        if stated != "auto" and stated * self.config.nnodes != self.world_size:
+            setup.not_bitwise(
+                f"it is trained on {self.world_size} rank(s), and the config says {stated * self.config.nnodes}"
+            )
         if not setup.is_bitwise:  # stays so: a status is built on the last
             parts.session.files.write_status(bitwise=False, not_bitwise="; ".join(setup.reasons) or None)
         if self.steps and setup.resumed is None and self.config.checkpoint is None and self.is_main_process:

@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.whole_runs import ROOT
+from danling_core.launch.client import Launcher
+from tests.faulty_runner import FAULT
+from tests.whole_runs import ROOT, fault, launch
+from tests.whole_runs import config as whole_config
 
 SCRIPT = """\
 import sys, time
@@ -108,3 +111,68 @@ def test_a_signal_to_one_rank_of_a_script_stops_all(tmp_path: Path) -> None:
             break
     process.communicate(timeout=100)
     assert status(tmp_path)["status"] == "interrupted"
+
+
+# a debugger -------------------------------------------------------------------------------------------------
+def run_here(file: Path, *words: str, typed: str, fault: dict[str, Any] | None = None) -> Any:
+    environment = {**os.environ, "PYTHONPATH": ROOT, FAULT: json.dumps(fault or {})}
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", "run", str(file), *words],
+        input=typed,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+@pytest.fixture
+def two_ranks_file(tmp_path: Path) -> Path:
+    file = tmp_path / "run.json"
+    file.write_text(whole_config(tmp_path / "runs", epoch_end=1).jsons())
+    return file
+
+
+def _fault(how: str) -> dict[str, Any]:
+    return {"how": how, "step": 2, "rank": 0, "place": "train", "attempt": None}
+
+
+def test_a_breakpoint_opens_in_this_terminal_and_the_run_is_the_same(
+    two_ranks_file: Path, tmp_path: Path
+) -> None:
+    done = run_here(two_ranks_file, "--here", typed="up\np self.steps\nc\n", fault=_fault("breakpoint"))
+    assert done.returncode == 0 and "(Pdb)" in done.stdout, done.stderr
+    found = status(tmp_path)
+    assert (found["status"], found["world_size"], found["bitwise"]) == ("complete", 1, False)
+    assert found["not_bitwise"] == "it is trained on 1 rank(s), and the config says 2"
+
+
+def test_a_debugger_opens_where_an_exception_was_raised(two_ranks_file: Path, tmp_path: Path) -> None:
+    done = run_here(two_ranks_file, "--pdb", typed="p place\nq\n", fault=_fault("raise"))
+    assert done.returncode == 1 and "'train'" in done.stdout, done.stderr
+    assert done.stderr.count("Traceback") == 1 and "danling: ValueError: mine, and told" in done.stderr
+    assert status(tmp_path)["status"] == "failed"
+
+
+def test_launched_ranks_have_no_terminal_for_a_breakpoint(launcher: Launcher, tmp_path: Path) -> None:
+    with fault("breakpoint", 2):
+        ended = launch(launcher, whole_config(tmp_path, epoch_end=1, max_restarts=0))
+    assert ended.outcome is not None and ended.outcome.status == "failed"
+    assert "launched ranks have no terminal; `danling run CONFIG --here`" in str(ended.outcome.error)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["epoch_ned=3"], "unknown key 'epoch_ned': did you mean 'epoch_end'?"),
+        (["storage_block=aws-credentials/x"], "--here goes without Prefect: set storage_block=null"),
+        (["params.widht=3"], "widht"),
+    ],
+)
+def test_bad_input_is_one_message_here_too(
+    words: list[str], message: str, two_ranks_file: Path, tmp_path: Path
+) -> None:
+    done = run_here(two_ranks_file, "--here", *words, typed="")
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
