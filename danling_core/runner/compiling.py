@@ -27,7 +27,7 @@ def compiler(config: Config) -> Callable[[nn.Module], nn.Module]:
 
     def compile(model: nn.Module) -> nn.Module:
         if not names:
-            compiled: nn.Module = torch.compile(model, **options)
+            compiled: Any = torch.compile(model, **options)
             return compiled
         for module in named(model, names, "compile.modules"):
             if type(module).__module__.startswith("torch.nn."):
