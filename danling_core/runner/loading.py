@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _WEIGHTS = ("ema", "model", "state_dict", "model_state_dict", "module")
-_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
 class LoadedKeys(NamedTuple):

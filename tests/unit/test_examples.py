@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from danling_core.config import Config
 from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from danling_core.errors import ConfigError
 from examples.digits import CNNRunner
 from examples.digits.data import digits, shifted
+from tests.small_runner import SmallRunner
+from tests.small_runner import config as small_config
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "examples" / "digits"
@@ -58,6 +62,44 @@ def test_a_width_that_the_cnn_cannot_have_is_refused_by_name(tmp_path: Path) -> 
     config = Config.load(str(DIGITS / "run.yaml"), ["params.width=6", f"project_root={tmp_path}"])
     with pytest.raises(ConfigError, match=r"params\.width"):
         CNNRunner(config)
+
+
+def test_the_page_on_training_says_what_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line of YAML is a config, and the callback and the step do what they say."""
+    found = re.findall(r"```(python|yaml)\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), flags=re.S)
+    lines = [line for kind, text in found if kind == "yaml" for line in text.splitlines()]
+    for line in lines:
+        Config.load({"epoch_end": 1, **yaml.safe_load(line)})
+    assert len(lines) > 10
+    step, _, hook = [text for kind, text in found if kind == "python"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hooks.py").write_text(hook.replace(".backbone", ""))
+    namespace: dict[str, Any] = {}
+    exec(step, namespace)
+
+    class Both(torch.nn.Linear):
+        def forward(self, input: torch.Tensor) -> Any:
+            return input, super().forward(input)
+
+    class Stepping(SmallRunner):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.model = Both(2, 2)
+            self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+
+        def train_step(self, data: Any) -> Any:
+            return namespace["train_step"](self, data)
+
+        def evaluate_step(self, data: Any) -> Any:
+            prediction = self.model(data[0])[1]
+            self.update_metrics(prediction, data[1])
+            return prediction, None
+
+    runner = Stepping(
+        small_config(tmp_path, score_name="accuracy", callbacks=[{"name": "hooks.py:Unfreeze", "at": 1}])
+    )
+    runner.train()
+    assert {"feature_norm", "hardest", "token_loss", "loss"} <= runner.results[1]["train"].keys()
 
 
 def test_the_smallest_runner_of_the_readme_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

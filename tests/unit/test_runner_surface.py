@@ -237,6 +237,51 @@ def test_tensors_are_saved_and_code_is_not_loaded(tmp_path: Path) -> None:
         runner.save({}, tmp_path / "a.xyz")
 
 
+@pytest.mark.holds("methods-11")
+@pytest.mark.parametrize("root", ["local", "memory://surface"])
+def test_arrays_tables_and_weights_go_by_the_suffix_too(root: str, tmp_path: Path) -> None:
+    runner, place = SmallRunner(config(tmp_path)), str(tmp_path / "new") if root == "local" else root
+    for array in (torch.arange(6).reshape(2, 3).double(), [[1, 2], [3, 4]], 2.5):
+        file = runner.save(array, f"{place}/array.npy")
+        assert runner.load(file).tolist() == torch.as_tensor(array).tolist()
+    weights = {"a": torch.ones(2, 3).t(), "b": torch.arange(3)}
+    loaded = runner.load(runner.save(weights, f"{place}/weights.safetensors"))
+    assert loaded.keys() == weights.keys() and all(
+        torch.equal(loaded[name], weights[name]) for name in weights
+    )
+    rows = [{"name": "a, b", "count": 3, "rate": 0.1}, {"name": "c", "count": 4, "rate": 2.0}]
+    assert runner.load(runner.save(rows, f"{place}/rows.csv")) == rows
+    columns = {"x": torch.tensor([1, 2]), "y": [0.5, 0.25]}
+    assert runner.load(runner.save(columns, f"{place}/columns.csv")) == [
+        {"x": 1, "y": 0.5},
+        {"x": 2, "y": 0.25},
+    ]
+    state = runner.unwrap(runner.model).state_dict()
+    runner.save(
+        {name: torch.full_like(value, 3.0) for name, value in state.items()}, f"{place}/w.safetensors"
+    )
+    runner.load_pretrained(f"{place}/w.safetensors")
+    assert runner.model.weight.tolist() == [[3.0, 3.0], [3.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "obj", "message"),
+    [
+        ("a.pkl", {}, "a pickle runs code when it is loaded: use .pt"),
+        ("a.npy", [object()], "npy holds one array of numbers, not a list of objects"),
+        ("a.npy", [[1], [2, 3]], "npy holds one array of numbers"),
+        ("a.safetensors", [torch.ones(1)], "safetensors holds a mapping of names to tensors, not a list"),
+        ("a.safetensors", {"a": 1.0}, "safetensors holds a mapping of names to tensors"),
+        ("a.csv", 3, "csv holds a list of rows or a mapping of columns, not a int"),
+        ("a.csv", {"x": [1], "y": [1, 2]}, "the columns of a table are equally long"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused(name: str, obj: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SmallRunner(config(tmp_path)).save(obj, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
 @pytest.mark.holds("methods-17")
 def test_the_config_goes_to_files_and_text_and_back(tmp_path: Path) -> None:
     runner = SmallRunner(config(tmp_path, optim={"name": "sgd", "lr": 1e-3}))
