@@ -372,10 +372,9 @@ class BaseRunner(RunnerBase):
 
     # files --------------------------------------------------------------------------------------------------
     def save(self, obj: Any, file: File, main_process_only: bool = True) -> File:
-        """Write an object, by the file's suffix: .pt .pth .bin .ckpt (tensors and plain values), .safetensors, .npy, .csv,
-        .json, .yaml.
+        """Write an object, by the file's suffix: .pt .pth .bin .ckpt .safetensors .npy .csv .json .yaml.
 
-        .safetensors holds tensors by name, .npy one array, .csv rows or columns. A pickle is refused.
+        The first four hold tensors and plain values, .safetensors tensors by name, .npy one array, .csv rows or columns. A pickle is refused.
 
         Args:
             file: a path, or any URL.

@@ -1,4 +1,4 @@
-"""What a new run begins with, where the config says so: the weights or the whole state of another one."""
+"""Beginning of a new run with the weights or the whole state of another one, where the config says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be done to a model before it is wrapped: compile it, and compute activations again in backward passes."""
+"""Changes to a model before it is wrapped: it is compiled, and activations are computed again in backward passes."""
 
 from __future__ import annotations
 
