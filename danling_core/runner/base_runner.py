@@ -374,7 +374,8 @@ class BaseRunner(RunnerBase):
     def save(self, obj: Any, file: File, main_process_only: bool = True) -> File:
         """Write an object, by the file's suffix: .pt .pth .bin .ckpt .safetensors .npy .csv .json .yaml.
 
-        The first four hold tensors and plain values, .safetensors tensors by name, .npy one array, .csv rows or columns. A pickle is refused.
+        The first four hold tensors and plain values, .safetensors tensors by name, .npy one array, .csv rows or
+        columns. A pickle is refused.
 
         Args:
             file: a path, or any URL.
