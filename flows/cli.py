@@ -462,6 +462,33 @@ def prune(
 @app.command(
     help_epilogue="""\
 examples:
+  danling predict digits-cnn-baseline --split test --out predictions.npy
+  danling predict 0123abcd --split test --out s3://bucket/test.safetensors dataloader.batch_size=256
+  danling predict digits-cnn-baseline --split val --out val.parquet --checkpoint epoch-3
+
+They are what infer_step returns, with a row for each sample, in the order of the
+data set: in .npy one array, in .safetensors and .parquet several by name."""
+)
+def predict(
+    run: Run,
+    /,
+    *overrides: Overrides,
+    split: Annotated[str, Parameter(help="of the run's data")],
+    out: Annotated[str, Parameter(help="a .npy, .safetensors or .parquet file, local or at a URL")],
+    checkpoint: Annotated[str, Parameter(help="best, latest, epoch-N", show_default=True)] = "best",
+    root: Root = "experiments",
+    endpoint_url: Endpoint = None,
+) -> int:
+    """Write a run's predictions for a split to a file, in this process."""
+    from flows.cli_predict import predict_split
+
+    with _endpoint(endpoint_url):
+        return predict_split(root, run, checkpoint, split, out, overrides)
+
+
+@app.command(
+    help_epilogue="""\
+examples:
   danling verify digits-cnn-baseline
   danling verify 0123abcd --root s3://bucket/experiments
 

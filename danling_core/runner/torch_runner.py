@@ -379,6 +379,19 @@ class TorchRunner(BaseRunner):
                 loader = parts.splits.evaluate_loader(split)
                 return parts.evaluator.infer(loader, self.infer_step, parts.splits.most(split))
 
+    def predictions(self, split: str = "infer") -> Iterator[Any]:
+        """Yield the model's outputs for a split batch by batch, on the CPU: what `infer` joins, never all in memory.
+
+        On several ranks each yields its own batches; of sized data these are contiguous parts, in rank order.
+        """
+        parts = self._parts
+        parts.splits.known(split)
+        with parts.session.opened():
+            self._set_up(None, (split,))
+            with self._evaluating(RunnerMode.infer, split):
+                loader = parts.splits.evaluate_loader(split)
+                yield from parts.evaluator.outputs(loader, self.infer_step, parts.splits.most(split))
+
     def infer_step(self, data: Any) -> Any:
         """Return the outputs for one batch: `(batch, ...)`."""
         inputs = _input_and_target(data)[0] if isinstance(data, Mapping | Sequence) else data

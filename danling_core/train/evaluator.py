@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -136,16 +136,21 @@ class Evaluator:
             )
         return joined_values(result, values)
 
+    def outputs(
+        self, loader: Iterable[Any], step: Callable[[Any], Any], most: int | None = None
+    ) -> Iterator[Any]:
+        """Yield the outputs of this rank's batches, one by one, on the CPU."""
+        for batch in itertools.islice(loader, most):
+            self._beat()
+            yield to_cpu(step(to_device(batch, self._device, non_blocking=True)))
+
     def infer(self, loader: Iterable[Any], step: Callable[[Any], Any], most: int | None = None) -> Any:
         """Return the outputs in data set order, concatenated where they are tensors. Collective.
 
         Args:
             most: batches of this rank; None for all.
         """
-        outputs = []
-        for batch in itertools.islice(loader, most):
-            self._beat()
-            outputs.append(to_cpu(step(to_device(batch, self._device, non_blocking=True))))
+        outputs = list(self.outputs(loader, step, most))
         parts = distributed.all_gather_objects(outputs)
         if _interleaves(loader):
             rounds = max(len(part) for part in parts)

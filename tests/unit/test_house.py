@@ -60,7 +60,9 @@ MAY_IMPORT = {
         *("config", "identity", "mirror", "optim", "parallel", "runner", "runs", "session", "storage"),
         "writers",
     },
-    "tools": {"checkpoints", "config", "launch", "mirror", "results", "runs", "storage", "writers"},
+    "tools": {
+        *("checkpoints", "config", "launch", "mirror", "results", "runner", "runs", "storage", "writers"),
+    },
     "worker": {"config", "identity", "launch", "parallel", "session", "storage", "writers"},
 }
 # As first words of a docstring these announce a riddle: a function begins with a verb, a class with a noun.
