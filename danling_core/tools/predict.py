@@ -92,8 +92,9 @@ def _named(output: Any) -> dict[str, torch.Tensor]:
         found = {_NAME: output}
     elif isinstance(output, Mapping):
         found = {str(name): each for name, each in output.items() if isinstance(each, torch.Tensor)}
-    elif isinstance(output, tuple) and hasattr(output, "_fields"):
-        found = {name: each for name, each in output._asdict().items() if isinstance(each, torch.Tensor)}
+    elif isinstance(output, tuple) and (names := getattr(output, "_fields", None)) is not None:
+        pairs = zip(names, output, strict=True)
+        found = {name: each for name, each in pairs if isinstance(each, torch.Tensor)}
     elif isinstance(output, (tuple, list)):
         found = {f"{_NAME}_{at}": each for at, each in enumerate(output) if isinstance(each, torch.Tensor)}
     else:
