@@ -198,14 +198,6 @@ def test_parameters_that_nothing_trains_are_named(tmp_path: Path, capsys: pytest
     assert "2 parameter(s) of the model are in no optimizer and stay as they are, such as '0.weight'" in said
 
 
-def test_an_average_that_cannot_be_updated_is_refused(tmp_path: Path) -> None:
-    runner = SmallRunner(config(tmp_path))
-    runner.ema = torch.optim.swa_utils.AveragedModel(runner.model)
-    with pytest.raises(ConfigError, match="self.ema is a AveragedModel, which has no update"):
-        runner.train()
-    assert runner.steps == 0
-
-
 def test_steps_before_training_are_said_to_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runner = SmallRunner(config(tmp_path, epoch_end=None, step_end=4))
     loss = runner.criterion(runner.model(points(5)[0]), points(5)[1])
