@@ -19,7 +19,7 @@ def canonical(section: BaseModel) -> dict[str, Any]:
     for name, field in type(section).model_fields.items():
         if is_identity(field):
             value = _value(getattr(section, name))
-            if value != _default(field) and value != {}:
+            if value != _default(field):
                 found[name] = value
     for name, value in (section.__pydantic_extra__ or {}).items():
         value = _value(value)

@@ -163,6 +163,8 @@ class TorchRunner(BaseRunner):
         if self.mode is RunnerMode.infer:
             return
         if self.meters is None:
+            if self.current_step is REHEARSAL:
+                return
             self._first_stepper()
         self.meters.log(name, value, reduction, weight)
 

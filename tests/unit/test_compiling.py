@@ -40,6 +40,14 @@ def test_a_compiled_model_trains_as_it_is(compile: Any, tmp_path: Path) -> None:
     assert (linear._compiled_call_impl is not None) == ("modules" in compile)
 
 
+def test_a_section_without_keys_is_another_run(tmp_path: Path) -> None:
+    ids = {
+        SmallRunner(config(tmp_path, **fields)).id
+        for fields in ({}, {"compile": True}, {"compile": {}}, {"average": {}}, {"average": {"decay": 0.5}})
+    }
+    assert len(ids) == 5
+
+
 def test_arguments_reach_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 

@@ -31,7 +31,11 @@ KILLED: dict[str, tuple[dict[str, Any], int, int]] = {
         13,
         1,
     ),
-    "three ranks": ({"nproc_per_node": 3, "dataloader": {"batch_size": 3}}, 11, 2),
+    "three ranks": (
+        {"nproc_per_node": 3, "dataloader": {"batch_size": 3}, "params": {"logs": True}},
+        11,
+        2,
+    ),
     "loader workers": (
         {"dataloader": {"batch_size": 4, "num_workers": 1, "persistent_workers": True}},
         12,
