@@ -130,6 +130,7 @@ def test_a_complete_group_asks_nobody(group: Callable[..., Any]) -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.long
 def test_what_waits_is_listed_and_another_name_is_refused(
     prefect_server: PrefectServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,7 +82,7 @@ def test_a_second_start_takes_over_from_a_first_that_dies_and_says_so_in_the_api
     wait_for_epochs(root)
     second = start("--if-busy", if_busy, **name, epoch_end=100)
     wait_until(
-        lambda: len(flow_runs(prefect_server, f"dies-{if_busy}-run")) == 2, "the second's flow run", 30
+        lambda: len(flow_runs(prefect_server, f"dies-{if_busy}-run")) == 2, "the second's flow run", 90
     )
     first.kill()
     out, _ = ended(second)

@@ -143,13 +143,9 @@ def test_a_damaged_file_costs_its_own_run_only(
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [
-        pytest.param(name, way, id=f"{name} {way.__name__}", marks=() if short else pytest.mark.long)
-        for name in FILES_ON_S3
-        for way in WAYS_ON_S3
-        for short in [(name, way) == OFTEN[3]]
-    ],
+    [pytest.param(name, way, id=f"{name} {way.__name__}") for name in FILES_ON_S3 for way in WAYS_ON_S3],
 )
+@pytest.mark.long
 def test_a_damaged_object_costs_its_own_run_only(
     original_on_s3: Path,
     peace: list[float],
