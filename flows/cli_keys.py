@@ -8,13 +8,23 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from danling_core.config import Config
-from danling_core.config.sections import DataLoaderConfig, OptimConfig, SchedulerConfig
+from danling_core.config.sections import (
+    AverageConfig,
+    CompileConfig,
+    DataLoaderConfig,
+    OptimConfig,
+    PretrainedConfig,
+    SchedulerConfig,
+)
 from flows.exit_codes import BAD_INPUT, DONE
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "dataloader": DataLoaderConfig,
     "optim": OptimConfig,
     "scheduler": SchedulerConfig,
+    "average": AverageConfig,
+    "pretrained": PretrainedConfig,
+    "compile": CompileConfig,
 }
 _NOTES = (
     "dataloader.SPLIT.KEY\n    the same for one split: dataloader.val.batch_size",

@@ -37,7 +37,7 @@ class Callback:
         """Begin to evaluate a split: `runner.model` is the one that is evaluated, in eval mode."""
 
     def on_evaluate_end(self, runner: Any, split: str, result: Mapping[str, Any]) -> None:
-        """End the evaluation of a split; `result` is `{metric: value}`, of this rank's view of all ranks."""
+        """End the evaluation of a split; `result` is `{metric: value}` over all ranks."""
 
     def on_save(self, runner: Any, names: Sequence[str]) -> None:
         """Begin a save: the state is taken when this returns. `names` are the pointers that will move to it."""
