@@ -45,8 +45,8 @@ def _lines() -> Iterator[str]:
         if section is None:
             yield _line(name, field.default, field.description)
             continue
-        if field.default is None:
-            yield _line(name, None, field.description)
+        if not isinstance(field.default, BaseModel):
+            yield _line(name, field.default, field.description)
         for key, inner in section.model_fields.items():
             yield _line(
                 f"{name}.{key}", inner.default, inner.description, f"(required where {name} is given)"
