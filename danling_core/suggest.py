@@ -13,16 +13,21 @@ def nearest(key: str, known: Iterable[str]) -> str | None:
     return spelling[matches[0]] if matches else None
 
 
-def unknown_key(key: str, known: Iterable[str], elsewhere: Mapping[str, list[str]] | None = None) -> str:
+def unknown_key(
+    key: str, known: Iterable[str], elsewhere: Mapping[str, list[str] | str] | None = None
+) -> str:
     """Return a line for the user about an unknown key.
 
     Args:
         key: what was found.
         known: the keys that would have been accepted in its place.
-        elsewhere: for keys that belong to another section, the dotted keys to use instead.
+        elsewhere: for keys that are called otherwise here, or belong to another section, the dotted keys to use
+            instead, or a sentence.
     """
     known = list(known)
     line = f"unknown key {key!r}"
+    if elsewhere and isinstance(hint := elsewhere.get(key), str):
+        return f"{line}: {hint}"
     if elsewhere and key in elsewhere:
         return f"{line}: did you mean {' or '.join(repr(name) for name in elsewhere[key])}?"
     near = nearest(key, known)

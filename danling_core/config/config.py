@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from danling_core.config import canonical, documents
+from danling_core.config.elsewhere import NAMES
 from danling_core.config.field_types import (
     BatchLimits,
     Count,
@@ -274,19 +275,20 @@ class Config(Model):
     stop_grace_seconds: Positive = _aside(30.0, "time that ranks have to save when asked to stop")
 
     @classmethod
-    def elsewhere(cls) -> Mapping[str, list[str]]:
-        """Return keys that belong to a section, and the dotted keys that were probably meant."""
+    def elsewhere(cls) -> Mapping[str, list[str] | str]:
+        """Return keys that belong to a section or have another name here, and the dotted keys that were meant."""
         keys = {
             "dataloader": [*DataLoaderConfig.model_fields],
             "scheduler": [*SchedulerConfig.model_fields],
             "optim": [*OptimConfig.model_fields, "weight_decay", "momentum", "betas"],
         }
-        return {
+        in_sections = {
             key: [f"{section}.{key}", f"params.{key}"]
             for section, known in keys.items()
             for key in known
             if key not in cls.model_fields
         }
+        return {**NAMES, **in_sections}
 
     @model_validator(mode="before")
     @classmethod

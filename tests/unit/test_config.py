@@ -14,6 +14,8 @@ from pydantic import ValidationError
 
 import danling_core
 from danling_core.config import Config, FreeParams, Params
+from danling_core.config.elsewhere import NAMES
+from danling_core.config.sections import AverageConfig, OptimConfig, SchedulerConfig
 from danling_core.errors import ConfigError
 
 AWKWARD: dict[str, Any] = {
@@ -592,3 +594,27 @@ def test_a_form_begins_with_what_people_change_first() -> None:
     assert properties[:5] == ["experiment_name", "run_name", "runner", "project_root", "seed"]
     assert {"dataloader", "optim", "scheduler", "params", "nproc_per_node"} <= set(properties[:11])
     assert sorted(properties) == sorted(Config.model_fields)
+
+
+# names of other frameworks ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_name_of_another_framework_is_answered_with_ours(name: str) -> None:
+    """What the message says to use is a key that there is."""
+    assert name not in Config.model_fields
+    with pytest.raises(ConfigError) as raised:
+        Config.from_dict({"epoch_end": 1, name: 3})
+    meant = NAMES[name]
+    if isinstance(meant, str):
+        assert str(raised.value) == f"unknown key {name!r}: {meant}"
+        return
+    assert f"did you mean '{meant[0]}'" in str(raised.value)
+    for key in meant:
+        section, _, rest = key.partition("=")[0].partition(".")
+        assert section in Config.model_fields, key
+        if rest and section not in ("limit_batches", "dataloader"):
+            known: dict[str, Any] = {
+                "optim": OptimConfig,
+                "scheduler": SchedulerConfig,
+                "average": AverageConfig,
+            }
+            assert rest in known[section].model_fields or (section, rest) == ("scheduler", "total_steps")
