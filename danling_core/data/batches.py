@@ -30,6 +30,18 @@ def batch_size_of(batch: Any) -> int:
     return sizes.pop()
 
 
+def count_labels(batch: Mapping[str, Any], ignore_index: int = -100) -> int:
+    """Return the labels of a batch that count: tokens, where a loss is a mean over these.
+
+    For `self.size_of = count_labels`: losses are then weighted by them. Read before the batch goes to its device.
+
+    Args:
+        batch: with `labels`, of any shape.
+        ignore_index: label that does not count, as in torch's and transformers' losses.
+    """
+    return int((batch["labels"] != ignore_index).sum())
+
+
 def to_device(batch: Any, device: torch.device, non_blocking: bool = False) -> Any:
     """Return the batch with every tensor in it on `device`. On a CPU device the batch itself, not looked into.
 

@@ -20,7 +20,7 @@ from danling_core.parallel.control import collective_timeout
 from danling_core.parallel.environment import environment
 from danling_core.parallel.stopping import NeverStopping
 from danling_core.parallel.strategies import unwrap
-from danling_core.runner import loading, set_up, trainable
+from danling_core.runner import keywords, loading, set_up, trainable
 from danling_core.runner.base import RunnerMode, also_a_switch
 from danling_core.runner.base_runner import BaseRunner, Values
 from danling_core.runner.beginning import begin
@@ -65,11 +65,24 @@ class TorchRunner(BaseRunner):
         """Make one iter: forward, loss, metrics, `advance`. Override it for other data, or several losses.
 
         Args:
-            data: one batch on the device: `(input, target)`, or a mapping with `input` and `target`.
+            data: one batch on the device: `(input, target)`, a mapping with `input` and `target`, or a mapping of
+                keywords of the model's call, whose output has `logits` and, without a criterion, `loss`.
 
         Returns:
             the prediction, and the mean loss over the batch (a scalar).
         """
+        if type(data) is not tuple and type(data) is not list and keywords.are_keywords(data):
+            with self.autocast():
+                pred, target, loss = keywords.forward(self.model, self.criterion, data)
+            if loss is None:
+                raise ConfigError(
+                    "the model returned no `loss`: give it `labels` in the batch, set self.criterion, or override "
+                    "train_step"
+                )
+            if target is not None:
+                self.update_metrics(pred, target)
+            self.advance(loss)
+            return pred, loss
         inputs, target = _input_and_target(data)
         if self.criterion is None:
             raise ConfigError("self.criterion is not set: set it in __init__, or override train_step")
@@ -364,6 +377,12 @@ class TorchRunner(BaseRunner):
         Returns:
             the prediction, and the mean loss or None; or a mapping with a `loss`.
         """
+        if type(data) is not tuple and type(data) is not list and keywords.are_keywords(data):
+            with self.autocast():
+                pred, target, loss = keywords.forward(self.model, self.criterion, data)
+            if target is not None:
+                self.update_metrics(pred, target)
+            return pred, loss
         inputs, target = _input_and_target(data)
         with self.autocast():
             pred = self.model(inputs)
@@ -396,6 +415,9 @@ class TorchRunner(BaseRunner):
 
     def infer_step(self, data: Any) -> Any:
         """Return the outputs for one batch: `(batch, ...)`."""
+        if type(data) is not tuple and type(data) is not list and keywords.are_keywords(data):
+            with self.autocast():
+                return keywords.forward(self.model, None, keywords.inputs_of(data))[0]
         inputs = _input_and_target(data)[0] if isinstance(data, Mapping | Sequence) else data
         with self.autocast():
             return self.model(inputs)
