@@ -30,7 +30,8 @@ def forward(model: Any, criterion: Any, data: Mapping[str, Any]) -> tuple[Any, A
     Raises:
         ConfigError: the model does not take these keywords.
     """
-    _check(type(unwrap(model)), tuple(map(str, data)))
+    kind: Any = type(unwrap(model))
+    _check(kind, tuple(map(str, data)))
     output = model(**data)
     target = next((data[name] for name in _TARGETS if name in data), None)
     prediction = next(
