@@ -462,6 +462,19 @@ def prune(
 @app.command(
     help_epilogue="""\
 examples:
+  danling summary examples/digits/run.yaml
+  danling summary examples/digits/run.yaml params.width=64"""
+)
+def summary(config: File, /, *overrides: Overrides) -> int:
+    """Show the modules of a config's model, with the shapes of one batch, parameters and memory."""
+    from flows.cli_summary import print_summary
+
+    return print_summary(config, overrides)
+
+
+@app.command(
+    help_epilogue="""\
+examples:
   danling predict digits-cnn-baseline --split test --out predictions.npy
   danling predict 0123abcd --split test --out s3://bucket/test.safetensors dataloader.batch_size=256
   danling predict digits-cnn-baseline --split val --out val.parquet --checkpoint epoch-3

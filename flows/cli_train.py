@@ -95,6 +95,7 @@ class Training:
     def _several(
         self, configs: list[Config], slots: int, title: str, flow: Callable[[list[Config]], Any]
     ) -> int:
+        self._fresh = self._fresh or any(config.fast_dev_run is not None for config in configs)
         ending = self._call(configs, slots, GroupConsole(configs), flow)
         if ending.outcomes:
             print()

@@ -59,5 +59,6 @@ def _check(model: type[nn.Module], names: tuple[str, ...]) -> None:
     except TypeError as error:
         raise ConfigError(
             f"a batch is a mapping of {sorted(names)}, and {model.__name__}.forward does not take these as keywords "
-            f"({error}): return (input, target), a mapping with 'input' and 'target', or what the model's call names"
+            f"({error}): return (input, target), a mapping with 'input' and 'target', or what the model's call names, "
+            "or override train_step and evaluate_step"
         ) from None
