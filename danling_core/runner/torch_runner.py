@@ -411,7 +411,9 @@ class TorchRunner(BaseRunner):
             self._set_up(None, (split,))
             with self._evaluating(RunnerMode.infer, split):
                 loader = parts.splits.evaluate_loader(split)
-                yield from parts.evaluator.outputs(loader, self.infer_step, parts.splits.most(split))
+                # left early, it ends as well as one that is read to its end
+                with contextlib.suppress(GeneratorExit):
+                    yield from parts.evaluator.outputs(loader, self.infer_step, parts.splits.most(split))
 
     def infer_step(self, data: Any) -> Any:
         """Return the outputs for one batch: `(batch, ...)`."""

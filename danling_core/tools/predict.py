@@ -28,6 +28,7 @@ _QUIET: dict[str, Any] = {
     "loggers": (),
     "progress_bar": False,
     "slots": {},
+    "nproc_per_node": "auto",
 }
 _SAFETENSORS = {
     torch.float64: "F64",

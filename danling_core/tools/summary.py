@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ _QUIET: dict[str, Any] = {
     "progress_bar": False,
     "slots": {},
     "compile": False,
+    "nproc_per_node": "auto",
 }
 
 
@@ -72,7 +74,7 @@ def summarise(file: str, overrides: Sequence[str] = ()) -> Summary:
         raise ConfigError(
             "runner is missing: name your class as 'package.module:Class' or 'path/to/file.py:Class'"
         )
-    with tempfile.TemporaryDirectory(prefix="danling-") as folder:
+    with tempfile.TemporaryDirectory(prefix="danling-") as folder, _without_log():
         runner = Runner.from_yamls(stated.replace(project_root=folder, **_QUIET).yamls())
         model = runner.model
         if not isinstance(model, nn.Module):
@@ -84,7 +86,7 @@ def summarise(file: str, overrides: Sequence[str] = ()) -> Summary:
             raise ConfigError("the runner has no split to train on: there is no batch to show shapes of")
         shapes: dict[str, tuple[str, str]] = {}
         with _watching(model, shapes):
-            next(iter(runner.predictions(split)), None)
+            next(runner.predictions(split), None)
         found = Summary([*_rows(model, shapes)])
         _count(found, model, runner.optimizer or optimizer_of(runner.config, model), stated)
         return found
@@ -129,6 +131,17 @@ def _state_per_parameter(optimizer: torch.optim.Optimizer) -> float:
     twin.step()
     states = [value for value in twin.state[probe].values() if isinstance(value, torch.Tensor)]
     return sum(value.numel() for value in states if value.dim()) / probe.numel()
+
+
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    """Silence the log of the run that this is not."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextlib.contextmanager

@@ -65,6 +65,17 @@ def test_one_array_in_the_order_of_the_data(tmp_path: Path) -> None:
     assert load_object("memory://predictions/val.npy").shape == (5, 2)
 
 
+def test_predictions_may_be_left_early(tmp_path: Path) -> None:
+    runner = trained(tmp_path)
+    before = files(tmp_path / "runs")
+    for output in runner.predictions("val"):
+        assert output.shape == (5, 2)
+        break
+    again = SmallRunner(config(tmp_path / "runs", params={"val_samples": 13}))
+    assert again.train() == runner.results and files(tmp_path / "runs").keys() == before.keys()
+    assert len(runner.infer("val")) == 13
+
+
 def test_several_outputs_by_name(tmp_path: Path) -> None:
     runner = trained(tmp_path, Several)
     wanted, place = expected(runner), f"{runner.dir}/checkpoints/best"
