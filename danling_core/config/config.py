@@ -301,7 +301,7 @@ class Config(Model):
         batches = values.get("fast_dev_run") if isinstance(values, Mapping) else None
         if not isinstance(batches, int) or isinstance(batches, bool):
             return values
-        shorter = {"epoch_end": 1, "step_end": batches, "iter_end": batches}
+        shorter = {"epoch_end": 1, **dict.fromkeys(("step_end", "iter_end", "steps_per_epoch"), batches)}
         return {
             **values,
             **{

@@ -120,7 +120,10 @@ def _train(probe: Any, split: str) -> None:
     if not any(stepper.rehearsed for stepper in parts.steppers):
         raise ConfigError("it never called self.advance(loss): nothing would be trained")
     losses = ["loss", *(f"loss_{stepper.name}" for stepper in list(parts.steppers)[1:])]
-    joined_values(dict.fromkeys(losses), dict.fromkeys(probe.meters.logged.names))
+    metrics = probe.train_metrics if probe.train_metrics is not None else probe.metrics
+    known = joined_values(dict.fromkeys(losses), dict.fromkeys(probe.meters.logged.names))
+    if hasattr(metrics, "keys"):
+        joined_values(known, dict.fromkeys(metrics.keys()))
 
 
 def _copy_of(parts: Parts, runner: Any) -> Any:

@@ -395,10 +395,8 @@ class TorchRunner(BaseRunner):
         parts = self._parts
         parts.splits.known(split)
         with parts.session.opened():
-            self._set_up(None, (split,))
-            with self._evaluating(RunnerMode.infer, split):
-                loader = parts.splits.evaluate_loader(split)
-                return parts.evaluator.infer(loader, self.infer_step, parts.splits.most(split))
+            outputs = list(self.predictions(split))
+            return parts.evaluator.joined(outputs, parts.splits.evaluate_loader(split))
 
     def predictions(self, split: str = "infer") -> Iterator[Any]:
         """Yield the model's outputs for a split batch by batch, on the CPU: what `infer` joins, never all in memory.

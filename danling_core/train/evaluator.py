@@ -144,13 +144,12 @@ class Evaluator:
             self._beat()
             yield to_cpu(step(to_device(batch, self._device, non_blocking=True)))
 
-    def infer(self, loader: Iterable[Any], step: Callable[[Any], Any], most: int | None = None) -> Any:
-        """Return the outputs in data set order, concatenated where they are tensors. Collective.
+    def joined(self, outputs: list[Any], loader: Iterable[Any]) -> Any:
+        """Return the outputs of all ranks in data set order, concatenated where they are tensors. Collective.
 
         Args:
-            most: batches of this rank; None for all.
+            outputs: of this rank's batches of `loader`.
         """
-        outputs = list(self.outputs(loader, step, most))
         parts = distributed.all_gather_objects(outputs)
         if _interleaves(loader):
             rounds = max(len(part) for part in parts)

@@ -130,6 +130,13 @@ def test_a_fast_run_tries_everything_once(end: dict[str, int], counters: Any, tm
     assert SmallRunner(config(tmp_path, **end)).id != runner.id
 
 
+def test_a_fast_run_of_data_without_a_length_ends_too(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"steps_per_epoch": 50, "epoch_end": 9, "params": {"kind": "stream"}}
+    runner = Seeing(config(tmp_path, fast_dev_run=2, **fields))
+    runner.train()
+    assert (runner.iters, runner.steps, len(runner.results)) == (2, 2, 1)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -147,7 +147,9 @@ def test_a_name_that_means_two_values_is_refused(name: str, step: str, tmp_path:
             return super().evaluate_step(data)
 
     with pytest.raises(dl.ConfigError, match=f"two values are called '{name}'"):
-        Twice(config(tmp_path, sanity_batches=1)).train()
+        runner = Twice(config(tmp_path, sanity_batches=1))
+        runner.train()
+    assert runner.steps == 0, "before the first step"
 
 
 def test_a_name_has_one_reduction(tmp_path: Path) -> None:
