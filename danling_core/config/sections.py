@@ -250,7 +250,20 @@ CompileOptions = Annotated[
 ]
 
 
-class PretrainedConfig(BaseModel):
+class _Shorthand(BaseModel):
+    """A section for which a text may stand, the value of its first key."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_text(cls, values: Any) -> Any:
+        return {next(iter(cls.model_fields)): values} if isinstance(values, str) else values
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(core_schema), {"type": "string"}]}
+
+
+class PretrainedConfig(_Shorthand):
     """Weights that a new run begins with. The path alone stands for `{path: ..., strict: true}`."""
 
     model_config = CLOSED
@@ -260,32 +273,14 @@ class PretrainedConfig(BaseModel):
     )
     strict: bool = Field(True, description="false: take over what fits, and say what does not")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_path(cls, values: Any) -> Any:
-        return {"path": values} if isinstance(values, str) else values
 
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"anyOf": [handler(core_schema), {"type": "string"}]}
-
-
-class CallbackConfig(_Open):
+class CallbackConfig(_Open, _Shorthand):
     """A callback by the path of its class; extra keys are its arguments: `{name: hooks.py:Freeze, until: 3}`.
 
     The path alone stands for one without arguments.
     """
 
     name: RunnerPath = Field(description="package.module:Class or path/to/file.py:Class")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_path(cls, values: Any) -> Any:
-        return {"name": values} if isinstance(values, str) else values
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"anyOf": [handler(core_schema), {"type": "string"}]}
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for the callback's class: the extra keys."""

@@ -16,20 +16,10 @@ import torch
 
 from danling_core import storage
 from danling_core.errors import ConfigError
-from danling_core.runner import Runner
 from danling_core.runner.loading import config_of
+from danling_core.tools.apart import runner_apart
 
 _NAME = "prediction"
-# The run itself is left alone: the runner has a folder of its own, for as long as it predicts.
-_QUIET: dict[str, Any] = {
-    **dict.fromkeys(("dir", "checkpoint_dir", "log_path", "scratch", "storage_block")),
-    "log": False,
-    "tensorboard": False,
-    "loggers": (),
-    "progress_bar": False,
-    "slots": {},
-    "nproc_per_node": "auto",
-}
 _SAFETENSORS = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -73,7 +63,7 @@ def predict(
     if storage.is_local(file):
         Path(storage.local_path(file)).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="danling-") as folder:
-        runner = Runner.from_yamls(config.replace(project_root=folder, **_QUIET).yamls())
+        runner = runner_apart(config, folder)
         runner.load_pretrained(checkpoint)
         sink = kinds[suffix](folder)
         count = 0

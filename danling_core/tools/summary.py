@@ -15,21 +15,8 @@ from torch import nn
 
 from danling_core.config import Config
 from danling_core.errors import ConfigError
-from danling_core.runner import Runner
 from danling_core.runner.trainable import optimizer_of
-
-_QUIET: dict[str, Any] = {
-    **dict.fromkeys(
-        ("dir", "checkpoint_dir", "log_path", "scratch", "storage_block", "ema_decay", "average")
-    ),
-    "log": False,
-    "tensorboard": False,
-    "loggers": (),
-    "progress_bar": False,
-    "slots": {},
-    "compile": False,
-    "nproc_per_node": "auto",
-}
+from danling_core.tools.apart import runner_apart
 
 
 @dataclass(frozen=True)
@@ -75,7 +62,7 @@ def summarise(file: str, overrides: Sequence[str] = ()) -> Summary:
             "runner is missing: name your class as 'package.module:Class' or 'path/to/file.py:Class'"
         )
     with tempfile.TemporaryDirectory(prefix="danling-") as folder, _without_log():
-        runner = Runner.from_yamls(stated.replace(project_root=folder, **_QUIET).yamls())
+        runner = runner_apart(stated, folder, ema_decay=None, average=None, compile=False)
         model = runner.model
         if not isinstance(model, nn.Module):
             raise ConfigError(f"{type(runner).__name__} sets no model: assign self.model in __init__")
