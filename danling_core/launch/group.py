@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -51,8 +50,9 @@ class _Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         pids: dict[int, Any] = super()._start_workers(worker_group)
-        children = {process.pid: process for process in multiprocessing.active_children()}
-        self.processes = {rank: children[pid] for rank, pid in pids.items() if pid in children}
+        # not active_children(): that forgets a rank that has ended by now, and how it ended
+        context: Any = self._pcontext
+        self.processes = dict(enumerate(context._pc.processes))
         self.watch.adopt(pids, time.monotonic())
         return pids
 

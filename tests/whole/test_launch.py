@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -11,12 +12,15 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
 from danling_core.errors import ConfigError, LaunchError, RunFailed, RunInterrupted
 from danling_core.launch.client import Launcher, Outcome, RunHandle, RunRequest
+from danling_core.launch.group import _Agent
 from danling_core.process_tree import END, children_of, is_alive, start_time
 from danling_core.runs.folder import RunFolder
 from tests.marks import rarely
@@ -163,6 +167,21 @@ def test_a_rank_that_leaves_quietly_has_failed(
 ) -> None:
     _, outcome = finish(launcher, tmp_path, "misbehave", bad=bad, nproc=1)
     assert outcome.status == "failed" and words in (outcome.error or "")
+
+
+def test_a_rank_that_ended_before_it_was_looked_at_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine comes back from the start of ranks when the first of them is gone already."""
+    ended = multiprocessing.get_context("spawn").Process(target=os.getpid)
+    ended.start()
+    os.kill(ended.pid or 0, signal.SIGKILL)
+    ended.join()
+    assert ended not in multiprocessing.active_children()
+    agent: Any = object.__new__(_Agent)
+    agent.watch = SimpleNamespace(adopt=lambda pids, now: None)
+    agent._pcontext = SimpleNamespace(_pc=SimpleNamespace(processes=[ended]))
+    monkeypatch.setattr(LocalElasticAgent, "_start_workers", lambda self, group: {0: ended.pid})
+    agent._start_workers(None)
+    assert agent.processes[0].exitcode == -signal.SIGKILL
 
 
 def test_a_rank_that_dies_by_a_signal_leaves_its_stack(launcher: Launcher, tmp_path: Path) -> None:
