@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from torch.utils.data import IterableDataset
 
 from danling_core.data.fetch import as_tensor_batches
@@ -32,7 +32,7 @@ def facts_of(dataset: Any, with_samples: bool = True) -> dict[str, Any]:
         dataset: of any kind.
         with_samples: whether samples may be read in this process.
     """
-    found: dict[str, Any] = {"type": type(dataset).__qualname__, "length": None, "samples": None}
+    found: dict[str, Any] = {"type": type(dataset).__qualname__, "length": None, "content": None}
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         return found
     tensors = as_tensor_batches(dataset)
@@ -54,15 +54,13 @@ def facts_of(dataset: Any, with_samples: bool = True) -> dict[str, Any]:
                 if length
                 else []
             )
-            samples = hashlib.sha256()
-            for index in indices:
-                _add(samples, data[index])
+            samples = hash_of([data[index] for index in indices])
     except Exception:  # a sample that cannot be read says so when it is trained on
         return {**found, "length": length}
     finally:
         for generator, state in zip(generators, before, strict=True):
             restore_generator(generator, state)
-    return {**found, "length": length, "samples": samples.hexdigest()[:16]}
+    return {**found, "length": length, "content": samples}
 
 
 def what_differs(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -74,22 +72,31 @@ def what_differs(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapp
             continue
         for name, was in before[split].items():
             value = now[split].get(name)
+            if name == "varies":
+                if was or value:
+                    found.append(f"split {split!r} gives other samples each time it is read")
+                continue
             if was is not None and value is not None and was != value:
                 changed = (
-                    "samples are not the same" if name == "samples" else f"{name} was {was} and is {value}"
+                    "samples are not the same" if name == "content" else f"{name} was {was} and is {value}"
                 )
                 found.append(f"split {split!r}: the {changed}")
                 break
     return found
 
 
+def hash_of(value: Any) -> str:
+    """Return a hash of samples or batches: of tensors, arrays, texts, numbers, images, and containers of these."""
+    digest = xxhash.xxh3_64()
+    _add(digest, value)
+    return digest.hexdigest()
+
+
 def _add(digest: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         digest.update(repr((value.dtype, tuple(value.shape))).encode())
-        digest.update(
-            value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
-        )
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy() if value.numel() else b"")
     elif isinstance(value, np.ndarray):
         digest.update(repr((value.dtype, value.shape)).encode() + np.ascontiguousarray(value).tobytes())
     elif isinstance(value, Mapping):
@@ -103,3 +110,5 @@ def _add(digest: Any, value: Any) -> None:
         digest.update(repr(value).encode())
     else:
         digest.update(type(value).__qualname__.encode())
+        if callable(getattr(value, "tobytes", None)):  # an image, a scalar of NumPy
+            digest.update(value.tobytes())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from danling_core.data.seeded import derive_seed
+from danling_core.data.seeded import RandomStream, capture, derive_seed
 
 _DEPTH = 4
 _MOST_ITEMS = 64
@@ -123,6 +123,27 @@ def first_seed(generator: Kinds) -> int:
     """Return a number that tells the seed a user gave, from the state that it led to."""
     state = generator_state(generator)
     return derive_seed(repr(state.tolist() if isinstance(state, torch.Tensor) else state))
+
+
+def random_state(stream: RandomStream | None = None) -> dict[str, Any] | None:
+    """Return the state of a random stream, None for one that was not entered; by default of the global generators."""
+    state = capture() if stream is None else stream.inner
+    if state is None:
+        return None
+    python, cpu, bits = state
+    numpy = None if bits is None else generator_state(np.random.RandomState(bits))
+    return {"python": python, "torch": cpu, "numpy": numpy}
+
+
+def resumed_stream(state: Mapping[str, Any]) -> RandomStream:
+    """Return a random stream that goes on where `random_state` was taken."""
+    (version, internal, gauss), bits = state["python"], None
+    if state["numpy"] is not None:
+        bits = np.random.MT19937()
+        restore_generator(np.random.RandomState(bits), state["numpy"])
+    stream = RandomStream(0)
+    stream.inner = (version, tuple(internal), gauss), state["torch"], bits
+    return stream
 
 
 def _plain(state: Any) -> Any:

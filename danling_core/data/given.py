@@ -91,7 +91,15 @@ def set_epoch(target: object, number: int) -> None:
         method = getattr(target, "set_epoch", None)
         if callable(method):
             method(number)
+        for stage in _stages(target):  # of WebDataset, which count the passes that they begin
+            if type(getattr(stage, "epoch", None)) is int:
+                stage.epoch = number - 1
         target = getattr(target, "dataset", None)
+
+
+def _stages(target: object) -> list[Any]:
+    stages = getattr(target, "pipeline", None)
+    return stages if isinstance(stages, list) else []
 
 
 class OrderedBatchSampler(GlobalBatchSampler):

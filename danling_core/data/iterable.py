@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker
 
 from danling_core.data.fetch import PassClock
-from danling_core.data.generators import Kinds, find_generators, first_seed, seed_generator
+from danling_core.data.generators import (
+    Kinds,
+    find_generators,
+    first_seed,
+    generator_state,
+    random_state,
+    restore_generator,
+    resumed_stream,
+    seed_generator,
+)
 from danling_core.data.given import set_epoch
 from danling_core.data.seeded import RandomStream, derive_seed, seed_generators
 
@@ -56,6 +65,29 @@ class StreamShards(IterableDataset[Any]):
         self._worker: tuple[int, int] | None = None
         self._in_worker = False
         self._generators: list[tuple[Kinds, int]] | None = None
+        self._random: RandomStream | None = None
+        """Random numbers of the pass under way."""
+        self._begins_with: Mapping[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the data set is, which has a `state_dict`, and its random generators; read in this process."""
+        return {
+            "source": self.dataset.state_dict(),
+            "random": None if self._random is None else random_state(self._random),
+            "generators": [generator_state(each) for each, _ in self._generators or ()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Have the next iteration begin where `state` was taken, at the global batch that the clock says."""
+        self._begins_with = state
+
+    def first_samples(self, count: int) -> list[Any]:
+        """Return what the data set's first pass begins with, as it is read for training; at most `count` samples."""
+        self.clock.set(0)
+        key = ("stream", self.seed, 0, *((self.rank, 0) if self.sharded else ()))
+        random_stream, samples = self._open(*key)
+        with random_stream:
+            return list(itertools.islice(samples, count))
 
     def __iter__(self) -> Iterator[Any]:
         return self._own_stream() if self.sharded else self._common_stream()
@@ -64,17 +96,19 @@ class StreamShards(IterableDataset[Any]):
         number, skip = self.clock.read()
         worker, workers = self._hidden_worker()
         group_size = self.batch_size * self.world_size
+        first = 0 if self._begins_with is None else skip
         random_stream, samples = self._open("stream", self.seed, number)
-        for group in itertools.count():
+        for group in itertools.count(first):
             wanted = group >= skip and (group - skip) % workers == worker
             with random_stream:
                 chunk, size = self._read_group(samples, wanted)
             if size < group_size and (size == 0 or self.drop_last):
-                return
+                break
             self._seed_collate(number, group)
             yield from chunk
             if size < group_size:
-                return
+                break
+        self._random = None
 
     def _own_stream(self) -> Iterator[Any]:
         number, _ = self.clock.read()
@@ -86,9 +120,10 @@ class StreamShards(IterableDataset[Any]):
             with random_stream:
                 chunk = list(itertools.islice(samples, self.batch_size))
             if len(chunk) < self.batch_size and (not chunk or self.drop_last):
-                return
+                break
             self._seed_collate(number, group)
             yield from chunk
+        self._random = None
 
     def _open(self, *key: int | str) -> tuple[RandomStream, Iterator[Any]]:
         set_epoch(self.dataset, self.clock.read()[0])
@@ -97,8 +132,17 @@ class StreamShards(IterableDataset[Any]):
         for generator, first in self._generators:
             seed_generator(generator, derive_seed(first, *key))
         random_stream = RandomStream(derive_seed(*key))
+        state, self._begins_with = self._begins_with, None
+        if state is not None:
+            self.dataset.load_state_dict(state["source"])
         with random_stream:
-            return random_stream, iter(self.dataset)
+            samples = iter(self.dataset)
+        if state is not None and state["random"] is not None:  # inside a pass
+            random_stream = resumed_stream(state["random"])
+            for (generator, _), was in zip(self._generators, state["generators"], strict=False):
+                restore_generator(generator, was)
+        self._random = random_stream
+        return random_stream, samples
 
     def _read_group(self, samples: Iterator[Any], wanted: bool) -> tuple[list[Any], int]:
         """Read one global batch; returns this rank's chunk (empty unless wanted) and the size of the

@@ -37,22 +37,23 @@ class RandomStream:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._inner: _State | None = None
+        self.inner: _State | None = None
+        """Where the stream stands, outside of it; None before it was entered."""
         self._outer: _State | None = None
 
     def __enter__(self) -> RandomStream:
-        self._outer = _capture()
-        if self._inner is None:
+        self._outer = capture()
+        if self.inner is None:
             _restore(_fresh(self._outer))
             seed_generators(self._seed)
         else:
-            _restore(self._inner)
+            _restore(self.inner)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._inner = _capture()
+        self.inner = capture()
         assert self._outer is not None
         _restore(self._outer)
         self._outer = None
@@ -61,7 +62,8 @@ class RandomStream:
 # NumPy's generators are exchanged, which is a hundred times faster than to copy their states.
 
 
-def _capture() -> _State:
+def capture() -> _State:
+    """Return the state of the global generators; NumPy's generator itself, which goes on."""
     numpy = sys.modules.get("numpy")
     bits = numpy.random.get_bit_generator() if numpy is not None else None
     return random.getstate(), torch.default_generator.get_state(), bits

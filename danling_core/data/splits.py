@@ -61,12 +61,15 @@ class DataSplits:
         self._collate_fn = collate_fn
         self._size_of = size_of
         self._evaluate_loaders: dict[str, Any] = {}
+        self._evaluated: list[Any] = []
+        """Data sets and loaders of the user's that evaluations read."""
         self._made: dict[str, tuple[Any, Any]] = {}
         """Split to the loader and sampler that were made here, to tell them from the user's."""
         self._begun: dict[str, Source] = {}
         """Split to what its stream was made of."""
         self._known_lengths: Lengths | None = None
         self._facts: dict[str, dict[str, Any]] | None = None
+        self._tried: dict[str, dict[str, Any]] = {}
 
     def take_data(self, other: DataSplits) -> None:
         """Take over the user's data, samplers and loaders of `other`, and nothing that was made there."""
@@ -250,6 +253,7 @@ class DataSplits:
             size_of=self._size_of(),
             seed=self._config.seed,
         )
+        self._keep_sources_apart()
         self.streams[split].limit = self._limit_of(split, self.streams[split].batches_per_pass)
         return self.streams[split]
 
@@ -275,14 +279,26 @@ class DataSplits:
         if loader is None:
             is_trained = split in self.streams
             options = self._config.dataloader.for_split(split, training=False, trained=is_trained)
+            self._evaluated.append(self.datasets[split])
             loader = build_evaluate_loader(self.datasets[split], options, **self._loader_arguments(split))
             if not is_trained:
                 self._show(split, loader)
         else:
             seed = self._config.seed
+            self._evaluated.append(loader)
             loader = RoundRobinBatches(loader, rank=ranks.rank, world_size=ranks.world_size, seed=seed)
         self._evaluate_loaders[split] = loader
+        self._keep_sources_apart()
         return loader
+
+    def _keep_sources_apart(self) -> None:
+        """Have no training stream go by the state of what an evaluation reads, too: it would be the evaluation's."""
+        evaluated = {id(data) for data in self._evaluated}
+        for stream in self.streams.values():
+            source = stream.source
+            if not evaluated.isdisjoint(map(id, (stream.loader, source, getattr(source, "dataset", None)))):
+                stream.source = None
+                stream.go_by_state(False)
 
     def check_unchanged(self, split: str) -> None:
         """Refuse a training split whose data, sampler or loader is another one than when training began.
@@ -303,16 +319,18 @@ class DataSplits:
         return Source(*self._given(split), self.datasets.get(split))
 
     def stateful_samplers(self) -> dict[str, Any]:
-        """Return what the user gave that may have a state of its own: samplers, and iterable data."""
+        """Return what the user gave that may have a state of its own: samplers, and iterable data that does not go by
+        its state."""
         found: dict[str, Any] = {}
         for split in self.names:
             loader, sampler = self._given(split)
             data = self._data()[split]
+            goes_by_state = split in self.streams and self.streams[split].recall is not None
             for name, each in (
                 ("datasamplers", sampler),
                 ("sampler", getattr(loader, "sampler", None)),
                 ("batch_sampler", getattr(loader, "batch_sampler", None)),
-                ("datasets", data if isinstance(data, IterableDataset) else None),
+                ("datasets", None if goes_by_state or not isinstance(data, IterableDataset) else data),
             ):
                 if each is not None:
                     found[f"{name}[{split!r}]"] = each
@@ -323,10 +341,20 @@ class DataSplits:
         return {split: stream.state_dict() for split, stream in self.streams.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, int]]) -> None:
-        """Go to where `state_dict` was taken; before the generators are restored, since this may draw from them."""
+        """Go to where `state_dict` was taken; `take_up` follows."""
         for split, position in state.items():
             if split in self.streams:
                 self.streams[split].load_state_dict(position)
+
+    def source_states(self) -> dict[str, Any] | None:
+        """Return where the sources of this rank's training streams are, of those that go by it."""
+        found = {split: stream.source_state() for split, stream in self.streams.items()}
+        return {split: state for split, state in found.items() if state is not None} or None
+
+    def take_up(self, source_states: Mapping[str, Any]) -> None:
+        """Make the iterators where `load_state_dict` said; see `TrainStream.take_up`."""
+        for split, stream in self.streams.items():
+            stream.take_up(source_states.get(split))
 
     def generators(self) -> dict[str, Kinds]:
         """Return the generators that map-style data sets and their transforms hold in this process, by their path.
@@ -355,15 +383,26 @@ class DataSplits:
         if self._facts is None:
             self._facts = {
                 split: facts_of(dataset, with_samples=not self._has_workers(split))
+                | self._tried.get(split, {})
                 for split, dataset in self._data().items()
             }
         return self._facts
+
+    def take_trial(self, split: str, found: Mapping[str, Any], *, goes_by_state: bool) -> None:
+        """Take over what a trial found of a training split: facts, and whether its source's state can be relied on."""
+        self._tried[split] = dict(found)
+        self.streams[split].go_by_state(goes_by_state)
 
     def _has_workers(self, split: str) -> bool:
         """Return whether other processes read a split: its files must not be opened here before they are forked."""
         given = self._given(split)[0]
         workers = self._config.dataloader.for_split(split, training=True).num_workers
         return (workers if given is None else getattr(given, "num_workers", 0)) > 0
+
+    def given_objects(self) -> list[Any]:
+        """Return the data sets, samplers and loaders that the user gave, whose position is saved as a stream's."""
+        given = [each for split in self.names for each in (*self._given(split), self._data()[split])]
+        return [each for each in given if each is not None]
 
     def _data(self) -> dict[str, Any]:
         loaders = {split: self._given(split)[0] for split in self.names}

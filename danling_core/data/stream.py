@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from danling_core.data.batches import batch_size_of
 from danling_core.data.pass_loader import PassLoader
+from danling_core.data.recall import Recall
 from danling_core.data.samplers import GlobalBatchSampler
 from danling_core.data.seeded import derive_seed
-from danling_core.data.user_loader import begin_pass, length_of, whole
+from danling_core.data.user_loader import begin_pass, length_of, source_of, whole
 from danling_core.errors import CheckpointError, ConfigError
 
 Reduce = Callable[[list[float]], Sequence[float]]
@@ -88,8 +91,13 @@ class TrainStream:
         """The most micro-batches of a pass; None for all."""
         self._pass = 0
         self._position = 0
+        self._is_moved = False
         self._iterator: Iterator[Any] | None = None
         self._last: list[Any] = []
+        self.source = source_of(loader)
+        """What can say where it is in the data, or None."""
+        self.recall: Recall | None = None
+        """What leads a resume back by the state of `source`; None: it reads a pass up to the position."""
         if world_size > 1 and reduce is None and not self._by_index:
             raise ConfigError(
                 "data of unknown size on several ranks needs `reduce`, which sums over the ranks"
@@ -116,9 +124,7 @@ class TrainStream:
         return {"pass": self._pass, "position": self._position, "global_batch": self._global_batch}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go to where `state` was taken. In the middle of a pass this makes the iterator and skips at once,
-        which may draw from the global generators (data read without workers): restore their state *after*
-        this call.
+        """Go to where `state` was taken, once `take_up` is called or a window is asked for.
 
         With another global batch size the position is rounded down to the nearest global batch of the new
         size.
@@ -133,8 +139,66 @@ class TrainStream:
                 "data that the run began with, or begin anew with --fresh"
             )
         self._position = position
-        if self._position > 0:
-            self._iterator = self._begin()
+        self._is_moved = position != state["position"]
+
+    def go_by_state(self, is_reliable: bool = True) -> None:
+        """Have a resume take up the state of `source`, instead of reading a pass up to the position; or no longer."""
+        is_reliable = is_reliable and self.source is not None
+        self.recall = Recall(self.source, draws_here=self._ours is None) if is_reliable else None
+
+    def source_state(self) -> dict[str, Any] | None:
+        """Return where this rank's source is, to save beside `state_dict`; None: a resume reads up to the position."""
+        return None if self.recall is None else self.recall.state_dict(is_inside=self._iterator is not None)
+
+    def leads_back(self, source_state: Mapping[str, Any]) -> bool:
+        """Return whether the window before the position is the same again, from where `source_state` says.
+
+        Changes the data: to be called in a process of its own, with the position of `load_state_dict`.
+        """
+        return self.source is not None and not self._is_moved and self._go_back(source_state)
+
+    def take_up(self, source_state: Mapping[str, Any] | None = None) -> None:
+        """Make the iterator where `load_state_dict` said, in the middle of a pass, or of a source that goes by state.
+
+        Making it may draw from the global generators (data read without workers): restore their state *after* this.
+
+        Args:
+            source_state: of this rank, for which `leads_back` was true; without it the data is read up to the position.
+        """
+        if source_state is None:
+            self.go_by_state(False)
+            self._iterator = self._begin() if self._position else None
+        else:
+            self._go_back(source_state)
+
+    def _go_back(self, source_state: Mapping[str, Any]) -> bool:
+        """Go to where `source_state` was taken, and from there over the last window; return whether it is the same."""
+        self.go_by_state()
+        assert self.recall is not None and self.source is not None
+        iters = source_state["iters"]
+        if iters == 0:  # between two passes
+            self.source.load_state_dict(source_state["source"])
+            return True
+        self._position -= iters
+        self._iterator = self._begin(source_state["source"])
+        batches, is_same = self.recall.redraw(source_state, self._iterator)
+        self._position += iters
+        self._last = batches[-1:]
+        return is_same
+
+    def pass_seed(self, number: int) -> int:
+        """Return the seed of what a loader of the user's own draws when it begins pass `number` on this rank."""
+        return derive_seed("pass", self.seed, number, self.rank)
+
+    def first_batch(self) -> Any:
+        """Return the first batch of the data, for a trial: what is read for training begins with it all the same."""
+        if self.source is None or isinstance(self.source, DataLoader):  # which begins anew each time
+            return next(iter(self.loader))
+        before = self.source.state_dict()
+        try:
+            return next(iter(self.loader))
+        finally:
+            self.source.load_state_dict(before)
 
     def windows(self) -> Iterator[Window]:
         """Yield the remaining windows of the current pass; the next call after its end begins the next pass.
@@ -149,7 +213,7 @@ class TrainStream:
             self._iterator = self._begin()
         if self._by_index:
             yield from self._indexed_windows(self._iterator)
-        elif self.world_size == 1 and self.accum_steps == 1:
+        elif self.world_size == 1 and self.accum_steps == 1 and self.recall is None:
             yield from self._single_windows(self._iterator)
         else:
             yield from self._drawn_windows(self._iterator)
@@ -194,6 +258,8 @@ class TrainStream:
 
     def _drawn_windows(self, iterator: Iterator[Any]) -> Iterator[Window]:
         while True:
+            if self.recall is not None:
+                self.recall.before()
             batches = list(islice(iterator, self._left(self._position, self.accum_steps)))
             counts = [self._count(batch, index) for index, batch in enumerate(batches, self._position)]
             self._last = batches[-1:] or self._last
@@ -202,6 +268,8 @@ class TrainStream:
                 break
             missing = iters - len(batches)
             self._position += iters
+            if self.recall is not None:
+                self.recall.after(batches, iters)
             yield self._window(batches + self._last * missing, counts + [0] * missing, total)
         self._refuse_empty()
 
@@ -245,14 +313,17 @@ class TrainStream:
 
     # -- beginning a pass --
 
-    def _begin(self) -> Iterator[Any]:
+    def _begin(self, source_state: Mapping[str, Any] | None = None) -> Iterator[Any]:
         ours, position = self._ours, self._position
         if ours is None:
-            iterator = begin_pass(
-                self.loader, self._pass, derive_seed("pass", self.seed, self._pass, self.rank)
-            )
-            self._discard(iterator, position)
+            iterator = begin_pass(self.loader, self._pass, self.pass_seed(self._pass), source_state)
+            if source_state is None:
+                self._discard(iterator, position)
             return whole(iterator, self.loader, position)
+        if source_state is not None:
+            ours.set_pass(self._pass, position)
+            self.source.load_state_dict(source_state)  # type: ignore[union-attr]
+            return iter(ours)
         # of a stream the last batch consumed is drawn again, since a rank may have to repeat it
         ahead = position if self._sampler is not None else max(position - 1, 0) if ours.can_skip else 0
         ours.set_pass(self._pass, ahead)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import chain, islice
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,18 +11,39 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from danling_core.data.generators import Beginning, held_by
 from danling_core.data.given import set_epoch
+from danling_core.data.iterable import StreamShards
 from danling_core.data.seeded import RandomStream
 from danling_core.errors import DataError
 
 _BEGINNINGS: WeakKeyDictionary[Any, list[Beginning]] = WeakKeyDictionary()
 
 
-def begin_pass(loader: Iterable[Any], number: int, seed: int) -> Iterator[Any]:
+def source_of(loader: Any) -> Any | None:
+    """Return what can say where a loader is, by `state_dict` and `load_state_dict`: the loader itself, or iterable data
+    that it reads in this process. None where there is no such thing."""
+    dataset = getattr(loader, "dataset", None)
+    is_read_here = isinstance(dataset, IterableDataset) and getattr(loader, "num_workers", 1) == 0
+    has_state = _has_state(dataset.dataset if isinstance(dataset, StreamShards) else dataset)
+    if _has_state(loader):
+        return loader
+    return dataset if is_read_here and has_state else None
+
+
+def _has_state(value: Any) -> bool:
+    return all(callable(getattr(type(value), name, None)) for name in ("state_dict", "load_state_dict"))
+
+
+def begin_pass(
+    loader: Iterable[Any], number: int, seed: int, source_state: Mapping[str, Any] | None = None
+) -> Iterator[Any]:
     """Yield the batches of pass `number`. What is drawn from the global generators while it begins (the order of a
     `RandomSampler`, the seeds of workers, a shuffle of files before the first batch) depends on `seed` alone.
 
     `set_epoch` is called on the loader, its data set and its samplers, where they have it. A generator of theirs keeps
     its seed in the first pass, and has one derived from it in each later pass.
+
+    Args:
+        source_state: where `source_of(loader)` was; the pass goes on from there.
     """
     batch_sampler = getattr(loader, "batch_sampler", None)
     parts = loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)
@@ -33,8 +54,12 @@ def begin_pass(loader: Iterable[Any], number: int, seed: int) -> Iterator[Any]:
             informed.append(part)
     for beginning in _beginnings(loader, informed):
         beginning.begin_pass(number)
+    if source_state is not None:
+        source_of(loader).load_state_dict(source_state)  # type: ignore[union-attr]
     with RandomStream(seed):
         iterator = iter(loader)
+        if source_state is not None:
+            return iterator
         first = list(islice(iterator, 1))  # here, since a generator may shuffle when it is first asked
     return chain(first, iterator)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -24,21 +25,31 @@ from danling_core.process_tree import die_with_parent
 logger = logging.getLogger("danling")
 
 _POLL_SECONDS = 1.0
+_END = b"\n"
 NO_GROUP = "Default process group has not been initialized"
 
 
 def can_fork(device: torch.device) -> bool:
-    """Return whether a fork can do what this process can: not with a GPU, which belongs to one process."""
-    return device.type == "cpu" and sys.platform.startswith("linux") and not torch.cuda.is_initialized()
+    """Return whether a fork can do what this process can on that device: not with a GPU, which belongs to one process.
+
+    Work that touches no GPU, such as reading data, asks for the CPU.
+    """
+    return device.type == "cpu" and sys.platform.startswith("linux")
 
 
-def in_a_fork(work: Callable[[], None], beat: Callable[[], None], limit_seconds: float) -> None:
-    """Call `work` in a fork of this process, on one thread and outside the process group. Any rank by itself.
+def in_a_fork(work: Callable[[], Any], beat: Callable[[], None], limit_seconds: float, name: str) -> Any:
+    """Return what `work` returns, called in a fork of this process, on one thread and outside the process group. Any
+    rank by itself.
 
     Args:
+        work: returns what JSON can hold.
+        name: of the work, for the log.
         beat: called each second, to show that this rank lives.
         limit_seconds: after so long the fork is killed, and nothing is known: a lock may have been held by a thread
             that it does not have.
+
+    Returns:
+        None where the fork was killed, or died.
 
     Raises:
         DanLingError: what `work` raised, of the same type, with its traceback as a note.
@@ -52,58 +63,62 @@ def in_a_fork(work: Callable[[], None], beat: Callable[[], None], limit_seconds:
     if child == 0:
         _work_and_exit(work, writer)
     os.close(writer)
+    with contextlib.suppress(OSError):  # it does that as well: whoever comes first
+        os.setpgid(child, child)
     try:
         answer = _answer(reader, beat, time.monotonic() + limit_seconds)
     finally:
         os.close(reader)
-        os.kill(child, signal.SIGKILL)
+        os.killpg(child, signal.SIGKILL)  # its loader workers, too
         os.waitpid(child, 0)
     if answer is None:
         logger.info(
-            "the look before the first step has no result (it took more than %g s, or died): training begins without",
-            limit_seconds,
+            "%s has no result (it took more than %g s, or died): training begins without",
+            *(name, limit_seconds),
         )
-    elif answer[0] is not None:
-        name, message, told = answer
-        error: DanLingError = getattr(errors, str(name), DanLingError)(message)
-        error.add_note(told)
+        return None
+    if "error" in answer:
+        error: DanLingError = getattr(errors, answer["error"], DanLingError)(answer["message"])
+        error.add_note(answer["told"])
         raise error
+    return answer["value"]
 
 
-def _answer(reader: int, beat: Callable[[], None], end: float) -> tuple[str | None, str, str] | None:
+def _answer(reader: int, beat: Callable[[], None], end: float) -> dict[str, Any] | None:
     data = b""
     while time.monotonic() < end:
         if not select.select([reader], [], [], _POLL_SECONDS)[0]:
             beat()
             continue
         part = os.read(reader, 1 << 16)
-        if not part:
-            break
         data += part
+        if not part or data.endswith(_END):  # loader workers of the fork may hold the pipe open
+            break
     try:
-        name, message, told = json.loads(data)
-        return name, message, told
+        answer: dict[str, Any] = json.loads(data)
+        return answer
     except ValueError:
         return None
 
 
-def _work_and_exit(work: Callable[[], None], writer: int) -> NoReturn:
-    answer: tuple[str | None, str, str] = (None, "", "")
+def _work_and_exit(work: Callable[[], Any], writer: int) -> NoReturn:
+    answer: dict[str, Any] = {"value": None}
     try:
         die_with_parent()
+        os.setpgid(0, 0)
         torch.set_num_threads(1)  # the threads of the parent's pool are not here
         _leave_group()
-        work()
+        answer = {"value": work()}
     except DanLingError as error:
         if NO_GROUP not in str(error):  # a step with a collective of its own cannot be tried here
-            answer = type(error).__name__, str(error), traceback.format_exc()
+            answer = {"error": type(error).__name__, "message": str(error), "told": traceback.format_exc()}
     except BaseException as error:
-        logger.debug("the look before the first step was left: %r", error)
+        logger.debug("work in a fork was left: %r", error)
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         with open(writer, "wb") as file:  # the parent kills this process once it has the answer
-            file.write(json.dumps(answer).encode())
+            file.write(json.dumps(answer).encode() + _END)
         os._exit(0)
 
 

@@ -52,9 +52,12 @@ def look(parts: Parts, runner: Any, train_splits: Sequence[str], evaluate_splits
         ConfigError: what would have failed later, after minutes of training.
     """
     splits = train_splits, evaluate_splits
-    if aside.can_fork(parts.ranks.device):
+    if aside.can_fork(parts.ranks.device) and not torch.cuda.is_initialized():
         aside.in_a_fork(
-            lambda: _try_steps(parts, _as_it_is(parts, runner), *splits), parts.session.beat, _LIMIT_SECONDS
+            lambda: _try_steps(parts, _as_it_is(parts, runner), *splits),
+            parts.session.beat,
+            _LIMIT_SECONDS,
+            "the look before the first step",
         )
         return
     size = sum(

@@ -24,6 +24,7 @@ from danling_core.runner import keywords, loading, set_up, trainable
 from danling_core.runner.base import RunnerMode, also_a_switch
 from danling_core.runner.base_runner import BaseRunner, Values
 from danling_core.runner.beginning import begin
+from danling_core.runner.data_trial import try_data
 from danling_core.runner.loading import LoadedKeys
 from danling_core.runner.look import look
 from danling_core.runner.objects import File
@@ -696,6 +697,8 @@ class TorchRunner(BaseRunner):
             setup.is_trainable = parts.state.is_fixed = True
         for split in evaluate_splits:
             parts.splits.evaluate_loader(split)
+        if resume and train_splits and setup.is_resume_due:
+            try_data(parts, train_splits, evaluate_splits)
         if resume and (setup.is_resume_due if train_splits is not None else not setup.has_weights):
             record = restore.newest(parts.session.files, parts.ranks)
             if record is not None:
@@ -722,7 +725,7 @@ class TorchRunner(BaseRunner):
             set_up.explaining_batch_norm(split, self.rank, lambda: 0),
             self._parts.strategy.rehearsing(list(self._parts.modules.own.values())),
         ):
-            batch = to_device(next(iter(self._parts.splits.stream(split).loader)), self.device)
+            batch = to_device(self._parts.splits.stream(split).first_batch(), self.device)
             for _ in range(2):
                 with self.in_step(REHEARSAL):
                     self.train_step(batch)

@@ -17,6 +17,7 @@ from danling_core.parallel import seeding
 from danling_core.parallel.environment import environment
 from danling_core.parallel.modules import Slot
 from danling_core.runner import bitwise
+from danling_core.runner.data_trial import take_up_data
 from danling_core.runner.parts import Parts
 from danling_core.train import logged
 from danling_core.train.meters import SplitMeter
@@ -115,7 +116,6 @@ def register_parts(parts: Parts, trained: Trained, metrics_in_use: Callable[[], 
         lambda s: bitwise.compare_environment(parts, s),
     )
     state.add("data", parts.splits.facts, lambda s: bitwise.compare_data(parts, s))
-    state.add("samplers", lambda: bitwise.sampler_states(parts), lambda s: bitwise.compare_samplers(parts, s))
     state.add("world_size", lambda: parts.ranks.world_size)
     _register_per_rank(parts, trained, metrics_in_use)
 
@@ -240,6 +240,19 @@ def _register_per_rank(parts: Parts, trained: Trained, metrics_in_use: Callable[
         parts.callbacks.load_state_dict,
         Order.weights,
         lambda states: parts.callbacks.load_state_dict(states[0] if states else None),
+    )
+    state.add_per_rank(
+        "sources",
+        parts.splits.source_states,
+        lambda s: take_up_data(parts, s or {}),
+        Order.positions,
+        lambda states: take_up_data(parts, {}),
+    )
+    state.add_per_rank(  # once the positions are there, which some of them know
+        "samplers",
+        lambda: bitwise.sampler_states(parts),
+        lambda s: bitwise.compare_samplers(parts, s),
+        Order.generators,
     )
     state.add_per_rank("split", split_so_far, keep_split, Order.positions, merge_splits)
     state.add_per_rank("rng", parts.generators.state, seeding.restore_rng, Order.generators, reseed)

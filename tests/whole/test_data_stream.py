@@ -37,6 +37,7 @@ def test_a_run_stopped_after_any_window_goes_on_with_the_same_batches(source, st
     if left is not None:
         torch.manual_seed(99)
         stream.load_state_dict(left[0])
+        stream.take_up()
         torch.set_rng_state(left[1])
     found = [step(window) for _ in range(stream.state_dict()["pass"], 2) for window in stream.windows()]
     assert found == expected[stop:]

@@ -1,0 +1,191 @@
+"""Data of other libraries, stopped in the middle of an epoch and resumed to the same bits; with real forks."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+
+from danling_core.errors import ConfigError, RunInterrupted
+from tests import foreign_data as data
+from tests.ranks import Ranks
+from tests.small_runner import config, weights
+
+SOURCES: dict[str, tuple[Callable[[Path], Any], bool]] = {
+    "map-style": (lambda folder: data.hugging_face(), False),
+    "stream": (lambda folder: data.streamed(), True),
+    "shuffle buffer": (lambda folder: data.shuffled_stream(), False),
+    "stream in a loader": (lambda folder: DataLoader(data.streamed(), batch_size=4), True),
+    "webdataset": (data.seeded_web, False),
+    "stateful": (lambda folder: data.stateful(), True),
+    "stateful, workers": (lambda folder: data.stateful(2), True),
+    "stateful, random numbers": (lambda folder: data.stateful(draws=True), True),
+    "stateful, random numbers in workers": (lambda folder: data.stateful(2, draws=True), False),
+    "own": (lambda folder: data.Own(), True),
+    "own, forgetful": (lambda folder: data.Own(is_whole=False), False),
+}
+"""By name: what makes the data, and whether its state is enough to go on by."""
+
+
+def runner_of(make: Callable[[], Any], root: Path, **fields: Any) -> data.ForeignRunner:
+    kind = type("Foreign", (data.ForeignRunner,), {"make": staticmethod(make)})
+    made = make()
+    options = {} if isinstance(made, DataLoader) else {"batch_size": 4}
+    fields = {
+        "epoch_end": 3,
+        "sanity_batches": 2,
+        "dataloader": {**options, "val": {"batch_size": 7}},
+        **fields,
+    }
+    gc.collect()  # no loader workers of the runner before, which a fork would wait for
+    runner: data.ForeignRunner = kind(config(root, **fields))
+    return runner
+
+
+def stopped(make: Callable[[], Any], root: Path, at: int, **fields: Any) -> data.ForeignRunner:
+    runner = runner_of(make, root, **fields)
+    step = type(runner).train_step
+
+    def train_step(self: Any, batch: Any) -> Any:
+        if self.steps == at:
+            self.request_stop("asked by the test")
+        return step(self, batch)
+
+    type(runner).train_step = train_step  # type: ignore[method-assign]
+    with pytest.raises(RunInterrupted):
+        runner.train()
+    type(runner).train_step = step  # type: ignore[method-assign]
+    return runner
+
+
+LONG = set(SOURCES) - {"shuffle buffer", "stateful", "own", "own, forgetful"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.long] * (each in LONG)) for each in SOURCES]
+)
+def test_data_of_other_libraries_goes_on_where_it_was(name: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    make, by_state = SOURCES[name]
+    make_here = partial(make, tmp_path / "data")
+    peace = runner_of(make_here, tmp_path / "peace")
+    peace.train()
+    # two steps later: inside a pass of ten steps, at its end, in the second
+    for at in (6, 8, 15) if "workers" not in name else (15,):
+        root = tmp_path / str(at)
+        stopped(make_here, root, at)
+        second = runner_of(make_here, root)
+        second.train()
+        is_told = name == "own, forgetful" and at > 8  # which counts its passes, and lost count
+        assert second._parts.setup.is_bitwise is not is_told
+        recall = second._parts.splits.streams["train"].recall
+        assert (recall is not None) is by_state
+        if not is_told:
+            assert second.seen == peace.seen
+            assert weights(second) == weights(peace) and second.results == peace.results
+
+
+def test_a_shuffle_by_the_clock_is_said_before_the_first_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make = partial(data.web, tmp_path)
+    logging.getLogger("danling").addHandler(caplog.handler)
+    stopped(make, tmp_path / "run", 6)
+    logging.getLogger("danling").removeHandler(caplog.handler)
+    told = next(r.message for r in caplog.records if "other samples each time" in r.message)
+    assert "split 'train': the WebDataset" in told and "rng=random.Random(0)" in told
+    runner = runner_of(make, tmp_path / "run")
+    runner.train()
+    assert not runner._parts.setup.is_bitwise
+    assert "other samples each time" in runner._parts.setup.reasons[0]
+
+
+def _train(make: Callable[[], Any], root: Path, at: int | None) -> tuple[Any, Any]:
+    if at is not None:
+        stopped(make, root, at, dataloader={"batch_size": 2, "val": {"batch_size": 7}})
+    runner = runner_of(make, root, dataloader={"batch_size": 2, "val": {"batch_size": 7}})
+    runner.train()
+    return weights(runner), runner._parts.splits.streams["train"].recall is not None
+
+
+@pytest.mark.parametrize("make", [pytest.param(data.streamed, marks=pytest.mark.long), data.Own])
+def test_two_ranks_go_on_by_the_state_of_their_data(
+    two_ranks: Ranks, make: Callable[[], Any], tmp_path: Path
+) -> None:
+    peace = two_ranks.run(_train, make, tmp_path / "peace", None)
+    again = two_ranks.run(_train, make, tmp_path / "run", 16)
+    assert [found[0] for found in again] == [found[0] for found in peace]
+    assert [found[1] for found in again] == [True, True]
+
+
+def _refused(make: Callable[[], Any], root: Path, split: str) -> str:
+    runner = runner_of(data.streamed, root, dataloader={"batch_size": 2})
+    runner.datasets[split] = make()
+    with pytest.raises(ConfigError) as refused:
+        runner.train()
+    return f"{runner.steps} {refused.value}"
+
+
+class OtherOnEachRank(data.Own):
+    """Shuffles by a seed that each rank draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import random
+
+        self.pass_number = random.randrange(1 << 30)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_ranks_that_would_read_other_samples_are_refused(
+    two_ranks: Ranks, split: str, tmp_path: Path
+) -> None:
+    for index, make in enumerate((partial(data.web, tmp_path), OtherOnEachRank)):
+        for answer in two_ranks.run(_refused, make, tmp_path / f"{split}{index}", split):
+            assert answer.startswith(f"0 split '{split}': the ") and "lost and others doubled" in answer
+
+
+class Held(data.ForeignRunner):
+    """Has its data in an attribute as well, where every checkpoint would hold its state once more."""
+
+    make = staticmethod(data.streamed)
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        self.source = self.datasets["train"]
+
+
+def test_data_that_is_also_an_attribute_is_not_taken_up_twice(tmp_path: Path) -> None:
+    runner = Held(config(tmp_path, epoch_end=1, sanity_batches=2, dataloader={"batch_size": 4}))
+    runner.train()
+    assert runner._parts.attributes is not None and runner._parts.attributes.names == []
+
+
+def test_the_page_on_data_says_what_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each snippet makes data that a runner trains on."""
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data.rows()))
+    (tmp_path / "shards").mkdir()
+    data.shards(tmp_path / "shards", "x.npy")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    given = SimpleNamespace(datasets={}, dataloaders={})
+    namespace: dict[str, Any] = {"self": given}
+    for index, snippet in enumerate(snippets):
+        given.datasets, given.dataloaders = {}, {}
+        exec(snippet, namespace)
+        source = (given.datasets or given.dataloaders)["train"]
+        assert ("val" in given.datasets) is (index == 0)
+        runner = runner_of(lambda source=source: source, tmp_path / str(index), epoch_end=1)
+        runner.train()
+        assert sum(map(len, runner.seen)) == (32 if source is namespace["halves"]["train"] else data.SAMPLES)
