@@ -2,77 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
-from importlib import metadata
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import CycloptsError, Parameter
 
 from danling_core.errors import ConfigError, DanLingError, NotFound
+from flows import cli_model as cli_model  # its commands
 from flows import exit_codes
+from flows.cli_app import (
+    OVERRIDES,
+    Busy,
+    Endpoint,
+    File,
+    Fresh,
+    Json,
+    Overrides,
+    Pool,
+    Root,
+    Run,
+    Status,
+    Verbose,
+    app,
+    endpoint,
+)
 from flows.cli_text import say
 from flows.signals import StoppedBySignal
 
-_OVERRIDES = """\
-Overrides are dotted: params.lr=0.01, dataloader.batch_size=64, scheduler=null.
-Values are read as YAML. `danling keys` lists every key, with its default.
-"""
-
-Run = Annotated[str, Parameter(help="name, id, the beginning of an id, or a folder")]
-Root = Annotated[str, Parameter(help="project root of RUN", show_default=True)]
-Endpoint = Annotated[
-    str | None, Parameter(help="of an S3-compatible store; default: AWS_ENDPOINT_URL", name="--endpoint-url")
-]
-File = Annotated[str, Parameter(help="a YAML or JSON file, local or at a URL")]
-Overrides = Annotated[str, Parameter(help="dotted changes of every run's config: key=value")]
-Fresh = Annotated[bool, Parameter(help="begin new run folders, whatever is there")]
-Busy = Annotated[
-    Literal["follow", "wait", "fail"],
-    Parameter(
-        help="where another process has a run in work: show its epochs and end as it does (and take over if it dies), "
-        "wait for its end and go on then, or fail",
-        show_default=True,
-    ),
-]
-Pool = Annotated[str, Parameter(help="work pool, of type process", show_default=True)]
-Verbose = Annotated[bool, Parameter(help="show Prefect's log lines too")]
-Json = Annotated[bool, Parameter(help="print JSON")]
-Status = Literal["running", "complete", "failed", "interrupted", "unknown"]
-
-
-def _version() -> str:
-    try:
-        return f"danling {metadata.version('danling-flows')}"
-    except metadata.PackageNotFoundError:
-        return "danling (not installed)"
-
-
-app = App(
-    name="danling",
-    help="PyTorch experiments as Prefect flows.",
-    help_epilogue=f"""\
-examples:
-  danling run examples/digits/run.yaml                   train one run
-  danling run examples/digits/run.yaml params.lr=0.003   another learning rate
-  danling experiment examples/digits/experiment.yaml     the runs of a sweep
-  danling group examples/digits/group.yaml               with a leaderboard
-  danling runs experiments --status complete             what there is
-  danling show digits-cnn-baseline                       one run, its results
-  danling --install-completion                           for this shell
-
-{exit_codes.MEANINGS}""",
-    help_format="plaintext",
-    version=_version,
-    result_action="return_value",
-    default_parameter=Parameter(negative=(), show_default=False),
-)
-app.register_install_completion_command()
-
 
 @app.command(
-    help_epilogue=f"""{_OVERRIDES}
+    help_epilogue=f"""{OVERRIDES}
 examples:
   danling run examples/digits/run.yaml
   danling run examples/digits/run.yaml params.lr=0.003 seed=0 nproc_per_node=2
@@ -107,7 +67,7 @@ def run(
 
 
 @app.command(
-    help_epilogue=f"""{_OVERRIDES}
+    help_epilogue=f"""{OVERRIDES}
 examples:
   danling experiment examples/digits/experiment.yaml
   danling experiment examples/digits/experiment.yaml epoch_end=5
@@ -138,7 +98,7 @@ def experiment(
 
 
 @app.command(
-    help_epilogue=f"""{_OVERRIDES}
+    help_epilogue=f"""{OVERRIDES}
 examples:
   danling group examples/digits/group.yaml
   danling group examples/digits/group.yaml project_root=s3://bucket/experiments
@@ -181,7 +141,7 @@ def runs(
     """List the runs under a project root, newest first."""
     from flows.cli_list import print_runs
 
-    with _endpoint(endpoint_url):
+    with endpoint(endpoint_url):
         return print_runs(root, group, status, json)
 
 
@@ -198,7 +158,7 @@ def show(
     """Show one run: how it went, its results, its files."""
     from flows.cli_list import print_run
 
-    with _endpoint(endpoint_url):
+    with endpoint(endpoint_url):
         return print_run(root, run, json)
 
 
@@ -280,7 +240,7 @@ def stop(
     """Have a run, or all of a group, save and stop."""
     from flows.cli_operations import stop_runs
 
-    with _endpoint(endpoint_url):
+    with endpoint(endpoint_url):
         return stop_runs(root, run, wait)
 
 
@@ -324,7 +284,7 @@ def doctor(
     """Find runs whose process is gone or silent, and set the flow runs of the dead to Crashed."""
     from flows.cli_operations import examine
 
-    with _endpoint(endpoint_url):
+    with endpoint(endpoint_url):
         return examine(root)
 
 
@@ -397,7 +357,7 @@ def pull(
     """Copy a run from a store to a local folder."""
     from flows.cli_storage import pull_run
 
-    with _endpoint(endpoint_url):
+    with endpoint(endpoint_url):
         return pull_run(root, run, dir)
 
 
@@ -417,7 +377,7 @@ def push(
     """Copy a local run, or all under a root, to a store."""
     from flows.cli_storage import push_runs
 
-    with _endpoint(endpoint_url):
+    with endpoint(endpoint_url):
         return push_runs(dir, url)
 
 
@@ -455,92 +415,8 @@ def prune(
         return prune_api(root, older_than, yes)
     from flows.cli_storage import prune_runs
 
-    with _endpoint(endpoint_url):
+    with endpoint(endpoint_url):
         return prune_runs(root, keep_best, keep_last, yes)
-
-
-@app.command(
-    help_epilogue="""\
-examples:
-  danling summary examples/digits/run.yaml
-  danling summary examples/digits/run.yaml params.width=64"""
-)
-def summary(config: File, /, *overrides: Overrides) -> int:
-    """Show the modules of a config's model, with the shapes of one batch, parameters and memory."""
-    from flows.cli_summary import print_summary
-
-    return print_summary(config, overrides)
-
-
-@app.command(
-    help_epilogue="""\
-examples:
-  danling predict digits-cnn-baseline --split test --out predictions.npy
-  danling predict 0123abcd --split test --out s3://bucket/test.safetensors dataloader.batch_size=256
-  danling predict digits-cnn-baseline --split val --out val.parquet --checkpoint epoch-3
-
-They are what infer_step returns, with a row for each sample, in the order of the
-data set: in .npy one array, in .safetensors and .parquet several by name."""
-)
-def predict(
-    run: Run,
-    /,
-    *overrides: Overrides,
-    split: Annotated[str, Parameter(help="of the run's data")],
-    out: Annotated[str, Parameter(help="a .npy, .safetensors or .parquet file, local or at a URL")],
-    checkpoint: Annotated[str, Parameter(help="best, latest, epoch-N", show_default=True)] = "best",
-    root: Root = "experiments",
-    endpoint_url: Endpoint = None,
-) -> int:
-    """Write a run's predictions for a split to a file, in this process."""
-    from flows.cli_predict import predict_split
-
-    with _endpoint(endpoint_url):
-        return predict_split(root, run, checkpoint, split, out, overrides)
-
-
-@app.command(
-    help_epilogue="""\
-examples:
-  danling verify digits-cnn-baseline
-  danling verify 0123abcd --root s3://bucket/experiments
-
-exit codes: 0 good, 1 something is damaged, 2 there is no such run"""
-)
-def verify(run: Run, /, *, root: Root = "experiments", endpoint_url: Endpoint = None) -> int:
-    """Check every committed file of a run."""
-    from flows.cli_verify import verify_run
-
-    with _endpoint(endpoint_url):
-        return verify_run(root, run)
-
-
-@app.command(
-    help_epilogue="""\
-examples:
-  danling reproduce digits-cnn-baseline --epoch 3
-  danling reproduce digits-cnn-baseline --epoch 3 --from-start
-
-It begins with the checkpoint before epoch N: with save_interval: 1 every epoch
-keeps one. Without it, --from-start trains the epochs before it, too. Run it from
-the folder that the run was started in, so that its runner is found, and with the
-same code.
-exit codes: 0 identical, 1 something differs, 2 it cannot be replayed"""
-)
-def reproduce(
-    run: Run,
-    /,
-    *,
-    epoch: Annotated[int, Parameter(help="the first epoch is 0")],
-    from_start: Annotated[bool, Parameter(help="do not begin with a checkpoint")] = False,
-    root: Root = "experiments",
-    endpoint_url: Endpoint = None,
-) -> int:
-    """Train one epoch again and compare it bit for bit."""
-    from flows.cli_verify import reproduce_epoch
-
-    with _endpoint(endpoint_url):
-        return reproduce_epoch(root, run, epoch, from_start)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -575,18 +451,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 _words: list[str] = []
 """The command line as it was given, for the message that says how to resume."""
-
-
-@contextlib.contextmanager
-def _endpoint(url: str | None) -> Iterator[None]:
-    """Reach stores at `url` inside the block, where it is given."""
-    if url is None:
-        yield
-        return
-    from danling_core import storage
-
-    with storage.using({"endpoint_url": url}):
-        yield
 
 
 def _complain(message: str, code: int) -> int:

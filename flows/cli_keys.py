@@ -14,6 +14,7 @@ from danling_core.config.sections import (
     DataLoaderConfig,
     OptimConfig,
     PretrainedConfig,
+    ProfileConfig,
     SchedulerConfig,
 )
 from flows.exit_codes import BAD_INPUT, DONE
@@ -24,6 +25,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "scheduler": SchedulerConfig,
     "average": AverageConfig,
     "pretrained": PretrainedConfig,
+    "profile": ProfileConfig,
     "compile": CompileConfig,
 }
 _NOTES = (

@@ -22,6 +22,7 @@ SOURCES = {
     "Config: scheduler": ("danling_core/config/sections.py", "SchedulerConfig"),
     "Config: average": ("danling_core/config/sections.py", "AverageConfig"),
     "Config: pretrained": ("danling_core/config/sections.py", "PretrainedConfig"),
+    "Config: profile": ("danling_core/config/sections.py", "ProfileConfig"),
     "Config: compile": ("danling_core/config/sections.py", "CompileConfig"),
     "Config: callbacks": ("danling_core/config/sections.py", "CallbackConfig"),
     "Callback": ("danling_core/callbacks/callback.py", "Callback"),

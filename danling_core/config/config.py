@@ -40,6 +40,7 @@ from danling_core.config.sections import (
     OptimConfig,
     Params,
     PretrainedConfig,
+    ProfileConfig,
     SchedulerConfig,
 )
 from danling_core.config.validation import Model, labelled
@@ -196,6 +197,9 @@ class Config(Model):
     log: bool = _aside(True, "keep a text log; false: what launched ranks print is dropped")
     log_interval: Count | None = _aside(
         50, "iters between reports inside an epoch: progress, and the curves over steps; null: none"
+    )
+    profile: ProfileConfig | None = _aside(
+        None, "profile a few steps, with traces in {dir}/profile: {wait: 5, active: 3}; {}: its defaults"
     )
     tensorboard: bool = _aside(False, "write TensorBoard files")
     loggers: tuple[Literal["wandb", "mlflow"], ...] = _aside(

@@ -61,6 +61,7 @@ NAMES: dict[str, list[str] | str] = {
     "gradient_checkpointing": ["activation_checkpointing"],
     "report_to": ["loggers", "tensorboard"],
     "logger": ["loggers", "tensorboard"],
+    "profiler": ["profile"],
     "enable_progress_bar": ["progress_bar"],
     "output_dir": ["project_root"],
     "default_root_dir": ["project_root"],

@@ -244,6 +244,20 @@ class CompileConfig(BaseModel):
         return {name: value for name, value in stated.items() if value is not None}
 
 
+class ProfileConfig(BaseModel):
+    """Steps that torch's profiler looks at, counted from the first step of each start, and what it notes."""
+
+    model_config = CLOSED
+
+    wait: NonNegativeWhole = Field(5, description="steps before it")
+    warmup: NonNegativeWhole = Field(2, description="steps that are profiled and thrown away")
+    active: Count = Field(3, description="steps in a trace")
+    repeat: Count = Field(1, description="traces, each after its own wait and warmup")
+    record_shapes: bool = Field(False, description="note the shapes of inputs")
+    profile_memory: bool = Field(False, description="note what is allocated")
+    with_stack: bool = Field(False, description="note the line of source")
+
+
 CompileOptions = Annotated[
     Annotated[bool, Tag("")] | Annotated[CompileConfig, Tag(" ")],  # tags that no message shows
     Discriminator(lambda value: " " if isinstance(value, (Mapping, CompileConfig)) else ""),

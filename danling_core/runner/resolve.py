@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,9 @@ def callback_classes(config: Config) -> list[type]:
     return found
 
 
-def make_callbacks(config: Config) -> Callbacks:
-    """Make the callbacks that the config names. Raises ConfigError, also for what a constructor raises."""
-    made = []
+def make_callbacks(config: Config, ours: Sequence[Any] = ()) -> Callbacks:
+    """Make the callbacks that the config names, after ours. Raises ConfigError, also for what a constructor raises."""
+    made = list(ours)
     for number, (cls, callback) in enumerate(zip(callback_classes(config), config.callbacks, strict=True)):
         try:
             made.append(cls(**callback.arguments()))
