@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -37,6 +37,17 @@ def curves_image(rows: Sequence[Mapping[str, Any]]) -> str | None:
     return f"![curves](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 
+def chart_image(
+    title: str, curves: Mapping[str, Curve], label: Callable[[float], str] = "{:g}".format
+) -> str:
+    """Return one chart as SVG; `label` writes the ends of its horizontal axis."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" '
+        f'viewBox="0 0 {_WIDTH} {_HEIGHT}"><rect width="100%" height="100%" fill="white"/>'
+        f"{_chart(title, curves, label)}</svg>"
+    )
+
+
 def _charts(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Curve]]:
     """Return the curve of each split by metric: the loss first, then as they come."""
     charts: dict[str, dict[str, Curve]] = {}
@@ -56,7 +67,7 @@ def _charts(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Curve]]:
     return dict([item for item in drawable.items() if item[1]][:_MOST_METRICS])
 
 
-def _chart(metric: str, curves: Mapping[str, Curve]) -> str:
+def _chart(metric: str, curves: Mapping[str, Curve], label: Callable[[float], str] = "{:g}".format) -> str:
     points = [point for curve in curves.values() for point in curve]
     (left, right), (low, high) = _span(x for x, _ in points), _span(y for _, y in points)
     plot_width, plot_height = _WIDTH - 2 * _MARGIN, _HEIGHT - 2 * _MARGIN
@@ -70,8 +81,8 @@ def _chart(metric: str, curves: Mapping[str, Curve]) -> str:
         f'<rect x="{_MARGIN}" y="{_MARGIN}" width="{plot_width}" height="{plot_height}" fill="none" stroke="#cbd5e1"/>',
         f'<text x="{_MARGIN - 4}" y="{_MARGIN + 8}" text-anchor="end" {_GRAY}>{high:.3g}</text>',
         f'<text x="{_MARGIN - 4}" y="{_HEIGHT - _MARGIN}" text-anchor="end" {_GRAY}>{low:.3g}</text>',
-        f'<text x="{_MARGIN}" y="{_HEIGHT - _MARGIN + 14}" {_GRAY}>{left:g}</text>',
-        f'<text x="{_WIDTH - _MARGIN}" y="{_HEIGHT - _MARGIN + 14}" text-anchor="end" {_GRAY}>{right:g}</text>',
+        f'<text x="{_MARGIN}" y="{_HEIGHT - _MARGIN + 14}" {_GRAY}>{label(left)}</text>',
+        f'<text x="{_WIDTH - _MARGIN}" y="{_HEIGHT - _MARGIN + 14}" text-anchor="end" {_GRAY}>{label(right)}</text>',
     ]
     for index, (split, curve) in enumerate(curves.items()):
         color = _COLORS[index % len(_COLORS)]
