@@ -13,7 +13,7 @@ import danling_core as dl
 
 class Hungry(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(input.repeat(1, 2_000_000)[:, :2] * 1.0)
+        return super().forward(input * input.new_ones(len(input), 4_000_000)[:, :2])
 
 
 class HungryRunner(dl.TorchRunner):

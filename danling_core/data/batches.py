@@ -30,7 +30,7 @@ def batch_size_of(batch: Any) -> int:
     return sizes.pop()
 
 
-def count_labels(batch: Mapping[str, Any], ignore_index: int = -100) -> int:
+def count_labels(batch: Mapping[str, Any], ignore_index: int = -100, shift: bool = False) -> int:
     """Return the labels of a batch that count: tokens, where a loss is a mean over these.
 
     For `self.size_of = count_labels`: losses are then weighted by them. Read before the batch goes to its device.
@@ -38,8 +38,11 @@ def count_labels(batch: Mapping[str, Any], ignore_index: int = -100) -> int:
     Args:
         batch: with `labels`, of any shape.
         ignore_index: label that does not count, as in torch's and transformers' losses.
+        shift: leave out the first label of each row, as a causal language model of transformers does, which predicts
+            the next token: `self.size_of = functools.partial(count_labels, shift=True)`.
     """
-    return int((batch["labels"] != ignore_index).sum())
+    labels = batch["labels"][..., 1:] if shift else batch["labels"]
+    return int((labels != ignore_index).sum())
 
 
 def to_device(batch: Any, device: torch.device, non_blocking: bool = False) -> Any:

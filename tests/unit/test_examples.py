@@ -72,7 +72,7 @@ def test_the_page_on_training_says_what_works(tmp_path: Path, monkeypatch: pytes
         Config.load({"epoch_end": 1, **yaml.safe_load(line)})
     assert len(lines) > 10
     pieces = [text for kind, text in found if kind == "python"]
-    step, hook = pieces[0], next(text for text in pieces if "dl.Callback" in text)
+    step, hook = pieces[0], next(text for text in pieces if "class Unfreeze" in text)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hooks.py").write_text(hook.replace(".backbone", ""))
     namespace: dict[str, Any] = {}
