@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-long bench docs lint format types clean
+.PHONY: help install demo peers test test-unit test-long bench docs lint format types clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -46,7 +46,18 @@ test: $(STAMP)  ## Run the tests, without the long ones, in less than five minut
 test-unit: $(STAMP)  ## Run the tests that start no process, in about a minute
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit $(TESTS)
 
-test-long: $(STAMP)  ## Run the long tests, two at a time: the better part of an hour
+# Other frameworks, for docs/moving.md: an environment of their own, which borrows torch from $(VENV).
+PEERS := $(VENV)-peers
+peers: $(PEERS)/.installed  ## Install the other frameworks that docs/moving.md has programs of
+
+$(PEERS)/.installed: $(STAMP) constraints-peers.txt
+	$(BIN)/python -m venv --clear $(PEERS)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(PEERS)/site-packages
+	cp $(PEERS)/site-packages "$$($(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth"
+	$(PEERS)/bin/python -m pip install $(PIP_FLAGS) --disable-pip-version-check -c constraints-peers.txt accelerate danling lightning
+	@touch $(PEERS)/.installed
+
+test-long: $(STAMP) peers  ## Run the long tests, two at a time: the better part of an hour
 	$(BIN)/python -m pytest -m long --numprocesses 2 --dist worksteal $(TESTS)
 
 bench: $(STAMP)  ## Measure what is claimed about speed; for a quiet machine, and a long break
