@@ -46,15 +46,15 @@ test: $(STAMP)  ## Run the tests, without the long ones, in less than five minut
 test-unit: $(STAMP)  ## Run the tests that start no process, in about a minute
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit $(TESTS)
 
-# Other frameworks, for docs/moving.md: an environment of their own, which borrows torch from $(VENV).
+# Other frameworks for docs/moving.md, and a notebook's kernel: an environment of their own, which borrows torch from $(VENV).
 PEERS := $(VENV)-peers
-peers: $(PEERS)/.installed  ## Install the other frameworks that docs/moving.md has programs of
+peers: $(PEERS)/.installed  ## Install other frameworks and a notebook's kernel, for the long tests
 
 $(PEERS)/.installed: $(STAMP) constraints-peers.txt
 	$(BIN)/python -m venv --clear $(PEERS)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(PEERS)/site-packages
 	cp $(PEERS)/site-packages "$$($(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth"
-	$(PEERS)/bin/python -m pip install $(PIP_FLAGS) --disable-pip-version-check -c constraints-peers.txt accelerate danling lightning
+	$(PEERS)/bin/python -m pip install $(PIP_FLAGS) --disable-pip-version-check -c constraints-peers.txt accelerate danling ipykernel lightning
 	@touch $(PEERS)/.installed
 
 test-long: $(STAMP) peers  ## Run the long tests, two at a time: the better part of an hour

@@ -47,6 +47,7 @@ class SetUp:
         is_placed: the model is on its device.
         is_trainable: optimizer, schedule and wrapped model are there.
         is_announced: the ranks listen for a stop, and the writers are open.
+        was_announced: they did, also where a stop has ended that.
         has_weights: the weights are those of a checkpoint or of training, so that an evaluation resumes nothing.
         is_resume_due: a call of `train` must still look for a checkpoint.
         resumed: step, epoch and record that this process went on from, or None.
@@ -61,6 +62,7 @@ class SetUp:
     is_placed: bool = False
     is_trainable: bool = False
     is_announced: bool = False
+    was_announced: bool = False
     has_weights: bool = False
     is_resume_due: bool = True
     resumed: dict[str, Any] | None = None

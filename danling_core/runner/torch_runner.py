@@ -741,14 +741,15 @@ class TorchRunner(BaseRunner):
             )
         if not setup.is_bitwise:  # stays so: a status is built on the last
             parts.session.files.write_status(bitwise=False, not_bitwise="; ".join(setup.reasons) or None)
-        if self.steps and setup.resumed is None and self.config.checkpoint is None and self.is_main_process:
+        by_hand = self.steps and not setup.was_announced and self.config.checkpoint is None
+        if by_hand and setup.resumed is None and self.is_main_process:
             self.logger.warning(
                 "%d steps were made before train(): they count, and the run ends so much earlier", self.steps
             )
         parts.timings.begin(self.steps)
         parts.session.steps_at_start = self.steps
         self.init_tensorboard()
-        setup.is_announced = True
+        setup.is_announced = setup.was_announced = True
         if parts.session.is_writing:
             if (
                 setup.resumed is not None

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from danling_core.results.formatting import format_duration, format_value
+from danling_core.writers.notebook_bar import NotebookBar, is_notebook
 from danling_core.writers.protocol import TERMINAL, Event
 
 
 class ProgressBar:
-    """Shows `epoch 3/30`, steps, loss, samples per second and the time left, on stderr.
+    """Shows `epoch 3/30`, steps, loss, samples per second and the time left, on stderr or in a notebook's cell.
 
     For the main rank under torchrun, or for a driver that follows the event log. Draws nothing where stderr
     is not a terminal. While it is shown, lines written to `sys.stderr` appear above it; that ends with
@@ -21,7 +22,7 @@ class ProgressBar:
     Args:
         epochs: how many epochs the run has, where known.
         steps: how many steps the run has, where known.
-        enabled: True or False to decide, None to draw on a terminal only.
+        enabled: True or False to decide, None to draw on a terminal or in a notebook only.
         description: what stands before the bar, such as the run's name.
         min_seconds: the least time between two drawings.
         console: a `rich.console.Console` to draw on instead of stderr.
@@ -42,7 +43,7 @@ class ProgressBar:
         self.epochs = epochs
         self.steps = steps
         self.description = description
-        self.enabled = sys.stderr.isatty() if enabled is None else enabled
+        self.enabled = sys.stderr.isatty() or is_notebook() if enabled is None else enabled
         self._min_seconds = min_seconds
         self._console = console
         self._clock = clock
@@ -103,6 +104,9 @@ class ProgressBar:
         self._bar.refresh()
 
     def _start(self) -> tuple[Any, Any]:
+        if self._console is None and is_notebook():
+            return NotebookBar(self.description), None
+
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 

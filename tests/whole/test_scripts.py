@@ -69,6 +69,28 @@ def test_a_signal_saves_and_ends_a_script_with_75(number: signal.Signals, tmp_pa
     assert status(tmp_path)["status"] == "complete" and status(tmp_path)["bitwise"]
 
 
+def test_ctrl_c_saves_before_the_next_step_and_a_second_one_ends_at_once(tmp_path: Path) -> None:
+    process = start(tmp_path, sleep=0.3)
+    for line in process.stdout:
+        if line.startswith("step 2"):
+            process.send_signal(signal.SIGINT)
+            break
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT, error
+    assert "once more ends at once" in error and "trained" not in out
+    assert status(tmp_path)["status"] == "interrupted" and status(tmp_path)["steps"] in (3, 4)
+    process = start(tmp_path, sleep=60.0)
+    for line in process.stdout:
+        if line.startswith("step"):
+            break
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT and time.monotonic() - began < 30
+
+
 @pytest.mark.long
 def test_a_time_limit_ends_a_script_with_75(tmp_path: Path) -> None:
     process = start(tmp_path, max_seconds=0.3)
@@ -105,6 +127,7 @@ def test_a_handler_of_the_scripts_own_is_left_alone(tmp_path: Path) -> None:
 def test_a_signal_to_one_rank_of_a_script_stops_all(tmp_path: Path) -> None:
     process = start(
         tmp_path,
+        sleep=0.2,
         launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
         nproc_per_node=2,
     )
