@@ -74,6 +74,7 @@ format: $(STAMP)  ## Sort imports and format the code
 
 docs: $(STAMP)  ## Write the pages that are made from the code
 	$(BIN)/python scripts/make_reference.py
+	$(BIN)/python -m scripts.make_schedules
 	$(BIN)/python scripts/make_coverage.py
 
 types: $(STAMP)  ## Check the types

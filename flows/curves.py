@@ -25,16 +25,20 @@ def curves_image(rows: Sequence[Mapping[str, Any]]) -> str | None:
     charts = _charts(rows)
     if not charts:
         return None
+    return f"![curves](data:image/svg+xml;base64,{base64.b64encode(chart_group(charts).encode()).decode()})"
+
+
+def chart_group(charts: Mapping[str, Mapping[str, Curve]]) -> str:
+    """Return charts, each of some curves by name, two in a row, as SVG."""
     drawn = [
-        f'<g transform="translate({(index % 2) * _WIDTH},{(index // 2) * _HEIGHT})">{_chart(metric, curves)}</g>'
-        for index, (metric, curves) in enumerate(charts.items())
+        f'<g transform="translate({(index % 2) * _WIDTH},{(index // 2) * _HEIGHT})">{_chart(title, curves)}</g>'
+        for index, (title, curves) in enumerate(charts.items())
     ]
     width, height = _WIDTH * min(2, len(charts)), _HEIGHT * math.ceil(len(charts) / 2)
-    svg = (
+    return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
         f'<rect width="100%" height="100%" fill="white"/>{"".join(drawn)}</svg>'
     )
-    return f"![curves](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 
 def chart_image(
@@ -88,7 +92,8 @@ def _chart(metric: str, curves: Mapping[str, Curve], label: Callable[[float], st
         color = _COLORS[index % len(_COLORS)]
         line = " ".join(place(x, y) for x, y in curve)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="1.5"/>')
-        legend = f'x="{_MARGIN + 70 * (index + 1)}" y="20" font-family="sans-serif" font-size="11"'
+        y = 36 if len(metric) > 12 else 20  # below a long title
+        legend = f'x="{_MARGIN + 70 * (index + 1)}" y="{y}" font-family="sans-serif" font-size="11"'
         parts.append(f'<text {legend} fill="{color}">{escape(split)}</text>')
     return "".join(parts)
 

@@ -43,7 +43,7 @@ NAMES: dict[str, list[str] | str] = {
     "val_check_interval": ["evaluate_interval_steps"],
     "check_val_every_n_epoch": ["evaluate_every"],
     "eval_steps": ["evaluate_interval_steps"],
-    "evaluate_steps": ["evaluate_interval_steps"],
+    "evaluate_steps": ["evaluate_interval_steps", "limit_batches.val"],
     "eval_interval": ["evaluate_every", "evaluate_interval_steps"],
     "save_steps": ["save_interval_steps"],
     "save_total_limit": ["keep_last"],

@@ -16,6 +16,9 @@ from danling_core.results.values import as_floats
 __all__ = ["Accuracy", "Additive", "MeanMeter", "Metric", "MetricGroup"]
 
 
+_AVERAGE = "average"
+
+
 @runtime_checkable
 class Metric(Protocol):
     """Anything with these three; torchmetrics objects fit, and reduce themselves over ranks in `compute`."""
@@ -47,14 +50,26 @@ class MetricGroup(dict[str, Any]):
     A task's group is given `pred[name]` and `target[name]`. The metrics of torchmetrics and the like are kept as
     they are: they belong on the device of the predictions (`to`), and reduce themselves, so `compute` is then
     collective.
+
+    Args:
+        metrics, named: by their names.
+        average_tasks: also report `average`: of each metric the mean over the tasks that have it, so that
+            `score_name: average/accuracy` scores all of them.
     """
 
-    def __init__(self, metrics: Mapping[str, Any] | None = None, **named: Any) -> None:
+    def __init__(
+        self, metrics: Mapping[str, Any] | None = None, *, average_tasks: bool = False, **named: Any
+    ) -> None:
         super().__init__()
+        self.average_tasks = average_tasks
         for name, metric in {**(metrics or {}), **named}.items():
             self[name] = metric
+        if average_tasks and not any(isinstance(metric, MetricGroup) for metric in self.values()):
+            raise ConfigError("average_tasks needs tasks: give a mapping of metrics for each of them")
 
     def __setitem__(self, name: str, metric: Any) -> None:
+        if name == _AVERAGE and self.average_tasks:
+            raise ConfigError(f"a task or metric is called {name!r}, which is the mean over tasks: rename it")
         if isinstance(metric, Mapping) and not isinstance(metric, (Metric, MetricGroup)):
             metric = MetricGroup(metric)
         if not isinstance(metric, Metric):
@@ -76,7 +91,12 @@ class MetricGroup(dict[str, Any]):
 
         Collective: a metric may reduce itself over ranks here.
         """
-        return {name: as_floats(metric.compute(), name) for name, metric in self.items()}
+        values = {name: as_floats(metric.compute(), name) for name, metric in self.items()}
+        if self.average_tasks:
+            values[_AVERAGE] = _means(
+                [values[n] for n, each in self.items() if isinstance(each, MetricGroup)]
+            )
+        return values
 
     def reset(self) -> None:
         """Begin anew."""
@@ -120,6 +140,16 @@ class MetricGroup(dict[str, Any]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; the names must be the same."""
         metric_states.restore(self, state)
+
+
+def _means(tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the mean of each number over the mappings that have it."""
+    found: dict[str, list[float]] = {}
+    for values in tasks:
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                found.setdefault(name, []).append(float(value))
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def joined_state(metrics: Iterable[Additive]) -> Tensor:

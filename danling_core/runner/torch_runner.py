@@ -353,6 +353,16 @@ class TorchRunner(BaseRunner):
     # evaluate -----------------------------------------------------------------------------------------------
     def evaluate_epoch(self, split: str = "val") -> Values:
         """Evaluate a split: each sample counts once at any world size, EMA weights where there are any. Collective."""
+        return self.evaluate_steps(split)
+
+    def evaluate_steps(self, split: str = "val", steps: int | None = None) -> Values:
+        """Evaluate the first batches of a split, as `evaluate_epoch` does all of them. Collective.
+
+        Args:
+            steps: batches of each rank, at most; None: what `limit_batches` says, else all.
+        """
+        if steps is not None and steps < 1:
+            raise ConfigError(f"evaluate_steps: steps is {steps}, wanted 1 or more")
         if not self._parts.setup.is_trainable:
             self._set_up(None, (split,), resume=False)
         evaluator, loader = self._parts.evaluator, self._parts.splits.evaluate_loader(split)
@@ -365,6 +375,7 @@ class TorchRunner(BaseRunner):
                 callbacks = self._parts.callbacks
                 callbacks.call("on_evaluate_start", self, split)
                 most = self._parts.splits.most(split)
+                most = steps if most is None else most if steps is None else min(most, steps)
                 evaluator.evaluate(loader, self.evaluate_step, self.meters, self.size_of, most=most)
                 result = self.get_epoch_result()
                 callbacks.call("on_evaluate_end", self, split, result)

@@ -15,6 +15,7 @@ from danling_core.config.sweep import ExperimentSpec, GroupSpec
 from danling_core.errors import ConfigError
 from examples.digits import CNNRunner
 from examples.digits.data import digits, shifted
+from scripts import make_schedules
 from tests.small_runner import SmallRunner
 from tests.small_runner import config as small_config
 
@@ -119,3 +120,7 @@ def test_the_smallest_runner_of_the_readme_trains(tmp_path: Path, monkeypatch: p
     results = namespace["ToyRunner"](Config.load("toy.yaml", ["nproc_per_node=1"])).train()
     assert list(results) == [0, 1, 2, 3, 4]
     assert results[4]["val"]["loss"] < results[0]["val"]["loss"]
+
+
+def test_the_picture_of_the_schedules_is_that_of_the_page() -> None:
+    assert make_schedules.stated() and make_schedules.PICTURE.read_text() == make_schedules.picture()

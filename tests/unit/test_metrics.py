@@ -141,6 +141,20 @@ def test_multi_task_metrics_take_and_give_nested_mappings() -> None:
         group.update(ok, wrong)
 
 
+def test_the_mean_over_tasks_is_a_task_of_its_own() -> None:
+    tasks = {"a": {"acc": Accuracy(), "top": Accuracy()}, "b": {"acc": Accuracy()}}
+    group = MetricGroup(tasks, average_tasks=True)
+    group.update(
+        {"a": torch.eye(2), "b": torch.eye(2)}, {"a": torch.tensor([0, 1]), "b": torch.tensor([1, 1])}
+    )
+    assert group.compute()["average"] == {"acc": 0.75, "top": 1.0}
+    assert "average" not in MetricGroup(tasks).compute()
+    with pytest.raises(ConfigError, match="average_tasks needs tasks"):
+        MetricGroup(acc=Accuracy(), average_tasks=True)
+    with pytest.raises(ConfigError, match="'average', which is the mean over tasks"):
+        MetricGroup({"average": {"acc": Accuracy()}}, average_tasks=True)
+
+
 def test_a_metric_needs_its_three_methods() -> None:
     with pytest.raises(ConfigError, match="'x' needs update"):
         MetricGroup(x=3)

@@ -57,6 +57,34 @@ def test_train_and_evaluate_may_have_metrics_of_their_own(tmp_path: Path) -> Non
     assert set(result["train"]) == {"loss", "seen"} and set(result["val"]) == {"loss", "held_out"}
 
 
+def test_the_mean_over_tasks_can_be_the_score(tmp_path: Path) -> None:
+    class Averaged(TwoTasks):
+        def __init__(self, given: Any) -> None:
+            super().__init__(given)
+            self.metrics = MetricGroup(dict(self.metrics), average_tasks=True)
+
+    results = (runner := Averaged(config(tmp_path, epoch_end=3, score_name="average/accuracy"))).train()
+    means = [(r["val"]["a"]["accuracy"] + r["val"]["b"]["accuracy"]) / 2 for r in results.values()]
+    assert [r["val"]["average"]["accuracy"] for r in results.values()] == pytest.approx(means)
+    assert runner.best_score == pytest.approx(max(means))
+
+
+def test_so_many_batches_can_be_evaluated(tmp_path: Path) -> None:
+    runner = SmallRunner(config(tmp_path, epoch_end=1, dataloader={"batch_size": 2}))
+    runner.train()
+    counted: list[int] = []
+    step = runner.evaluate_step
+    runner.evaluate_step = lambda data: (counted.append(len(data[1])), step(data))[1]  # type: ignore[method-assign,func-returns-value]
+    whole = runner.evaluate_epoch("val")
+    assert sum(counted) == 7
+    counted.clear()
+    assert set(runner.evaluate_steps("val", 2)) == set(whole) and sum(counted) == 4
+    counted.clear()
+    assert runner.evaluate_steps("val", 99) == whole
+    with pytest.raises(ConfigError, match="steps is 0"):
+        runner.evaluate_steps("val", 0)
+
+
 # state ------------------------------------------------------------------------------------------------------
 @pytest.mark.holds("attributes-18")
 def test_evaluation_leaves_training_as_it_was(tmp_path: Path) -> None:
