@@ -259,7 +259,10 @@ class Config(Model):
     )
     params: FreeValues = Field({}, description="the user's hyperparameters")
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    device: Literal["auto", "cpu", "cuda", "xpu", "mps"] = Field(
+        "auto",
+        description="auto: the accelerator that torch finds (CUDA or ROCm, XPU, Apple's MPS), else the CPU",
+    )
     nproc_per_node: CountOrAuto = Field("auto", description="ranks per machine; auto: its GPUs, else 1")
     nnodes: Count = Field(1, description="machines")
     threads_per_rank: Count = Field(1, description="CPU threads of each rank")

@@ -45,7 +45,7 @@ def build_train_loader(
         collate_fn: gets a list of samples. Without one, whole tensors and ready batches of `__getitems__` are
             not collated at all.
         sampler: a user's sampler or batch sampler, which takes the place of shuffling.
-        device_type: where batches go; memory is pinned for "cuda" unless the settings say otherwise.
+        device_type: where batches go; memory is pinned for "cuda" and "xpu" unless the settings say otherwise.
 
     With `num_workers` > 0 what a sample draws at random is a function of (seed, pass, index). With 0 it draws
     from the rank's own generators, whose state belongs to the checkpoint. Either way a resumed run sees the
@@ -158,7 +158,7 @@ class _Maker:
         options = self.options
         pin = options.pin_memory
         if pin is None:
-            pin = self.device_type == "cuda" and on_cpu
+            pin = self.device_type in ("cuda", "xpu") and on_cpu
         settings: dict[str, Any] = {"num_workers": options.num_workers, "pin_memory": pin}
         if options.num_workers > 0:
             persistent = options.persistent_workers

@@ -64,8 +64,8 @@ class Prepared:
         sources: a hash of each file that the runner is made of, by path; none where the user stated the
             experiment id, and so vouches for the code.
         world_size: the number of ranks, `auto` resolved.
-        device: "cpu" or "cuda".
-        gpus: how many torch finds, where the device is "cuda".
+        device: "cpu", or the kind of accelerator.
+        gpus: how many torch finds of that.
     """
 
     config: dict[str, Any]

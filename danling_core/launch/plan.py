@@ -21,8 +21,8 @@ class RunPlan:
         source_file: where the runner is defined.
         sources: a hash of each file that the runner is made of, by path.
         world_size: the number of ranks, `auto` resolved.
-        device: "cpu" or "cuda".
-        gpus: how many torch finds, where the device is "cuda".
+        device: "cpu", or the kind of accelerator.
+        gpus: how many torch finds of that.
     """
 
     config: Config

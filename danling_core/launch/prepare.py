@@ -7,13 +7,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from danling_core.config import Config
 from danling_core.errors import ConfigError
 from danling_core.identity.ids import callback_files, experiment_id_of, stores
 from danling_core.identity.sources import loaded_sources
-from danling_core.parallel import distributed
+from danling_core.parallel import accelerators, distributed
 from danling_core.runner.resolve import callback_classes, check_named, import_runner, resolve
 from danling_core.runner.torch_runner import TorchRunner
 from danling_core.writers.services import require
@@ -30,7 +28,7 @@ def prepare(config: Mapping[str, Any], cwd: str) -> dict[str, Any]:
     resolved, facts = _prepared(config)
     ranks = ranks_per_node(resolved)
     device = distributed.resolve_device(resolved.device, ranks).type
-    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    gpus = 0 if device == "cpu" else accelerators.count(device)
     return {**facts, "world_size": ranks, "device": device, "gpus": gpus}
 
 
@@ -96,5 +94,5 @@ def ranks_per_node(config: Config) -> int:
     """Return `nproc_per_node`, where `auto` means the GPUs that will be used, else 1."""
     if config.nproc_per_node != "auto":
         return int(config.nproc_per_node)
-    uses_gpus = config.device != "cpu" and torch.cuda.is_available()
-    return max(torch.cuda.device_count(), 1) if uses_gpus else 1
+    kind = None if config.device == "cpu" else accelerators.kind_here()
+    return 1 if kind is None else max(accelerators.count(kind), 1)

@@ -32,6 +32,7 @@ class MeanMeter:
             value = value.reshape(())
         elif value.dim():
             raise ConfigError(f"a mean takes one number at a time, got shape {tuple(value.shape)}")
+        value = _summable(value)
         if isinstance(weight, Tensor):
             weight = weight.detach().to(value.device, torch.float64, non_blocking=True).reshape(())
             self.add(torch.where(weight > 0, value.detach().double() * weight, 0.0), weight)
@@ -41,9 +42,10 @@ class MeanMeter:
 
     def add(self, total: Tensor, weight: Tensor | float) -> None:
         """Count a sum that is weighted already, such as the hits among `weight` samples; both 0-dim."""
+        total = _summable(total)
         self._total(total.device).add_(total.detach())
         if isinstance(weight, Tensor):
-            weight = weight.detach().to(torch.float64, copy=True)
+            weight = _summable(weight).detach().to(torch.float64, copy=True)
             self._weight = weight if self._weight is None else self._weight + weight
         else:
             self._known_weight += weight
@@ -76,6 +78,11 @@ class MeanMeter:
             self._sum = self._sum.to(device)
             self._weight = None if self._weight is None else self._weight.to(device)
         return self._sum
+
+
+def _summable(value: Tensor) -> Tensor:
+    """Return a number where it can be added up in float64: Apple's GPUs have none."""
+    return value.cpu() if value.device.type == "mps" else value
 
 
 class Accuracy:

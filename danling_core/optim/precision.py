@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from danling_core.errors import ConfigError
+
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NULL = contextlib.nullcontext()
 
@@ -27,13 +29,17 @@ class Precision:
 
     Args:
         name: fp32, bf16 or fp16.
-        device_type: cpu or cuda.
+        device_type: cpu, or the kind of accelerator.
         skip_non_finite: leave out a step whose gradients are not finite, on all ranks alike: gradients are
             reduced before they are looked at, so every rank sees the same.
     """
 
     def __init__(self, name: str, device_type: str, *, skip_non_finite: bool) -> None:
         self.dtype = _DTYPES.get(name)
+        if self.dtype is not None and not torch.amp.is_autocast_available(device_type):
+            raise ConfigError(
+                f"precision is {name!r}, which torch does not have on {device_type}: precision=fp32"
+            )
         self.skips_non_finite = skip_non_finite
         self._device_type = device_type
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from danling_core.errors import ConfigError
+from danling_core.parallel import accelerators
 
 logger = logging.getLogger("danling")
 
@@ -43,20 +44,26 @@ def resolve_device(wanted: str, ranks_here: int | None = None) -> torch.device:
     """Return the device of this rank: `cuda:{local_rank}`, or plain `cpu` (never `cpu:1`). The same kind on all ranks.
 
     Args:
+        wanted: auto, cpu, or a kind of accelerator; auto takes the one that is here.
         ranks_here: on this node, which is the only one, where they are yet to be launched.
 
     Raises:
-        ConfigError: CUDA is asked for and absent, or there are fewer GPUs than ranks on this node; with `auto`
-            only where there are other nodes, which cannot know of it.
+        ConfigError: an accelerator is asked for and absent, or there are fewer GPUs than ranks on this node; with
+            `auto` only where there are other nodes, which cannot know of it.
     """
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    here = accelerators.kind_here() if wanted != "cpu" else None
+    if wanted == "cpu" or (wanted == "auto" and here is None):
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError("device is 'cuda', but torch finds no GPU here: use device=auto or device=cpu")
+    if wanted not in ("auto", here):
+        found = "no GPU" if here is None else f"{here}, and no such GPU,"
+        raise ConfigError(
+            f"device is {wanted!r}, but torch finds {found} here: use device=auto or device=cpu"
+        )
+    assert here is not None
     ranks = local_world_size() if ranks_here is None else ranks_here
-    gpus = torch.cuda.device_count()
-    if ranks <= gpus:
-        return torch.device("cuda", local_rank())
+    gpus = accelerators.count(here)
+    if ranks == 1 or (ranks <= gpus and accelerators.has_peers(here)):
+        return torch.device(here, local_rank()) if accelerators.has_peers(here) else torch.device(here)
     found = f"{ranks} ranks on this node and {gpus} GPU(s)"
     if wanted == "auto" and (ranks_here is not None or ranks == world_size()):
         _warn_once(
@@ -81,9 +88,9 @@ def init_process_group(device: torch.device, timeout_seconds: float) -> bool:
     """
     if world_size() == 1 or dist.is_initialized():
         return False
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if device.type in ("cuda", "xpu"):
+        torch.get_device_module(device.type).set_device(device)
+    backend = accelerators.backend(device.type)
     options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_seconds)}
     path = os.environ.get(MEETING_FILE)
     if path is not None:

@@ -23,7 +23,9 @@ def environment(device: torch.device) -> dict[str, str]:
         "float32 matmul precision": torch.get_float32_matmul_precision(),
         "default dtype": str(torch.get_default_dtype()),
     }
-    if device.type == "cuda":
+    if device.type == "xpu":
+        found["GPU"] = torch.xpu.get_device_name(device)
+    elif device.type == "cuda":
         found |= {
             "GPU": torch.cuda.get_device_name(device),
             "CUDA": str(torch.version.cuda),

@@ -13,7 +13,7 @@ class Ranks:
     """Place of this process, as the launcher wrote it into the environment, and what ranks do together.
 
     Args:
-        device: auto, cpu or cuda.
+        device: auto, cpu, or a kind of accelerator.
 
     Raises:
         ConfigError: the device is not there.

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from danling_core.parallel import accelerators
+
 _MAX_NUMPY_SEED = 2**32
 
 
@@ -42,9 +44,7 @@ def capture_rng() -> dict[str, Any]:
         },
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+    return {**state, **accelerators.generator_states()}
 
 
 def restore_rng(state: dict[str, Any]) -> None:
@@ -62,8 +62,7 @@ def restore_rng(state: dict[str, Any]) -> None:
         )
     )
     torch.set_rng_state(state["torch"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
+    accelerators.restore_generators(state)
 
 
 class Generators:

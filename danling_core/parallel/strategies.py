@@ -93,7 +93,7 @@ class DataParallel(SingleRank):
         buffers: Any = {"broadcast_buffers": False} if self.keeps_own_buffers else {}
         return DistributedDataParallel(
             module,
-            device_ids=[self._device] if self._device.type == "cuda" else None,
+            device_ids=None if self._device.type == "cpu" else [self._device],
             find_unused_parameters=self._finds_unused,
             gradient_as_bucket_view=is_only,  # a backward pass of another loss would write into the buckets
             **buffers,

@@ -34,8 +34,8 @@ class Profiler(Callback):
         from torch import profiler
 
         config, kinds = self._config, [profiler.ProfilerActivity.CPU]
-        if runner.device.type == "cuda":
-            kinds.append(profiler.ProfilerActivity.CUDA)
+        if runner.device.type in ("cuda", "xpu"):
+            kinds.append(profiler.ProfilerActivity[runner.device.type.upper()])
         self._rank, self._step, self._left = runner.rank, runner.steps, config.repeat
         self._profiler = profiler.profile(
             activities=kinds,
@@ -84,8 +84,9 @@ class Profiler(Callback):
         unfinished = os.path.join(folder, f".{name}.json.gz")
         profiler.export_chrome_trace(unfinished)
         os.replace(unfinished, trace)
-        by = "self_cuda_time_total" if any(kind.name == "CUDA" for kind in profiler.activities) else None
-        table = profiler.key_averages().table(sort_by=by or "self_cpu_time_total", row_limit=_ROWS)
+        on_device = any(kind.name != "CPU" for kind in profiler.activities)
+        by = "self_device_time_total" if on_device else "self_cpu_time_total"
+        table = profiler.key_averages().table(sort_by=by, row_limit=_ROWS)
         with open(os.path.join(folder, f"{name}.txt"), "w") as file:
             file.write(table)
         if self._rank == 0:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,13 +137,13 @@ def begin_stopping(context: RunContext | None, ranks: Ranks, max_seconds: float 
         control,
         is_main=ranks.is_main_process,
         nodes=nodes,
-        mark=_mark_queue if ranks.device.type == "cuda" else None,
+        mark=partial(_mark_queue, ranks.device) if ranks.device.type in ("cuda", "xpu") else None,
         max_seconds=max_seconds,
     )
 
 
-def _mark_queue() -> Callable[[], None]:
+def _mark_queue(device: torch.device) -> Callable[[], None]:
     """Mark what is queued on this rank's GPU now; return a function that waits until that is done."""
-    event = torch.cuda.Event(blocking=True)
+    event = torch.cuda.Event(blocking=True) if device.type == "cuda" else torch.Event(device)
     event.record()
     return event.synchronize

@@ -128,6 +128,8 @@ class _Series:
             return
         pending, self._pending = self._pending, []
         device = pending[0][0].device
+        if device.type == "mps":  # which has no float64
+            pending, device = [(value.cpu(), weight) for value, weight in pending], torch.device("cpu")
         values = torch.stack([value.reshape(()).double() for value, _ in pending])
         weights = torch.stack(
             [torch.as_tensor(w, dtype=torch.float64, device=device).reshape(()) for _, w in pending]
@@ -161,7 +163,7 @@ class _Series:
             )
         value = value.detach()
         if self.reduction == "mean":
-            return value.double().mean()
+            return (value.cpu() if value.device.type == "mps" else value).double().mean()
         if self.reduction == "sum":
             return value.sum()
         return value.amin() if self.reduction == "min" else value.amax()

@@ -70,7 +70,7 @@ class LossMeter:
             return
         losses, counts = self._losses, self._counts
         self._losses, self._counts = [], []
-        values = torch.stack([loss.reshape(()) for loss in losses]).double().tolist()
+        values = torch.stack([loss.reshape(()) for loss in losses]).cpu().double().tolist()
         for value, count in zip(values, counts, strict=True):
             self._take(value, count)
 

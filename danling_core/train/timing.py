@@ -8,6 +8,8 @@ import time
 
 import torch
 
+from danling_core.parallel import accelerators
+
 Fields = dict[str, float | int | None]
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
@@ -62,17 +64,13 @@ def _between(
 
 def memory_curves(device: torch.device) -> dict[str, float]:
     """Return memory in bytes: on a GPU allocated, reserved and the most allocated so far; else the most resident."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return {"memory_peak_bytes": memory_bytes(device)}
-    return {
-        "memory_allocated_bytes": torch.cuda.memory_allocated(device),
-        "memory_reserved_bytes": torch.cuda.memory_reserved(device),
-        "memory_peak_bytes": memory_bytes(device),
-    }
+    return {f"memory_{name}_bytes": size for name, size in accelerators.memory(device).items()}
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return the most memory so far: allocated on the GPU, or resident in this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+    """Return the most memory so far: allocated on the GPU, where that tells, or resident in this process."""
+    if device.type != "cpu" and (peak := accelerators.memory(device).get("peak")) is not None:
+        return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
