@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,14 +16,15 @@ def export_model(
 ) -> int:
     """Write a run's model and say what is there; return the exit code."""
     from danling_core.runs.finding import resolve
+    from danling_core.tools.apart import without_log
     from danling_core.tools.export import export
 
     if average < 1:
         raise ConfigError(f"--average is {average}, wanted 1 or more")
     folder = resolve(root, run)
     sys.path.insert(0, os.getcwd())  # as `danling run` does, for the runner's module
-    logging.disable(logging.WARNING)  # the log of a run that this is not
-    done = export(folder, out, checkpoint=checkpoint, average=average, overrides=overrides)
+    with without_log():
+        done = export(folder, out, checkpoint=checkpoint, average=average, overrides=overrides)
     for name in done.files:
         say(name if name == out else storage.join(out, name))
     said = f"{done.weights} of {folder.url}"

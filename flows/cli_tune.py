@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import math
 import os
 import sys
@@ -25,10 +25,15 @@ def tune_rate(
 
     if out is not None and not out.endswith(".svg"):
         raise ConfigError(f"--out {out}: the picture is an .svg file")
-    _prepare()
-    found = range_test(
-        file, overrides, lowest=lowest, highest=highest, count=steps, watch=lambda losses: _bar(losses, steps)
-    )
+    with _prepared():
+        found = range_test(
+            file,
+            overrides,
+            lowest=lowest,
+            highest=highest,
+            count=steps,
+            watch=lambda losses: _bar(losses, steps),
+        )
     finite = [index for index, loss in enumerate(found.smoothed) if math.isfinite(loss)]
     smoothed, rates = [found.smoothed[index] for index in finite], [found.rates[index] for index in finite]
     if not rates:
@@ -61,14 +66,14 @@ def tune_batch(file: str, overrides: Sequence[str], largest: int | None, steps: 
     """Search for the largest batch, show what each size is worth, and propose one; return the exit code."""
     from danling_core.tools.tune.batch import batch_search
 
-    _prepare()
-    trials = batch_search(
-        file,
-        overrides,
-        largest=largest,
-        count=steps,
-        watch=lambda trial: say(f"{trial.batch_size}: {trial.failed or 'fits'}", file=sys.stderr),
-    )
+    with _prepared():
+        trials = batch_search(
+            file,
+            overrides,
+            largest=largest,
+            count=steps,
+            watch=lambda trial: say(f"{trial.batch_size}: {trial.failed or 'fits'}", file=sys.stderr),
+        )
     good = [trial for trial in trials if trial.samples_per_second is not None]
     fastest = max(trial.samples_per_second or 0.0 for trial in good)
     for trial in trials:
@@ -88,9 +93,11 @@ def tune_batch(file: str, overrides: Sequence[str], largest: int | None, steps: 
     return DONE
 
 
-def _prepare() -> None:
+def _prepared() -> contextlib.AbstractContextManager[None]:
+    from danling_core.tools.apart import without_log
+
     sys.path.insert(0, os.getcwd())  # as `danling run` does, for the runner's module
-    logging.disable(logging.WARNING)  # the log of runs that these are not
+    return without_log()
 
 
 def _bar(losses: Iterable[float], total: int) -> Iterable[float]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 from danling_core.config import Config
@@ -26,3 +29,14 @@ def runner_apart(config: Config, folder: str, **fields: Any) -> Any:
         fields: of the config, to be replaced as well.
     """
     return Runner.from_yamls(config.replace(project_root=folder, **{**_QUIET, **fields}).yamls())
+
+
+@contextlib.contextmanager
+def without_log() -> Iterator[None]:
+    """Silence the log inside the block: that of a run which this is not."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

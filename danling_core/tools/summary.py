@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from torch import nn
 from danling_core.config import Config
 from danling_core.errors import ConfigError
 from danling_core.runner.trainable import optimizer_of
-from danling_core.tools.apart import runner_apart
+from danling_core.tools.apart import runner_apart, without_log
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def summarise(file: str, overrides: Sequence[str] = ()) -> Summary:
         raise ConfigError(
             "runner is missing: name your class as 'package.module:Class' or 'path/to/file.py:Class'"
         )
-    with tempfile.TemporaryDirectory(prefix="danling-") as folder, _without_log():
+    with tempfile.TemporaryDirectory(prefix="danling-") as folder, without_log():
         runner = runner_apart(stated, folder, ema_decay=None, average=None, compile=False)
         model = runner.model
         if not isinstance(model, nn.Module):
@@ -118,17 +117,6 @@ def _state_per_parameter(optimizer: torch.optim.Optimizer) -> float:
     twin.step()
     states = [value for value in twin.state[probe].values() if isinstance(value, torch.Tensor)]
     return sum(value.numel() for value in states if value.dim()) / probe.numel()
-
-
-@contextlib.contextmanager
-def _without_log() -> Iterator[None]:
-    """Silence the log of the run that this is not."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 @contextlib.contextmanager

@@ -50,6 +50,8 @@ def batch_search(
 ) -> list[BatchTrial]:
     """Double the batch size from the config's until it does not fit, then look between; each in a process of its own.
 
+    Half of the config's size is tried as well.
+
     On a CPU, where too much memory gets a process killed, it ends before a size that would take more than nine tenths
     of what is available. A size that the data set has no full batch of is not tried.
 
@@ -85,6 +87,8 @@ def batch_search(
             f"dataloader.batch_size={size}, which the search begins with, does not fit: {trials[size].failed}; "
             "begin with a smaller one"
         )
+    if size > 1:  # two sizes tell what a larger one will take
+        attempt(size // 2)
     while size * 2 <= most and attempt(size * 2).failed is None:
         size *= 2
     if size * 2 in trials:
