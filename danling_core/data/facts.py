@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from danling_core.data.generators import (
 from danling_core.data.seeded import RandomStream, derive_seed
 
 _SAMPLES = 3
+_DEPTH = 20
 _SEED = derive_seed("facts")
 
 
@@ -70,7 +73,7 @@ def what_differs(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapp
         if split not in now:
             found.append(f"split {split!r} is gone")
             continue
-        for name, was in before[split].items():
+        for name, was in {**dict.fromkeys(now[split]), **before[split]}.items():
             value = now[split].get(name)
             if name == "varies":
                 if was or value:
@@ -86,29 +89,51 @@ def what_differs(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapp
 
 
 def hash_of(value: Any) -> str:
-    """Return a hash of samples or batches: of tensors, arrays, texts, numbers, images, and containers of these."""
+    """Return a hash of samples or batches: of tensors, arrays, texts, numbers, images, and containers of these.
+
+    Raises:
+        TypeError: it holds something else, whose content is not known.
+    """
     digest = xxhash.xxh3_64()
-    _add(digest, value)
+    _add(digest, value, ())
     return digest.hexdigest()
 
 
-def _add(digest: Any, value: Any) -> None:
+def _add(digest: Any, value: Any, around: tuple[int, ...]) -> None:
+    kind = type(value)
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
+        if value.layout is not torch.strided or value.is_nested:
+            raise TypeError("a tensor of another layout")
         digest.update(repr((value.dtype, tuple(value.shape))).encode())
         digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy() if value.numel() else b"")
-    elif isinstance(value, np.ndarray):
+    elif isinstance(value, np.ndarray) and value.dtype != object:
         digest.update(repr((value.dtype, value.shape)).encode() + np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            digest.update(repr(key).encode())
-            _add(digest, item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _add(digest, item)
-    elif isinstance(value, bool | int | float | str | bytes | None):
-        digest.update(repr(value).encode())
+    elif value is None or isinstance(value, bool | int | float | complex | str | bytes | Enum):
+        digest.update(f"{kind.__qualname__} {value!r} ".encode())
+    elif (
+        isinstance(value, np.generic) or callable(getattr(value, "tobytes", None)) and kind is not np.ndarray
+    ):
+        digest.update(kind.__qualname__.encode() + value.tobytes())  # an image among them
+    elif id(value) in around or len(around) > _DEPTH or isinstance(value, type | FunctionType):
+        raise TypeError(f"a {kind.__qualname__}")
     else:
-        digest.update(type(value).__qualname__.encode())
-        if callable(getattr(value, "tobytes", None)):  # an image, a scalar of NumPy
-            digest.update(value.tobytes())
+        digest.update(kind.__qualname__.encode())
+        for item in _inside(value):
+            _add(digest, item, (*around, id(value)))
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from (key, item)
+    elif isinstance(value, np.ndarray):
+        yield from value.ravel().tolist()
+    elif isinstance(value, list | tuple):
+        yield from value
+    elif isinstance(value, set | frozenset):
+        yield sorted(map(repr, value))
+    elif hasattr(value, "__dict__"):  # a data class, or one of the user's own
+        yield vars(value)
+    else:
+        raise TypeError(f"a {type(value).__qualname__}")

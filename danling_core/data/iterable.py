@@ -65,7 +65,7 @@ class StreamShards(IterableDataset[Any]):
         self._worker: tuple[int, int] | None = None
         self._in_worker = False
         self._generators: list[tuple[Kinds, int]] | None = None
-        self._random: RandomStream | None = None
+        self.random: RandomStream | None = None
         """Random numbers of the pass under way."""
         self._begins_with: Mapping[str, Any] | None = None
 
@@ -73,13 +73,17 @@ class StreamShards(IterableDataset[Any]):
         """Return where the data set is, which has a `state_dict`, and its random generators; read in this process."""
         return {
             "source": self.dataset.state_dict(),
-            "random": None if self._random is None else random_state(self._random),
+            "random": None if self.random is None else random_state(self.random),
             "generators": [generator_state(each) for each, _ in self._generators or ()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Have the next iteration begin where `state` was taken, at the global batch that the clock says."""
         self._begins_with = state
+
+    def forget(self) -> None:
+        """Have the next iteration begin as any pass does."""
+        self._begins_with = self.random = None
 
     def first_samples(self, count: int) -> list[Any]:
         """Return what the data set's first pass begins with, as it is read for training; at most `count` samples."""
@@ -108,7 +112,7 @@ class StreamShards(IterableDataset[Any]):
             yield from chunk
             if size < group_size:
                 break
-        self._random = None
+        self.random = None
 
     def _own_stream(self) -> Iterator[Any]:
         number, _ = self.clock.read()
@@ -123,7 +127,7 @@ class StreamShards(IterableDataset[Any]):
                 break
             self._seed_collate(number, group)
             yield from chunk
-        self._random = None
+        self.random = None
 
     def _open(self, *key: int | str) -> tuple[RandomStream, Iterator[Any]]:
         set_epoch(self.dataset, self.clock.read()[0])
@@ -141,7 +145,7 @@ class StreamShards(IterableDataset[Any]):
             random_stream = resumed_stream(state["random"])
             for (generator, _), was in zip(self._generators, state["generators"], strict=False):
                 restore_generator(generator, was)
-        self._random = random_stream
+        self.random = random_stream
         return random_stream, samples
 
     def _read_group(self, samples: Iterator[Any], wanted: bool) -> tuple[list[Any], int]:

@@ -91,6 +91,8 @@ class PassLoader(DataLoader[Any]):
         seed, rank = self._key
         self.generator.manual_seed(derive_seed("loader", seed, number, rank))
         self._clock.set(number, skip)
+        if isinstance(self.dataset, StreamShards):
+            self.dataset.forget()
         if self.global_batches is not None:
             self.global_batches.set_pass(number)
             self.global_batches.skip(skip)

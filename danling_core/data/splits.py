@@ -252,6 +252,7 @@ class DataSplits:
             reduce=distributed.reduce_floats if ranks.distributed else None,
             size_of=self._size_of(),
             seed=self._config.seed,
+            batches_are_copied=self._device_type != "cpu",
         )
         self._keep_sources_apart()
         self.streams[split].limit = self._limit_of(split, self.streams[split].batches_per_pass)
@@ -285,7 +286,7 @@ class DataSplits:
                 self._show(split, loader)
         else:
             seed = self._config.seed
-            self._evaluated.append(loader)
+            self._evaluated += [loader, getattr(loader, "dataset", loader)]
             loader = RoundRobinBatches(loader, rank=ranks.rank, world_size=ranks.world_size, seed=seed)
         self._evaluate_loaders[split] = loader
         self._keep_sources_apart()
@@ -295,8 +296,8 @@ class DataSplits:
         """Have no training stream go by the state of what an evaluation reads, too: it would be the evaluation's."""
         evaluated = {id(data) for data in self._evaluated}
         for stream in self.streams.values():
-            source = stream.source
-            if not evaluated.isdisjoint(map(id, (stream.loader, source, getattr(source, "dataset", None)))):
+            data = getattr(stream.loader, "dataset", None)
+            if not evaluated.isdisjoint(map(id, (stream.loader, data, getattr(data, "dataset", data)))):
                 stream.source = None
                 stream.go_by_state(False)
 
@@ -319,18 +320,16 @@ class DataSplits:
         return Source(*self._given(split), self.datasets.get(split))
 
     def stateful_samplers(self) -> dict[str, Any]:
-        """Return what the user gave that may have a state of its own: samplers, and iterable data that does not go by
-        its state."""
+        """Return what the user gave that may have a state of its own: samplers, and iterable data."""
         found: dict[str, Any] = {}
         for split in self.names:
             loader, sampler = self._given(split)
             data = self._data()[split]
-            goes_by_state = split in self.streams and self.streams[split].recall is not None
             for name, each in (
                 ("datasamplers", sampler),
                 ("sampler", getattr(loader, "sampler", None)),
                 ("batch_sampler", getattr(loader, "batch_sampler", None)),
-                ("datasets", None if goes_by_state or not isinstance(data, IterableDataset) else data),
+                ("datasets", data if isinstance(data, IterableDataset) else None),
             ):
                 if each is not None:
                     found[f"{name}[{split!r}]"] = each
@@ -351,10 +350,11 @@ class DataSplits:
         found = {split: stream.source_state() for split, stream in self.streams.items()}
         return {split: state for split, state in found.items() if state is not None} or None
 
-    def take_up(self, source_states: Mapping[str, Any]) -> None:
-        """Make the iterators where `load_state_dict` said; see `TrainStream.take_up`."""
-        for split, stream in self.streams.items():
-            stream.take_up(source_states.get(split))
+    def take_up(self, source_states: Mapping[str, Any]) -> list[str]:
+        """Make the iterators where `load_state_dict` said; return the splits that are not where they were."""
+        return [
+            split for split, stream in self.streams.items() if not stream.take_up(source_states.get(split))
+        ]
 
     def generators(self) -> dict[str, Kinds]:
         """Return the generators that map-style data sets and their transforms hold in this process, by their path.
@@ -390,7 +390,7 @@ class DataSplits:
 
     def take_trial(self, split: str, found: Mapping[str, Any], *, goes_by_state: bool) -> None:
         """Take over what a trial found of a training split: facts, and whether its source's state can be relied on."""
-        self._tried[split] = dict(found)
+        self._tried[split], self._facts = dict(found), None
         self.streams[split].go_by_state(goes_by_state)
 
     def _has_workers(self, split: str) -> bool:
@@ -400,9 +400,10 @@ class DataSplits:
         return (workers if given is None else getattr(given, "num_workers", 0)) > 0
 
     def given_objects(self) -> list[Any]:
-        """Return the data sets, samplers and loaders that the user gave, whose position is saved as a stream's."""
-        given = [each for split in self.names for each in (*self._given(split), self._data()[split])]
-        return [each for each in given if each is not None]
+        """Return the loaders and iterable data sets that the user gave, whose position is saved as a stream's."""
+        loaders = [self._given(split)[0] for split in self.names]
+        data = [each for each in self._data().values() if isinstance(each, IterableDataset)]
+        return [each for each in (*loaders, *data) if each is not None]
 
     def _data(self) -> dict[str, Any]:
         loaders = {split: self._given(split)[0] for split in self.names}

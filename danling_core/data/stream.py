@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from torch.utils.data import DataLoader
-
 from danling_core.data.batches import batch_size_of
 from danling_core.data.pass_loader import PassLoader
 from danling_core.data.recall import Recall
 from danling_core.data.samplers import GlobalBatchSampler
 from danling_core.data.seeded import derive_seed
-from danling_core.data.user_loader import begin_pass, length_of, source_of, whole
+from danling_core.data.user_loader import begin_pass, length_of, putting_back, source_of, whole
 from danling_core.errors import CheckpointError, ConfigError
 
 Reduce = Callable[[list[float]], Sequence[float]]
@@ -64,6 +62,7 @@ class TrainStream:
         size_of: samples (or tokens) in a batch, where the first tensor's first dimension is not it. Weights
             and counts are then in its unit, also for sized data, at the cost of the `reduce`.
         seed: the run's seed; fixes what a user's loader draws when it begins a pass.
+        batches_are_copied: steps get copies of the batches, on another device, and cannot change these.
     """
 
     def __init__(
@@ -76,6 +75,7 @@ class TrainStream:
         reduce: Reduce | None = None,
         size_of: Callable[[Any], int] | None = None,
         seed: int = 0,
+        batches_are_copied: bool = False,
     ) -> None:
         self.loader = loader
         self.accum_steps = accum_steps
@@ -92,6 +92,8 @@ class TrainStream:
         self._pass = 0
         self._position = 0
         self._is_moved = False
+        self._is_exhausted = False
+        self._batches_are_copied = batches_are_copied
         self._iterator: Iterator[Any] | None = None
         self._last: list[Any] = []
         self.source = source_of(loader)
@@ -143,47 +145,61 @@ class TrainStream:
 
     def go_by_state(self, is_reliable: bool = True) -> None:
         """Have a resume take up the state of `source`, instead of reading a pass up to the position; or no longer."""
-        is_reliable = is_reliable and self.source is not None
-        self.recall = Recall(self.source, draws_here=self._ours is None) if is_reliable else None
+        self.recall = None
+        if is_reliable and self.source is not None:
+            self.recall = Recall(
+                self.source, draws_here=self._ours is None, hashes_late=self._batches_are_copied
+            )
 
     def source_state(self) -> dict[str, Any] | None:
         """Return where this rank's source is, to save beside `state_dict`; None: a resume reads up to the position."""
-        return None if self.recall is None else self.recall.state_dict(is_inside=self._iterator is not None)
+        return None if self.recall is None else self.recall.state_dict()
 
     def leads_back(self, source_state: Mapping[str, Any]) -> bool:
-        """Return whether the window before the position is the same again, from where `source_state` says.
+        """Return whether the last window before the position is the same again, from where `source_state` says.
 
         Changes the data: to be called in a process of its own, with the position of `load_state_dict`.
         """
         return self.source is not None and not self._is_moved and self._go_back(source_state)
 
-    def take_up(self, source_state: Mapping[str, Any] | None = None) -> None:
+    def take_up(self, source_state: Mapping[str, Any] | None = None) -> bool:
         """Make the iterator where `load_state_dict` said, in the middle of a pass, or of a source that goes by state.
 
         Making it may draw from the global generators (data read without workers): restore their state *after* this.
 
         Args:
             source_state: of this rank, for which `leads_back` was true; without it the data is read up to the position.
+
+        Returns:
+            whether the data is where it was, as far as can be told.
         """
-        if source_state is None:
-            self.go_by_state(False)
-            self._iterator = self._begin() if self._position else None
-        else:
-            self._go_back(source_state)
+        if source_state is not None:
+            return self._go_back(source_state)
+        self.go_by_state(False)
+        self._iterator = self._begin() if self._position else None
+        return True
 
     def _go_back(self, source_state: Mapping[str, Any]) -> bool:
-        """Go to where `source_state` was taken, and from there over the last window; return whether it is the same."""
+        """Go to where `source_state` was taken, over the window that it knows, and on to the position; return whether
+        that window is the same."""
+        number, position = self._pass, self._position
         self.go_by_state()
-        assert self.recall is not None and self.source is not None
-        iters = source_state["iters"]
-        if iters == 0:  # between two passes
-            self.source.load_state_dict(source_state["source"])
-            return True
-        self._position -= iters
+        assert self.recall is not None
+        self._pass, self._position = source_state["pass"], source_state["position"] - source_state["iters"]
         self._iterator = self._begin(source_state["source"])
         batches, is_same = self.recall.redraw(source_state, self._iterator)
-        self._position += iters
-        self._last = batches[-1:]
+        self._last, self._position = batches[-1:], source_state["position"]
+        if source_state["ended"] is None:  # on a rank without a batch since, there may be none ahead
+            self._discard(self._iterator, position - self._position)
+            is_same = is_same and self._pass == number and self._position <= position
+        else:
+            if source_state["ended"] == "exhausted":
+                is_same = next(self._iterator, self) is self and is_same
+            self.end_pass()
+            is_same = is_same and self._pass == number
+        self._pass, self._position = number, position
+        if source_state["ended"] is not None:
+            self._iterator = self._begin() if position else None
         return is_same
 
     def pass_seed(self, number: int) -> int:
@@ -192,13 +208,8 @@ class TrainStream:
 
     def first_batch(self) -> Any:
         """Return the first batch of the data, for a trial: what is read for training begins with it all the same."""
-        if self.source is None or isinstance(self.source, DataLoader):  # which begins anew each time
-            return next(iter(self.loader))
-        before = self.source.state_dict()
-        try:
-            return next(iter(self.loader))
-        finally:
-            self.source.load_state_dict(before)
+        with putting_back(self.loader):
+            return next(iter(self.loader), None)
 
     def windows(self) -> Iterator[Window]:
         """Yield the remaining windows of the current pass; the next call after its end begins the next pass.
@@ -222,6 +233,9 @@ class TrainStream:
     def end_pass(self) -> None:
         """Leave the rest of the current pass; the next window is the first of the next pass. On all ranks
         alike."""
+        if self.recall is not None:
+            self.recall.ended("exhausted" if self._is_exhausted else "left")
+        self._is_exhausted = False
         self._iterator = None
         self._last = []
         self._pass += 1
@@ -258,18 +272,21 @@ class TrainStream:
 
     def _drawn_windows(self, iterator: Iterator[Any]) -> Iterator[Window]:
         while True:
-            if self.recall is not None:
-                self.recall.before()
-            batches = list(islice(iterator, self._left(self._position, self.accum_steps)))
+            is_noted = self.recall is not None and self._position > 0
+            if is_noted:
+                self.recall.before()  # type: ignore[union-attr]
+            left = self._left(self._position, self.accum_steps)
+            batches = list(islice(iterator, left))
             counts = [self._count(batch, index) for index, batch in enumerate(batches, self._position)]
             self._last = batches[-1:] or self._last
             iters, total = self._agree(counts)
             if iters == 0:
+                self._is_exhausted = left != 0
                 break
             missing = iters - len(batches)
             self._position += iters
-            if self.recall is not None:
-                self.recall.after(batches, iters)
+            if is_noted and batches:
+                self.recall.after(batches, self._pass, self._position, iters)  # type: ignore[union-attr]
             yield self._window(batches + self._last * missing, counts + [0] * missing, total)
         self._refuse_empty()
 
@@ -332,6 +349,8 @@ class TrainStream:
         return iterator
 
     def _discard(self, iterator: Iterator[Any], count: int) -> None:
+        if count <= 0:
+            return
         if count > 1:
             logger.info("skipping %d batches of pass %d by reading them", count, self._pass)
         for batch in islice(iterator, count):

@@ -32,6 +32,17 @@ def needs_trial(loader: Any) -> bool:
     return not (is_plain or isinstance(loader, list | tuple) or hasattr(type(loader), "__next__"))
 
 
+def counts_its_passes(loader: Any) -> bool:
+    """Return whether data knows only by itself which pass it is in: iterable data, or a loader of the user's own, that
+    has no `set_epoch`."""
+    data = getattr(loader, "dataset", None)
+    data = data.dataset if isinstance(data, StreamShards) else data
+    if isinstance(loader, DataLoader) and not isinstance(data, IterableDataset):
+        return False
+    told = data if isinstance(loader, DataLoader) else loader
+    return not callable(getattr(told, "set_epoch", None)) and not hasattr(told, "pipeline")
+
+
 def is_common(loader: Any) -> bool:
     """Return whether all ranks read the same data and each keeps its part: data that does not split itself."""
     if isinstance(loader, PassLoader):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import chain, islice
 from typing import Any
@@ -31,6 +33,30 @@ def source_of(loader: Any) -> Any | None:
 
 def _has_state(value: Any) -> bool:
     return all(callable(getattr(type(value), name, None)) for name in ("state_dict", "load_state_dict"))
+
+
+@contextlib.contextmanager
+def putting_back(loader: Any) -> Iterator[None]:
+    """Put back what reading a loader inside the block moves in this process: data that goes on where it was.
+
+    A `DataLoader` begins anew each time; the iterable data that it reads here may not.
+    """
+    shards = loader.dataset if isinstance(getattr(loader, "dataset", None), StreamShards) else None
+    data: Any = loader
+    if isinstance(loader, DataLoader):
+        data = shards.dataset if shards is not None else loader.dataset
+        if not isinstance(loader.dataset, IterableDataset) or loader.num_workers > 0:
+            data = None
+    if not _has_state(data):
+        yield
+        return
+    before, random = copy.deepcopy(data.state_dict()), None if shards is None else shards.random
+    try:
+        yield
+    finally:
+        data.load_state_dict(before)
+        if shards is not None:
+            shards.random = random
 
 
 def begin_pass(

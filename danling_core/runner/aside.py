@@ -73,7 +73,7 @@ def in_a_fork(work: Callable[[], Any], beat: Callable[[], None], limit_seconds: 
         os.waitpid(child, 0)
     if answer is None:
         logger.info(
-            "%s has no result (it took more than %g s, or died): training begins without",
+            "%s has no result (it took more than %g s, or died): training goes on without",
             *(name, limit_seconds),
         )
         return None
@@ -115,11 +115,14 @@ def _work_and_exit(work: Callable[[], Any], writer: int) -> NoReturn:
     except BaseException as error:
         logger.debug("work in a fork was left: %r", error)
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        with open(writer, "wb") as file:  # the parent kills this process once it has the answer
-            file.write(json.dumps(answer).encode() + _END)
-        os._exit(0)
+        try:  # nothing may come out of here into the code of the parent
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+            with open(writer, "wb") as file:  # the parent kills this process once it has the answer
+                file.write(json.dumps(answer).encode() + _END)
+        finally:
+            os._exit(0)
 
 
 def _leave_group() -> None:

@@ -12,8 +12,14 @@ import torch
 from danling_core.checkpoints.plain import to_plain
 from danling_core.data.pass_loader import PassLoader
 from danling_core.data.stream import TrainStream
-from danling_core.data.trial import is_common, needs_trial, read_twice, state_leads_back
-from danling_core.errors import CheckpointError, ConfigError
+from danling_core.data.trial import (
+    counts_its_passes,
+    is_common,
+    needs_trial,
+    read_twice,
+    state_leads_back,
+)
+from danling_core.errors import ConfigError
 from danling_core.parallel import distributed
 from danling_core.runner import aside
 from danling_core.runner.parts import Parts
@@ -70,31 +76,39 @@ def take_up_data(parts: Parts, source_states: Mapping[str, Any]) -> None:
             )
             if leads_back:
                 reliable[split] = state
-            else:
-                logger.info(
-                    "split %r: the saved state of its data does not lead back to the same batch: it is read up to the "
-                    "position again, which is exact",
-                    split,
+                continue
+            logger.info(
+                "split %r: the saved state of its data does not lead back to the same batch: it is read up to the "
+                "position again",
+                split,
+            )
+            number = streams[split].state_dict()["pass"]
+            if number and counts_its_passes(streams[split].loader):
+                parts.setup.not_bitwise(
+                    f"split {split!r} is read again in its pass {number}, and its data has no set_epoch to know that by"
                 )
-    parts.splits.take_up(reliable)
+    for split in parts.splits.take_up(reliable):
+        parts.setup.not_bitwise(f"split {split!r}: its data gave another batch than a moment before")
 
 
 def _try(loader: Any, stream: TrainStream | None, seed: int) -> dict[str, Any] | None:
+    if getattr(loader, "pin_memory", False) is True:  # a fork must not touch the GPU
+        loader.pin_memory = False
     try:
         if stream is None:
             return read_twice(loader, seed)
-        leads_back, refused = False, ""
         found = read_twice(loader, stream.pass_seed(0))
-        if stream.source is not None:
-            try:
-                to_plain(stream.source.state_dict(), lambda tensor: tensor)
-                leads_back = state_leads_back(stream)
-            except CheckpointError as error:
-                refused = str(error)
-        return {**found, "leads_back": leads_back, "refused": refused}
     except Exception as error:  # data that cannot be read says so when it is trained on
-        logger.debug("the data was not tried: %r", error)
+        logger.info("the data could not be tried before the first step: %s: %s", type(error).__name__, error)
         return None
+    leads_back, refused = False, ""
+    if stream.source is not None:
+        try:
+            to_plain(stream.source.state_dict(), lambda tensor: tensor)
+            leads_back = state_leads_back(stream)
+        except Exception as error:
+            refused = f"{type(error).__name__}: {error}"
+    return {**found, "leads_back": leads_back, "refused": refused}
 
 
 def _conclude(
@@ -114,10 +128,8 @@ def _conclude(
     if stream is None:
         return
     by_state = stream.source is not None and all(found["leads_back"] for found in results)
-    here = results[parts.ranks.rank]
-    parts.splits.take_trial(
-        split, {"content": here["content"], "varies": varies and not by_state}, goes_by_state=by_state
-    )
+    facts = {"content": results[0]["content"], "varies": varies and not by_state}  # rank 0 saves them
+    parts.splits.take_trial(split, facts, goes_by_state=by_state)
     if not is_main or by_state:
         return
     if varies:

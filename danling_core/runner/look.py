@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from danling_core.data.batches import to_device
 from danling_core.data.generators import KINDS, generator_state, restore_generator
 from danling_core.data.round_robin import RoundRobinBatches
+from danling_core.data.user_loader import putting_back
 from danling_core.errors import ConfigError, DanLingError, RunInterrupted
 from danling_core.metrics.states import is_of_torchmetrics
 from danling_core.parallel import seeding
@@ -84,12 +85,13 @@ def _try_steps(parts: Parts, probe: Any, train_splits: Sequence[str], evaluate_s
 def _evaluate(probe: Any, split: str, count: int) -> None:
     parts: Parts = probe._parts
     loader = parts.splits.evaluate_loader(split)
-    if isinstance(loader, RoundRobinBatches) and iter(loader.loader) is loader.loader:
+    given = loader.loader if isinstance(loader, RoundRobinBatches) else loader
+    if hasattr(type(given), "__next__"):
         return  # an iterator of the user's own, which can be read once
     probe.split, probe.mode, probe.meters = split, RunnerMode.evaluate, SplitMeter()
     metrics = probe.evaluate_metrics if probe.evaluate_metrics is not None else probe.metrics
     evaluator = Evaluator(parts.ranks.device, is_stop_requested=lambda: False, beat=lambda: None)
-    with parts.modules.evaluating(None):
+    with parts.modules.evaluating(None), putting_back(given):
         count = min(count, parts.splits.most(split) or count)
         if not evaluator.evaluate(loader, probe.evaluate_step, probe.meters, probe.size_of, most=count):
             return  # fewer samples than ranks
@@ -109,13 +111,13 @@ def _evaluate(probe: Any, split: str, count: int) -> None:
 
 def _train(probe: Any, split: str) -> None:
     parts: Parts = probe._parts
-    loader = parts.splits.stream(split).loader
-    if iter(loader) is loader:
+    stream = parts.splits.stream(split)
+    if hasattr(type(stream.loader), "__next__"):
         return
     probe.split, probe.mode, probe.meters = split, RunnerMode.train, SplitMeter(count=lambda: 0)
     parts.losses = {stepper.name: LossMeter() for stepper in parts.steppers}
     parts.modules.train()
-    batch = next(iter(loader), None)
+    batch = stream.first_batch()
     if batch is None:
         raise ConfigError("its data is empty")
     with probe.in_step(REHEARSAL):

@@ -737,6 +737,8 @@ class TorchRunner(BaseRunner):
             self._parts.strategy.rehearsing(list(self._parts.modules.own.values())),
         ):
             batch = to_device(self._parts.splits.stream(split).first_batch(), self.device)
+            if batch is None:
+                raise ConfigError(f"split {split!r} gives no batch: its data is empty")
             for _ in range(2):
                 with self.in_step(REHEARSAL):
                     self.train_step(batch)

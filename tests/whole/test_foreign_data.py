@@ -67,6 +67,13 @@ def stopped(make: Callable[[], Any], root: Path, at: int, **fields: Any) -> data
     return runner
 
 
+FAST = [
+    ("own", "plain"),
+    ("own", "limited"),
+    ("own, forgetful", "saves"),
+    ("stateful", "plain"),
+    ("stateful", "segments"),
+]
 SHORT = ("shuffle buffer", "stateful", "own", "own, forgetful")
 # Stopped two steps later: inside a pass of ten steps, at its end, in the second.
 CASES = [
@@ -101,6 +108,152 @@ def test_data_of_other_libraries_goes_on_where_it_was(
         if not is_told:
             assert second.seen == peace.seen
             assert weights(second) == weights(peace) and second.results == peace.results
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "limited": {"limit_batches": {"train": 7}},
+    "segments": {"epoch_end": None, "step_end": 30, "evaluate_interval_steps": 10},
+    "saves": {"save_interval_steps": 4},
+    "windows": {"accum_steps": 3},
+}
+KILLED = [
+    pytest.param(name, variant, marks=[] if (name, variant) in FAST else [pytest.mark.long])
+    for name in SOURCES
+    for variant in VARIANTS
+    if "workers" not in name or variant == "plain"
+]
+
+
+@pytest.mark.parametrize(("name", "variant"), KILLED)
+def test_a_kill_after_a_save_costs_no_bit_or_is_said(name: str, variant: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    make = partial(SOURCES[name][0], tmp_path / "data")
+    peace = runner_of(make, tmp_path / "peace", **VARIANTS[variant])
+    peace.train()
+    for at in (1, 7, 10, 13, 16) if variant != "windows" else (1, 4, 5):
+        runner = runner_of(make, tmp_path / str(at), **VARIANTS[variant])
+        runner.dies_at = at
+        with pytest.raises(data.Died):
+            runner.train()
+        again = runner_of(make, tmp_path / str(at), **VARIANTS[variant])
+        again.train()
+        is_same = again.seen == peace.seen and weights(again) == weights(peace)
+        assert is_same is again._parts.setup.is_bitwise, (at, again._parts.setup.reasons)
+        if name != "own, forgetful":
+            assert is_same
+
+
+def test_two_stops_between_two_passes_lose_nothing(tmp_path: Path) -> None:
+    """The second save is made before a window is drawn."""
+    peace = runner_of(data.Own, tmp_path / "peace")
+    peace.train()
+    for _ in range(2):
+        runner = runner_of(data.Own, tmp_path / "run")
+        step = runner.evaluate_step
+        runner.evaluate_step = lambda batch, runner=runner, step=step: (
+            runner.request_stop("now"),
+            step(batch),
+        )[1]  # type: ignore[func-returns-value,method-assign,misc]
+        with pytest.raises(RunInterrupted):
+            runner.train()
+    again = runner_of(data.Own, tmp_path / "run")
+    again.train()
+    assert again.seen == peace.seen and weights(again) == weights(peace)
+
+
+@pytest.mark.parametrize("name", ["stream", "stateful", "own"])
+def test_a_step_that_spoils_its_batch_is_no_matter(name: str, tmp_path: Path) -> None:
+    make = partial(SOURCES[name][0], tmp_path)
+    _, by_state = SOURCES[name]
+
+    def spoiling(root: Path) -> data.ForeignRunner:
+        runner = runner_of(make, root)
+        type(runner).spoils = True
+        return runner
+
+    peace = spoiling(tmp_path / "peace")
+    peace.train()
+    first = spoiling(tmp_path / "run")
+    first.dies_at = 13
+    first.training_state.ignore("dies_at")
+    with pytest.raises(data.Died):
+        first.train()
+    again = spoiling(tmp_path / "run")
+    again.train()
+    assert again.seen == peace.seen and again._parts.setup.is_bitwise
+    assert (again._parts.splits.streams["train"].recall is not None) is by_state
+
+
+@pytest.mark.parametrize("name", ["shuffle buffer", "own, forgetful"])
+def test_batches_of_a_class_of_ones_own_are_compared_too(name: str, tmp_path: Path) -> None:
+    make = partial(SOURCES[name][0], tmp_path)
+
+    def collating(root: Path) -> data.ForeignRunner:
+        runner = runner_of(make, root, epoch_end=1)
+        runner.collate_fn = data.as_batch
+        return runner
+
+    peace = collating(tmp_path / "peace")
+    peace.train()
+    first = collating(tmp_path / "run")
+    step = type(first).train_step
+
+    def train_step(self: Any, batch: Any) -> Any:
+        if self.steps == 5:
+            self.request_stop("asked by the test")
+        return step(self, batch)
+
+    type(first).train_step = train_step  # type: ignore[method-assign]
+    with pytest.raises(RunInterrupted):
+        first.train()
+    again = collating(tmp_path / "run")
+    again.train()
+    assert again.seen == peace.seen and len(peace.seen) == 10
+    assert again._parts.splits.streams["train"].recall is None
+
+
+class Curriculum(data.ForeignRunner):
+    """A map-style data set whose level training changes, and which knows how to save it."""
+
+    make = staticmethod(data.hugging_face)
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        self.datasets["train"] = self.curriculum = Levels(self.datasets["train"])
+
+    def train_step(self, batch: Any) -> Any:
+        self.curriculum.level += 0.01
+        return super().train_step(batch)
+
+
+class Levels(data.Dropped):
+    level = 1.0
+
+    def __getitem__(self, index: int) -> Any:
+        row = self.data[index]
+        return {**row, "input": row["input"] * self.level}
+
+    def state_dict(self) -> dict[str, float]:
+        return {"level": self.level}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.level = state["level"]
+
+
+def test_a_map_style_data_set_with_a_state_keeps_it(tmp_path: Path) -> None:
+    def run(root: Path, dies_at: int | None) -> Curriculum:
+        runner = Curriculum(config(root, epoch_end=3, dataloader={"batch_size": 4}))
+        runner.dies_at = dies_at
+        return runner
+
+    peace = run(tmp_path / "peace", None)
+    peace.train()
+    with pytest.raises(data.Died):
+        run(tmp_path / "run", 13).train()
+    again = run(tmp_path / "run", None)
+    again.train()
+    assert weights(again) == weights(peace) and again.seen == peace.seen
 
 
 def test_a_shuffle_by_the_clock_is_said_before_the_first_step(
