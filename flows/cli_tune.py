@@ -53,9 +53,11 @@ def tune_rate(
     if proposed is None:
         say("the loss never fell: nothing to propose; try more steps, or other bounds (--lowest, --highest)")
         return FAILED
+    if found.has_diverged:
+        say(f"ended at {found.rates[-1]:.2g}: the loss left all bounds")
     how = "where the loss falls fastest"
     if found.key is None:
-        say(f"proposed: {proposed:.2g}, {how}; the runner sets the rate itself")
+        say(f"proposed: {proposed:.2g}, {how}; the runner makes its rate itself, so no key is it")
     else:
         say(f"proposed: {found.key}={proposed:.2g}, {how}")
         say(f"  danling run {file} {' '.join([*overrides, f'{found.key}={proposed:.2g}'])}")

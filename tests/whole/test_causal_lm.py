@@ -65,6 +65,7 @@ def test_the_example_of_transformers_resumes_and_is_exported(tmp_path: Path) -> 
     assert {"README.md", "config.json", "config.yaml", "model.safetensors", "tokenizer.json"} <= set(
         done.files
     )
+    assert 'GPT2LMHeadModel.from_pretrained(".")' in (tmp_path / "out" / "README.md").read_text()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     tokens = tokenizer("The object is", return_tensors="pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from danling_core.config import Config
 from danling_core.errors import ConfigError
 from danling_core.runs.folder import RunFolder
 from danling_core.tools.export import export
+from danling_core.tools.export.formats import difference
 from flows.cli import main
 from tests.small_runner import SmallRunner, config
 
@@ -146,6 +148,14 @@ def test_a_model_that_cannot_be_written_is_refused_and_nothing_is_left(tmp_path:
         assert not (tmp_path / f"model{suffix}").exists()
     with pytest.raises(ConfigError, match=r"\.safetensors, \.pt2"):
         export(folder, str(tmp_path / "model.pkl"))
+
+
+def test_outputs_that_differ_in_shape_or_are_nan_are_not_the_same() -> None:
+    one, call = nn.Linear(2, 3), ((torch.ones(4, 2),), {})
+    assert difference(one, one, call) == 0.0
+    assert difference(one, lambda x: one(x) * float("nan"), call) == math.inf
+    assert difference(one, lambda x: one(x)[:, :1], call) == math.inf
+    assert 0 < difference(one, lambda x: one(x) * 1.001, call) < 0.01
 
 
 def test_the_command(

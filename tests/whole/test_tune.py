@@ -157,3 +157,26 @@ def test_a_batch_size_that_does_not_fit_at_all_and_a_loader_of_ones_own_are_refu
         batch_search(written(tmp_path, TOY, params={"fails_in_constructor": True}))
     with pytest.raises(ConfigError, match="runner is missing"):
         batch_search(written(tmp_path, {"epoch_end": 1}))
+
+
+def test_a_negative_loss_is_no_sign_of_divergence(tmp_path: Path) -> None:
+    found = range_test(
+        written(tmp_path, {**TOY, "runner": f"{ROOT}/tests/hungry_runner.py:Lowered"}), count=40, highest=0.1
+    )
+    assert len(found.rates) == 40 and not found.has_diverged and min(found.losses) < 0
+
+
+def test_a_rate_that_the_runner_makes_is_no_key(tmp_path: Path) -> None:
+    found = range_test(
+        written(tmp_path, {**TOY, "runner": f"{ROOT}/tests/hungry_runner.py:Scaled"}), count=20
+    )
+    assert found.key is None
+
+
+def test_a_batch_size_of_the_split_is_refused_and_short_batches_count_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dataloader\.train\.batch_size is stated"):
+        batch_search(written(tmp_path, TOY, dataloader={"batch_size": 10, "train": {"batch_size": 5}}))
+    trials = batch_search(
+        written(tmp_path, {**TOY, "runner": f"{ROOT}/tests/hungry_runner.py:Slow"}), count=4
+    )
+    assert all(200 < (trial.samples_per_second or 0) < 510 for trial in trials), trials

@@ -11,10 +11,15 @@ from danling_core.errors import DanLingError
 from danling_core.runs import metadata
 from danling_core.runs.folder import RunFolder, Status
 
+_LOAD = """from safetensors.torch import load_file
+
+model.load_state_dict(load_file("model.safetensors"))"""
 _PACKAGES = ("danling-flows", "torch", "numpy", "transformers")
 
 
-def model_card(config: Config, folder: RunFolder | None, weights: str, parameters: int) -> str:
+def model_card(
+    config: Config, folder: RunFolder | None, weights: str, parameters: int, pretrained: str | None = None
+) -> str:
     """Return the card as Markdown, with the front matter that model hubs read.
 
     Args:
@@ -22,6 +27,7 @@ def model_card(config: Config, folder: RunFolder | None, weights: str, parameter
         folder: of the run, which says how it went; None where the checkpoint lies elsewhere.
         weights: where they come from.
         parameters: how many there are.
+        pretrained: the model's class, where its `from_pretrained` reads the files.
     """
     status, known = (None, {}) if folder is None else (folder.find_status(), _metadata(folder))
     rows = {
@@ -36,7 +42,7 @@ def model_card(config: Config, folder: RunFolder | None, weights: str, parameter
     name = status.name if status is not None else config.run_name
     results = _results(status)
     return f"""---
-library_name: pytorch
+library_name: {"pytorch" if pretrained is None else "transformers"}
 tags: [danling]
 ---
 
@@ -49,9 +55,7 @@ tags: [danling]
 ## Load it
 
 ```python
-from safetensors.torch import load_file
-
-model.load_state_dict(load_file("model.safetensors"))
+{_LOAD if pretrained is None else f'model = {pretrained}.from_pretrained(".")'}
 ```
 
 or, with the code of the run, `{_class_of(config)}.from_checkpoint(...)`. The run's config is in `config.yaml`:

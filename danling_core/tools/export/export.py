@@ -80,31 +80,39 @@ def export(
             found.weights = f"mean of the checkpoints {', '.join(names)}"
         made = Path(work) / "export"
         made.mkdir()
+        is_pretrained = False
         if suffix in FORMATS:
             _write_model(runner, model, made / f"model{suffix}", suffix, found)
         else:
-            _write_weights(runner, model, made)
+            is_pretrained = _write_weights(runner, model, made, alone=bool(suffix))
         if suffix:
             storage.put_file(str(made / f"model{suffix}"), out)
             found.files = [out]
             return found
         config.yaml(str(made / "config.yaml"))
         count = sum(parameter.numel() for parameter in model.parameters())
-        (made / "README.md").write_text(model_card(config, folder, found.weights, count))
+        kind = type(model).__name__ if is_pretrained else None
+        (made / "README.md").write_text(model_card(config, folder, found.weights, count, kind))
         found.files = _put_all(made, out)
     return found
 
 
-def _write_weights(runner: Any, model: nn.Module, made: Path) -> None:
+def _write_weights(runner: Any, model: nn.Module, made: Path, *, alone: bool) -> bool:
+    """Write the weights; return whether the model did so itself, in the format of its `from_pretrained`.
+
+    Args:
+        alone: into one file of them, and nothing else.
+    """
     save = getattr(model, "save_pretrained", None)
-    if not callable(save):
+    if alone or not callable(save):
         runner.save(model.state_dict(), str(made / "model.safetensors"))
-        return
+        return False
     save(made)  # of transformers: weights and config.json, which its from_pretrained reads
     for name in _PRETRAINED:
         save_beside = getattr(getattr(runner, name, None), "save_pretrained", None)
         if callable(save_beside):
             save_beside(made)
+    return True
 
 
 def _write_model(runner: Any, model: nn.Module, path: Path, suffix: str, found: Exported) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -120,9 +121,16 @@ def difference(model: nn.Module, exported: Run, call: Call) -> float:
         raise ConfigError(f"the exported model returns {len(theirs)} tensors, the runner's {len(ours)}")
     found = 0.0
     for one, other in zip(ours, theirs, strict=True):
-        scale = max(float(one.abs().max()), 1e-12) if one.numel() else 1.0
-        gap = (one.double() - other.double()).abs().max() if one.numel() else torch.tensor(0.0)
-        found = max(found, float(gap) / scale)
+        if one.shape != other.shape:
+            return math.inf
+        if torch.equal(one, other) or not one.numel():
+            continue
+        one, other = one.double(), other.double()
+        if not torch.equal(one.isfinite(), other.isfinite()):
+            return math.inf
+        one, other = one[one.isfinite()], other[other.isfinite()]
+        if one.numel():
+            found = max(found, float((one - other).abs().max()) / max(float(one.abs().max()), 1e-12))
     return found
 
 

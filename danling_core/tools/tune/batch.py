@@ -72,16 +72,17 @@ def batch_search(
 
     def attempt(size: int) -> BatchTrial:
         expected = _expected(trials, size)
-        available = None if _on_gpu(config) else _available_bytes()
+        available = None if is_on_gpu else _available_bytes()
         if expected is not None and available is not None and expected > available * _HEADROOM:
             trial = BatchTrial(size, failed=f"would take {expected / 1e9:.1f} of {available / 1e9:.1f} GB")
         else:
-            trial = _tried(config, size, count)
+            trial = _tried(config, size, count, is_first=not any(t.failed is None for t in trials.values()))
         trials[size] = trial
         watch(trial)
         return trial
 
     size, most = config.dataloader.batch_size, _samples(config, largest)
+    is_on_gpu = _in_a_process(_on_gpu, config)
     if attempt(size).failed is not None:
         raise ConfigError(
             f"dataloader.batch_size={size}, which the search begins with, does not fit: {trials[size].failed}; "
@@ -105,14 +106,16 @@ def _narrow(fits: int, too_large: int, attempt: Callable[[int], BatchTrial]) -> 
             too_large = middle
 
 
-def _on_gpu(config: Config) -> bool:
-    import torch
-
-    return config.device != "cpu" and torch.cuda.is_available()
+def _on_gpu(config: Config, folder: str) -> bool:
+    return bool(runner_for_trial(config, folder).device.type != "cpu")
 
 
 def _samples(config: Config, largest: int | None) -> int:
-    """Return the largest size to try: the samples of the data set, where it says how many it has."""
+    """Return the largest size to try: the samples of the data set, where it says how many it has.
+
+    Raises:
+        ConfigError: the trained split has a batch size of its own, which the search would not change.
+    """
     answer = _in_a_process(_count_samples, config)
     known = [number for number in (answer, largest) if number is not None]
     return min(known, default=sys.maxsize)
@@ -123,18 +126,26 @@ def _count_samples(config: Config, folder: str) -> int | None:
     split = next(name for name in runner.datasets | runner.dataloaders if name.startswith("train"))
     if split not in runner.datasets:
         raise ConfigError(f"the runner makes the loader of split {split!r} itself, and so its batch size")
+    if runner.batch_size != config.dataloader.batch_size:
+        raise ConfigError(
+            f"dataloader.{split}.batch_size is stated, and the search changes dataloader.batch_size: state that alone"
+        )
     try:
         return len(runner.datasets[split])
     except TypeError:
         return None
 
 
-def _tried(config: Config, size: int, count: int) -> BatchTrial:
+def _tried(config: Config, size: int, count: int, *, is_first: bool) -> BatchTrial:
     sized = config.replace(dataloader={**config.canonical().get("dataloader", {}), "batch_size": size})
     try:
         rate, memory = _in_a_process(_time, sized, count)
     except MemoryError as error:
         return BatchTrial(size, failed=str(error))
+    except DanLingError as error:
+        if is_first:
+            raise
+        return BatchTrial(size, failed=str(error))  # what trained with a smaller size, and not with this one
     return BatchTrial(size, rate, memory)
 
 
@@ -144,14 +155,16 @@ def _time(config: Config, folder: str, count: int) -> tuple[float, int]:
     torch.set_num_threads(config.threads_per_rank)
     runner = runner_for_trial(config, folder)
     is_cuda = runner.device.type == "cuda"
-    began, samples = 0.0, 0
+    began, samples, counted = 0.0, 0, 0
     for index, _ in enumerate(steps(runner, _WARM_UP + count), 1):
         if is_cuda:
             torch.cuda.synchronize()
+        made = runner.meters.count - counted if runner.meters.count >= counted else runner.meters.count
+        counted = runner.meters.count
         if index == _WARM_UP:
             began = time.perf_counter()
         elif index > _WARM_UP:
-            samples += runner.batch_size
+            samples += made  # a last batch is a smaller one
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
     return samples / seconds, torch.cuda.max_memory_allocated() if is_cuda else peak

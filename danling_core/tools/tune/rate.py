@@ -25,7 +25,7 @@ class RangeTest:
     Args:
         rates: learning rate of each step, of the first parameter group.
         losses: their losses.
-        key: the key of the config that sets the rate, or None where the runner sets it itself.
+        key: the key of the config that is this rate, or None where the runner makes it itself.
         has_diverged: the loss left all bounds before the highest rate.
     """
 
@@ -85,11 +85,11 @@ def range_test(
     rates = [lowest * (highest / lowest) ** (index / (count - 1)) for index in range(count)]
     with tempfile.TemporaryDirectory(prefix="danling-") as folder:
         runner = runner_for_trial(config, folder, non_finite="raise")
-        found.key = _key(config, runner)
         groups: list[tuple[Any, float]] = []
 
         def begin(index: int) -> None:
             if not groups:
+                found.key = _key(config, runner)
                 groups.extend(_groups(runner))
             for group, ratio in groups:
                 group["lr"] = rates[index] * ratio
@@ -98,8 +98,10 @@ def range_test(
             for rate, loss in zip(rates, _until_not_finite(watch(losses), found), strict=False):
                 found.rates.append(rate)
                 found.losses.append(loss)
-                recent = found.losses[-_REACH:]
-                if sum(recent) / len(recent) > _DIVERGED * min(found.smoothed) and len(found.rates) > _FEWEST:
+                recent, least = found.losses[-_REACH:], min(found.smoothed)
+                # a loss that may be negative has no such bound
+                is_out = 0 < least * _DIVERGED < sum(recent) / len(recent)
+                if is_out and len(found.rates) > _FEWEST:
                     found.has_diverged = True
                     break
     return found
@@ -108,7 +110,9 @@ def range_test(
 def _key(config: Config, runner: Any) -> str | None:
     if config.optim is not None:
         return "optim.lr"
-    return "params.lr" if hasattr(runner.params, "lr") else None
+    rate = getattr(runner.params, "lr", None)
+    group = runner._parts.steppers.first.optimizer.param_groups[0]
+    return "params.lr" if rate == group.get("initial_lr", group["lr"]) else None
 
 
 def _groups(runner: Any) -> list[tuple[Any, float]]:
