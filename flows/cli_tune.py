@@ -88,9 +88,12 @@ def tune_batch(file: str, overrides: Sequence[str], largest: int | None, steps: 
         )
     most = good[-1].batch_size
     enough = next(trial.batch_size for trial in good if (trial.samples_per_second or 0.0) >= 0.95 * fastest)
-    say(f"proposed: dataloader.batch_size={most}, the largest that was tried and fits")
     if enough < most:
-        say(f"larger ones than {enough} are no faster; dataloader.batch_size={enough} takes less memory")
+        say(
+            f"proposed: dataloader.batch_size={enough}: larger ones are no faster; {most} is the largest that fits"
+        )
+    else:
+        say(f"proposed: dataloader.batch_size={most}, the largest that was tried and fits")
     say("another batch size is another training: see scale_lr for the learning rate")
     return DONE
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from danling_core.errors import ConfigError
+from danling_core.suggest import nearest
 
 ScoreMode = Literal["min", "max"]
 
@@ -46,8 +47,10 @@ def resolve_score_mode(score_name: str, score_mode: ScoreMode | None = None) -> 
         return score_mode
     if (known := _known_metric(score_name)) is not None:
         return "min" if known in SMALLER_IS_BETTER else "max"
+    near = nearest(score_name, SMALLER_IS_BETTER | LARGER_IS_BETTER)
+    hint = "" if near is None else f"did you mean {near!r}? Else "
     raise ConfigError(
-        f"score_name is {score_name!r}, and it is not known whether smaller or larger is better: "
+        f"score_name is {score_name!r}, and it is not known whether smaller or larger is better: {hint}"
         "set score_mode to 'min' or 'max'"
     )
 

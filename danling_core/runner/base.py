@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Generic, TypeVar, overload
 from uuid import UUID
@@ -79,6 +79,18 @@ class Held(From[T]):
 
     def __set__(self, runner: object, value: T) -> None:
         setattr(getattr(self.parts_of(runner), self.part), self.source, value)
+
+
+class HeldMapping(Held[T]):
+    """An attribute that a user may set to a mapping by split, and to nothing else."""
+
+    def __set__(self, runner: object, value: T) -> None:
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"self.{self.name} is a {type(value).__name__}, wanted a mapping by split: "
+                f"self.{self.name} = {{'train': ..., 'val': ...}}"
+            )
+        super().__set__(runner, value)
 
 
 class Running(From[int]):
@@ -236,13 +248,13 @@ class RunnerBase:
     )
 
     # data -------------------------------------------------------------------------------------------------
-    datasets: Held[dict[str, Any]] = Held(
+    datasets: HeldMapping[dict[str, Any]] = HeldMapping(
         "splits", "Split to data set: map-style, iterable, or a tuple of whole tensors."
     )
-    datasamplers: Held[dict[str, Any]] = Held(
+    datasamplers: HeldMapping[dict[str, Any]] = HeldMapping(
         "splits", "Split to sampler: the user's own, or those that the runner made."
     )
-    dataloaders: Held[dict[str, Any]] = Held(
+    dataloaders: HeldMapping[dict[str, Any]] = HeldMapping(
         "splits", "Split to loader: the user's own, or those that the runner made from `datasets`."
     )
     split: str | None

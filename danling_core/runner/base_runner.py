@@ -151,6 +151,7 @@ class BaseRunner(RunnerBase):
 
         Splits as for `train`, whose loop stands inside; so may one of your own.
         """
+        _check_made(self)
         parts = self._parts
         to_train = parts.splits.to_train(train_splits)
         to_evaluate = parts.splits.to_evaluate(evaluate_splits, to_train)
@@ -217,6 +218,7 @@ class BaseRunner(RunnerBase):
         Raises:
             RunInterrupted: asked to stop; saved, and the next run resumes.
         """
+        _check_made(self)
         session = self._parts.session
         stages = self.config.stages if stages is None else stages
         self._parts.splits.check_names()
@@ -480,6 +482,11 @@ class BaseRunner(RunnerBase):
     def dict(self) -> Values:
         """Return the whole config as plain values."""
         return self.config.dict()
+
+
+def _check_made(runner: object) -> None:
+    if "_parts" not in vars(runner):
+        raise ConfigError(f"{type(runner).__name__}.__init__ does not call super().__init__(config)")
 
 
 def _runner_of(cls: type[R], config: Config) -> R:

@@ -14,6 +14,7 @@ from danling_core.data.pass_loader import PassLoader
 from danling_core.data.stream import TrainStream
 from danling_core.data.trial import (
     counts_its_passes,
+    drawn_from_nowhere,
     is_common,
     needs_trial,
     read_twice,
@@ -130,14 +131,22 @@ def _conclude(
     by_state = stream.source is not None and all(found["leads_back"] for found in results)
     facts = {"content": results[0]["content"], "varies": varies and not by_state}  # rank 0 saves them
     parts.splits.take_trial(split, facts, goes_by_state=by_state)
-    if not is_main or by_state:
+    if not is_main:
         return
+    if (path := drawn_from_nowhere(loader)) is not None:
+        logger.warning(
+            "split %r: the %s shuffles by a generator that was given no seed (%s), so that every start of this run, "
+            "and a resume, reads other samples: give it a seed, as .shuffle(seed=0, ...)",
+            *(split, kind, path),
+        )
     if varies:
         logger.warning(
             "split %r: the %s gives other samples each time that it is read, so that a resume will not have the bits "
             "of a run that was never interrupted: %s",
             *(split, kind, _SEED_IT),
         )
+    elif by_state:
+        return
     elif stream.source is not None:
         why = next((found["refused"] for found in results if found["refused"]), None)
         logger.info(

@@ -315,6 +315,11 @@ class TorchRunner(BaseRunner):
             parts.epoch.ended = parts.ranks.broadcast(parts.epoch.ended)
         if parts.epoch.ended is not None and self.is_main_process:
             self.logger.info("training ends here: %s", parts.epoch.ended)
+        elif parts.history.should_stop(self.config.patience) and self.is_main_process:
+            self.logger.info(
+                "training ends here: no better %s for %d evaluations (patience)",
+                *(parts.history.score_name, self.config.patience),
+            )
         if parts.epoch.is_whole:
             self._count_epoch()
             epoch.completed = self.epochs - 1

@@ -510,3 +510,31 @@ def test_a_newer_folder_of_somebody_elses_is_not_the_run_that_is_named(tmp_path:
     (ghost / "notes.txt").write_text("mine")
     assert resolve(str(tmp_path), runner.id).url == runner.dir
     assert resolve(str(tmp_path), str(ghost.parent)).url == runner.dir
+
+
+def test_the_end_by_patience_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("danling").addHandler(caplog.handler)
+    fields: dict[str, Any] = {"optim": {"name": "sgd", "lr": 0.0}, "patience": 2, "epoch_end": 9}
+    runner = SmallRunner(config(tmp_path, **fields))
+    runner.train()
+    logging.getLogger("danling").removeHandler(caplog.handler)
+    assert (
+        runner.epochs == 3
+        and "training ends here: no better loss for 2 evaluations (patience)" in caplog.text
+    )
+
+
+def test_a_runner_that_was_not_made_and_data_that_is_no_mapping_are_refused(tmp_path: Path) -> None:
+    class Unmade(SmallRunner):
+        def __init__(self, given: Any) -> None: ...
+
+    for call in ("train", "run"):
+        with pytest.raises(ConfigError, match=r"Unmade.__init__ does not call super\(\).__init__\(config\)"):
+            getattr(Unmade(config(tmp_path)), call)()
+    with pytest.raises(ConfigError, match=r"self.datasets is a list, wanted a mapping by split"):
+        SmallRunner(config(tmp_path)).datasets = [1]  # type: ignore[assignment]
+
+
+def test_a_score_that_is_misspelt_is_answered_with_the_near_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'accuracy'"):
+        SmallRunner(config(tmp_path, score_name="acuracy"))

@@ -213,6 +213,19 @@ def test_batches_of_a_class_of_ones_own_are_compared_too(name: str, tmp_path: Pa
     assert again._parts.splits.streams["train"].recall is None
 
 
+def test_a_shuffle_without_a_seed_is_said_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("danling").addHandler(caplog.handler)
+    runner_of(lambda: data.streamed().shuffle(buffer_size=12), tmp_path / "unseeded", epoch_end=1).train()
+    told = [record.message for record in caplog.records if "given no seed" in record.message]
+    assert len(told) == 1 and ".shuffle(seed=0" in told[0] and "generator" in told[0]
+    caplog.clear()
+    runner_of(data.shuffled_stream, tmp_path / "seeded", epoch_end=1).train()
+    logging.getLogger("danling").removeHandler(caplog.handler)
+    assert not any("given no seed" in record.message for record in caplog.records)
+
+
 class Curriculum(data.ForeignRunner):
     """A map-style data set whose level training changes, and which knows how to save it."""
 
