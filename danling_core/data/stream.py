@@ -175,7 +175,6 @@ class TrainStream:
         """
         if source_state is not None:
             return self._go_back(source_state)
-        self.go_by_state(False)
         self._iterator = self._begin() if self._position else None
         return True
 

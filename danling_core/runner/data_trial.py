@@ -68,8 +68,8 @@ def take_up_data(parts: Parts, source_states: Mapping[str, Any]) -> None:
     by reading up to them. Any rank by itself."""
     streams, reliable = parts.splits.streams, {}
     for split, state in source_states.items():
-        if split in streams and aside.can_fork(torch.device("cpu")):
-            leads_back = aside.in_a_fork(
+        if split in streams:
+            leads_back = aside.can_fork(torch.device("cpu")) and aside.in_a_fork(
                 partial(streams[split].leads_back, state),
                 parts.session.beat,
                 _LIMIT_SECONDS,
@@ -78,6 +78,7 @@ def take_up_data(parts: Parts, source_states: Mapping[str, Any]) -> None:
             if leads_back:
                 reliable[split] = state
                 continue
+            streams[split].go_by_state(False)
             logger.info(
                 "split %r: the saved state of its data does not lead back to the same batch: it is read up to the "
                 "position again",

@@ -226,6 +226,24 @@ def test_a_shuffle_without_a_seed_is_said_at_the_start(
     assert not any("given no seed" in record.message for record in caplog.records)
 
 
+def test_a_kill_before_there_is_a_state_leaves_it_to_be_taken_later(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"save_interval_steps": 1}
+    peace = runner_of(data.Own, tmp_path / "peace", **fields)
+    peace.train()
+    for at in (
+        1,
+        6,
+    ):  # after the first window, which has no state; then by the state that the second start took
+        runner = runner_of(data.Own, tmp_path / "run", **fields)
+        runner.dies_at = at
+        with pytest.raises(data.Died):
+            runner.train()
+    again = runner_of(data.Own, tmp_path / "run", **fields)
+    again.train()
+    assert again.seen == peace.seen and weights(again) == weights(peace)
+    assert again._parts.splits.streams["train"].recall is not None and again._parts.setup.is_bitwise
+
+
 class Curriculum(data.ForeignRunner):
     """A map-style data set whose level training changes, and which knows how to save it."""
 
