@@ -180,3 +180,17 @@ def test_a_batch_size_of_the_split_is_refused_and_short_batches_count_as_they_ar
         written(tmp_path, {**TOY, "runner": f"{ROOT}/tests/hungry_runner.py:Slow"}), count=4
     )
     assert all(200 < (trial.samples_per_second or 0) < 510 for trial in trials), trials
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        {"epoch_end": 1},
+        {"epoch_end": None, "step_end": 3, "evaluate_interval_steps": 2},
+        {"epoch_end": None, "iter_end": 5, "accum_steps": 2},
+        {"fast_dev_run": 2},
+    ],
+)
+def test_a_trial_does_not_end_where_the_run_would(tmp_path: Path, ends: Any) -> None:
+    found = range_test(written(tmp_path, TOY, **ends), count=40, highest=1e-3)
+    assert len(found.rates) == 40

@@ -9,7 +9,14 @@ from danling_core.config import Config
 from danling_core.errors import ConfigError
 from danling_core.tools.apart import runner_apart
 
+_ENDLESS: dict[str, Any] = {
+    "epoch_end": 1_000_000_000,
+    **dict.fromkeys(
+        ("step_end", "iter_end", "steps_per_epoch", "evaluate_interval_steps", "fast_dev_run", "patience")
+    ),
+}
 _PLAIN: dict[str, Any] = {
+    **_ENDLESS,
     "average": None,
     "callbacks": (),
     "checkpoint": None,
@@ -19,7 +26,6 @@ _PLAIN: dict[str, Any] = {
     "profile": None,
     "sanity_batches": 0,
     "scheduler": None,
-    "steps_per_epoch": None,
 }
 
 
