@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -218,11 +217,6 @@ def make_parts(config: Config, stated: dict[str, Any], runner: Methods) -> Parts
         close=lambda: runner.close(),
         stop=lambda: parts.stop,
     )
-    profilers = []
-    if config.profile is not None:
-        from danling_core.runner.profiling import Profiler
-
-        profilers = [Profiler(config.profile, lambda: os.path.join(place.work_dir, "profile"))]
     parts = Parts(
         config=config,
         stated=stated,
@@ -251,7 +245,7 @@ def make_parts(config: Config, stated: dict[str, Any], runner: Methods) -> Parts
             has_curves=config.tensorboard or bool(config.loggers),
         ),
         stop=NeverStopping(),
-        callbacks=make_callbacks(config, profilers),
+        callbacks=make_callbacks(config, lambda: place.work_dir),
         generators=Generators(),
     )
     return parts

@@ -19,12 +19,12 @@ class Profiler(Callback):
 
     Args:
         config: which steps, and what is noted of them.
-        folder: returns the local folder of the traces, once the run has one.
+        work_dir: returns the run's local folder, once it has one; traces are in `profile` there.
     """
 
-    def __init__(self, config: ProfileConfig, folder: Callable[[], str]) -> None:
+    def __init__(self, config: ProfileConfig, work_dir: Callable[[], str]) -> None:
         self._config = config
-        self._folder = folder
+        self._work_dir = work_dir
         self._profiler: Any = None
         self._left = config.repeat
         self._rank = 0
@@ -63,7 +63,7 @@ class Profiler(Callback):
             self._stop()
             if missing and self._left > 0 and runner.is_main_process:
                 logger.warning(
-                    "training ended before the profile began: profile needs %d steps, lower profile.wait",
+                    "training ended before the profile began, which needs %d steps: lower profile.wait and warmup",
                     self._config.wait + self._config.warmup + 1,
                 )
 
@@ -77,7 +77,12 @@ class Profiler(Callback):
 
     def _write(self, profiler: Any) -> None:
         self._left -= 1
-        folder = self._folder()
+        try:
+            self._write_files(profiler, os.path.join(self._work_dir(), "profile"))
+        except OSError as error:  # a full disk: a trace is not worth a run
+            logger.warning("the profile could not be written: %s", error)
+
+    def _write_files(self, profiler: Any, folder: str) -> None:
         os.makedirs(folder, exist_ok=True)
         name = f"rank{self._rank}.{self._step}"
         trace = os.path.join(folder, f"{name}.pt.trace.json.gz")

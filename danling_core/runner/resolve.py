@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from danling_core.errors import ConfigError, DanLingError
 from danling_core.optim.optimizers import optimizer_class
 from danling_core.optim.schedulers import check_scheduler
 from danling_core.runner.compiling import check_backend
+from danling_core.runner.profiling import Profiler
 
 
 def import_runner(target: str) -> type:
@@ -122,9 +123,13 @@ def callback_classes(config: Config) -> list[type]:
     return found
 
 
-def make_callbacks(config: Config, ours: Sequence[Any] = ()) -> Callbacks:
-    """Make the callbacks that the config names, after ours. Raises ConfigError, also for what a constructor raises."""
-    made = list(ours)
+def make_callbacks(config: Config, work_dir: Callable[[], str]) -> Callbacks:
+    """Make the profiler and the callbacks of a config. Raises ConfigError, also for what a constructor raises.
+
+    Args:
+        work_dir: returns the run's local folder, once it has one.
+    """
+    made: list[Any] = [] if config.profile is None else [Profiler(config.profile, work_dir)]
     for number, (cls, callback) in enumerate(zip(callback_classes(config), config.callbacks, strict=True)):
         try:
             made.append(cls(**callback.arguments()))

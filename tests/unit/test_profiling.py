@@ -56,7 +56,7 @@ def test_a_run_that_ends_before_its_profile_says_so(tmp_path: Path, caplog: pyte
     logging.getLogger("danling").addHandler(caplog.handler)
     runner = profiled(tmp_path, wait=100)
     logging.getLogger("danling").removeHandler(caplog.handler)
-    assert "ended before the profile began: profile needs 103 steps" in caplog.text
+    assert "ended before the profile began, which needs 103 steps" in caplog.text
     assert not (Path(runner.dir) / "profile").exists()
 
 
@@ -72,3 +72,16 @@ def test_a_run_that_ends_before_its_profile_says_so(tmp_path: Path, caplog: pyte
 def test_a_profile_that_cannot_be_is_refused(value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Config(epoch_end=1, profile=value)
+
+
+def test_a_trace_that_cannot_be_written_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Blocked(SmallRunner):
+        def train_epoch(self, split: str = "train") -> Any:
+            (Path(self.dir) / "profile").touch()  # no folder can be made there
+            return super().train_epoch(split)
+
+    logging.getLogger("danling").addHandler(caplog.handler)
+    runner = Blocked(config(tmp_path, epoch_end=3, dataloader={"batch_size": 4}, profile={}))
+    runner.train()
+    logging.getLogger("danling").removeHandler(caplog.handler)
+    assert runner.epochs == 3 and "the profile could not be written" in caplog.text
