@@ -17,9 +17,13 @@ _VALUES = (type(None), bool, int, float, complex, str, bytes)
 
 
 class NoMetrics:
-    """Stand-in for a metric that is to count nothing."""
+    """Stand-in for a metric that is to count nothing; it knows whether it was asked to."""
 
-    def update(self, *values: Any, **named: Any) -> None: ...
+    def __init__(self) -> None:
+        self.was_updated = False
+
+    def update(self, *values: Any, **named: Any) -> None:
+        self.was_updated = True
 
     def compute(self) -> dict[str, Any]:
         return {}

@@ -120,12 +120,20 @@ def _train(probe: Any, split: str) -> None:
     batch = stream.first_batch()
     if batch is None:
         raise ConfigError("its data is empty")
+    metrics = probe.train_metrics if probe.train_metrics is not None else probe.metrics
     with probe.in_step(REHEARSAL):
+        stand_ins = probe.metrics, probe.train_metrics
         probe.train_step(to_device(batch, parts.ranks.device))
     if not any(stepper.rehearsed for stepper in parts.steppers):
         raise ConfigError("it never called self.advance(loss): nothing would be trained")
+    is_updated = any(getattr(each, "was_updated", True) for each in stand_ins)
+    if metrics is not None and not is_updated and parts.ranks.is_main_process:
+        logger.warning(
+            "train_step of split %r never updates the metrics, which will have counted nothing in training: call "
+            "self.update_metrics(pred, target) in it, or set self.evaluate_metrics in place of self.metrics",
+            split,
+        )
     losses = ["loss", *(f"loss_{stepper.name}" for stepper in list(parts.steppers)[1:])]
-    metrics = probe.train_metrics if probe.train_metrics is not None else probe.metrics
     known = joined_values(dict.fromkeys(losses), dict.fromkeys(probe.meters.logged.names))
     if hasattr(metrics, "keys"):
         joined_values(known, dict.fromkeys(metrics.keys()))

@@ -408,3 +408,21 @@ def test_a_resume_does_not_look_again(tmp_path: Path) -> None:
     assert len(calls.read_text()) == 2 + 2  # the look, and the first epoch
     Looks(looking(tmp_path)).train()
     assert len(calls.read_text()) == 2 + 2 + 2
+
+
+def test_metrics_that_training_never_updates_are_said(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Bare(SmallRunner):
+        def train_step(self, data: Any) -> Any:
+            loss = self.criterion(self.model(data[0]), data[1])
+            self.advance(loss)
+            return loss
+
+    Bare(looking(tmp_path / "bare", epoch_end=1)).train()
+    assert "train_step of split 'train' never updates the metrics" in capfd.readouterr().err
+    without = Bare(looking(tmp_path / "without", epoch_end=1))
+    without.evaluate_metrics, without.metrics = without.metrics, None
+    without.train()
+    SmallRunner(looking(tmp_path / "usual", epoch_end=1)).train()
+    assert "never updates" not in capfd.readouterr().err
