@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import peers
+
 ROOT = Path(__file__).parents[2]
-PEERS = Path(sys.prefix).with_name(f"{Path(sys.prefix).name}-peers") / "bin" / "python"
 
 
 def programs() -> dict[str, str]:
@@ -51,12 +52,8 @@ def test_ours_trains_as_the_page_says(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["lightning", "accelerate", "trainer", "danling"])
 def test_the_others_train_as_the_page_says(name: str, tmp_path: Path) -> None:
-    if not PEERS.exists():
-        pytest.skip("the other frameworks are not installed: make peers")
     written(tmp_path)
-    done = subprocess.run(
-        [str(PEERS), f"{name}_digits.py"], cwd=tmp_path, capture_output=True, text=True, timeout=110
-    )
+    done = peers.run(tmp_path, f"{name}_digits.py")
     assert done.returncode == 0, done.stderr
     accuracy = re.findall(r"accuracy (?:tensor\()?([0-9.]+)", done.stderr + done.stdout)
     assert float(accuracy[-1]) > 0.88

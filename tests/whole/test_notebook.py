@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.whole.test_moving import PEERS, ROOT
+from tests import peers
 
 # Runs in the environment that has a kernel: cells, each with the seconds after which it is interrupted.
 NOTEBOOK = """
@@ -65,16 +63,7 @@ CELLS = [
 
 @pytest.mark.long
 def test_a_cell_is_interrupted_and_the_next_one_goes_on(tmp_path: Path) -> None:
-    if not PEERS.exists():
-        pytest.skip("no notebook's kernel is installed: make peers")
-    done = subprocess.run(
-        [str(PEERS), "-c", NOTEBOOK, json.dumps(CELLS)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
+    done = peers.run(tmp_path, "-c", NOTEBOOK, json.dumps(CELLS))
     assert done.returncode == 0, done.stderr
     _, cut, looked, trained, again, whole = [json.loads(line) for line in done.stdout.splitlines()]
     assert ["error", "KeyboardInterrupt"] in [each[:2] for each in cut]
