@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from danling_core.config import Config
-from danling_core.data.facts import facts_of
-from danling_core.data.generators import Kinds, find_generators
+from danling_core.data.given_data import GivenData, GivenSplit
 from danling_core.data.lengths import Lengths
 from danling_core.data.loaders import build_evaluate_loader, build_train_loader
 from danling_core.data.round_robin import RoundRobinBatches
@@ -68,8 +67,7 @@ class DataSplits:
         self._begun: dict[str, Source] = {}
         """Split to what its stream was made of."""
         self._known_lengths: Lengths | None = None
-        self._facts: dict[str, dict[str, Any]] | None = None
-        self._tried: dict[str, dict[str, Any]] = {}
+        self.given = GivenData(self._given_splits)
 
     def take_data(self, other: DataSplits) -> None:
         """Take over the user's data, samplers and loaders of `other`, and nothing that was made there."""
@@ -319,22 +317,6 @@ class DataSplits:
     def _source(self, split: str) -> Source:
         return Source(*self._given(split), self.datasets.get(split))
 
-    def stateful_samplers(self) -> dict[str, Any]:
-        """Return what the user gave that may have a state of its own: samplers, and iterable data."""
-        found: dict[str, Any] = {}
-        for split in self.names:
-            loader, sampler = self._given(split)
-            data = self._data()[split]
-            for name, each in (
-                ("datasamplers", sampler),
-                ("sampler", getattr(loader, "sampler", None)),
-                ("batch_sampler", getattr(loader, "batch_sampler", None)),
-                ("datasets", data if isinstance(data, IterableDataset) else None),
-            ):
-                if each is not None:
-                    found[f"{name}[{split!r}]"] = each
-        return found
-
     def state_dict(self) -> dict[str, dict[str, int]]:
         """Return where each training stream is: equal on all ranks."""
         return {split: stream.state_dict() for split, stream in self.streams.items()}
@@ -356,61 +338,10 @@ class DataSplits:
             split for split, stream in self.streams.items() if not stream.take_up(source_states.get(split))
         ]
 
-    def generators(self) -> dict[str, Kinds]:
-        """Return the generators that map-style data sets and their transforms hold in this process, by their path.
-
-        Those of iterable data, and in loader workers, are seeded by pass and sample instead.
-        """
-        return {
-            f"{split}.{path}": generator
-            for split, dataset in self._data().items()
-            if not isinstance(dataset, IterableDataset)
-            for path, generator in find_generators(dataset).items()
-        }
-
-    def uncovered_generators(self) -> list[str]:
-        """Return generators in the workers of the user's own loaders, which nobody seeds or saves."""
-        loaders = {split: self._given(split)[0] for split in self.names}
-        return [
-            f"{split}.{path}"
-            for split, loader in loaders.items()
-            if isinstance(loader, DataLoader) and loader.num_workers > 0
-            for path in find_generators(loader.dataset)
-        ]
-
-    def facts(self) -> dict[str, dict[str, Any]]:
-        """Return what is known of each split's data; see `facts_of`. Found once."""
-        if self._facts is None:
-            self._facts = {
-                split: facts_of(dataset, with_samples=not self._has_workers(split))
-                | self._tried.get(split, {})
-                for split, dataset in self._data().items()
-            }
-        return self._facts
-
     def take_trial(self, split: str, found: Mapping[str, Any], *, goes_by_state: bool) -> None:
         """Take over what a trial found of a training split: facts, and whether its source's state can be relied on."""
-        self._tried[split], self._facts = dict(found), None
+        self.given.note(split, found)
         self.streams[split].go_by_state(goes_by_state)
-
-    def _has_workers(self, split: str) -> bool:
-        """Return whether other processes read a split: its files must not be opened here before they are forked."""
-        given = self._given(split)[0]
-        workers = self._config.dataloader.for_split(split, training=True).num_workers
-        return (workers if given is None else getattr(given, "num_workers", 0)) > 0
-
-    def given_objects(self) -> list[Any]:
-        """Return the loaders and iterable data sets that the user gave, whose position is saved as a stream's."""
-        loaders = [self._given(split)[0] for split in self.names]
-        data = [each for each in self._data().values() if isinstance(each, IterableDataset)]
-        return [each for each in (*loaders, *data) if each is not None]
-
-    def _data(self) -> dict[str, Any]:
-        loaders = {split: self._given(split)[0] for split in self.names}
-        return {
-            split: self.datasets[split] if loader is None else getattr(loader, "dataset", loader)
-            for split, loader in loaders.items()
-        }
 
     def close(self) -> None:
         """End the loaders' worker processes. The loaders can be used again."""
@@ -425,6 +356,16 @@ class DataSplits:
         if isinstance(self.datasets.get(split), DataLoader):
             loader, made_loader = self.datasets[split], None
         return None if loader is made_loader else loader, None if sampler is made_sampler else sampler
+
+    def _given_splits(self) -> dict[str, GivenSplit]:
+        found = {}
+        for split in self.names:
+            loader, sampler = self._given(split)
+            data = self.datasets[split] if loader is None else getattr(loader, "dataset", loader)
+            stated = self._config.dataloader.for_split(split, training=True).num_workers
+            workers = stated if loader is None else getattr(loader, "num_workers", 0)
+            found[split] = GivenSplit(loader, sampler, data, workers)
+        return found
 
     def _show(self, split: str, loader: Any) -> None:
         sampler = self._given(split)[1]

@@ -32,10 +32,10 @@ def compare_environment(parts: Parts, before: Mapping[str, str] | None) -> None:
 
 def compare_data(parts: Parts, before: Mapping[str, Any] | None) -> None:
     """Compare the facts of each split's data; and name generators that nobody saves."""
-    found = facts.what_differs(before or {}, parts.splits.facts())
+    found = facts.what_differs(before or {}, parts.splits.given.facts())
     if found:
         parts.setup.not_bitwise(f"the data has changed: {'; '.join(found)}")
-    if uncovered := parts.splits.uncovered_generators():
+    if uncovered := parts.splits.given.uncovered_generators():
         parts.setup.not_bitwise(
             f"{', '.join(uncovered)} draws in loader workers of your own, and nobody saves what it drew"
         )
@@ -43,7 +43,7 @@ def compare_data(parts: Parts, before: Mapping[str, Any] | None) -> None:
 
 def sampler_states(parts: Parts) -> dict[str, int]:
     """Return a hash of what each sampler of the user's holds, but for what begins anew with each pass."""
-    return {name: _sampler_state(each) for name, each in parts.splits.stateful_samplers().items()}
+    return {name: _sampler_state(each) for name, each in parts.splits.given.stateful().items()}
 
 
 def _sampler_state(sampler: Any) -> int:

@@ -237,7 +237,10 @@ def _keep_to_this_rank(metrics: Any) -> None:
 @contextlib.contextmanager
 def _generators_put_back(parts: Parts) -> Iterator[None]:
     others = {} if parts.attributes is None else parts.attributes.others
-    own = {**parts.splits.generators(), **{f"self.{n}": g for n, g in others.items() if isinstance(g, KINDS)}}
+    own = {
+        **parts.splits.given.generators(),
+        **{f"self.{n}": g for n, g in others.items() if isinstance(g, KINDS)},
+    }
     before = seeding.capture_rng()
     states = {path: generator_state(generator) for path, generator in own.items()}
     try:

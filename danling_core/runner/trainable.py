@@ -280,7 +280,7 @@ def _find_attributes(parts: Parts, runner: Trained) -> None:
         getattr(runner, name) for name in ("model", "ema", "criterion", "optimizer", "scheduler", *_METRICS)
     ]
     taken = [unwrap(each) for each in (*kept, getattr(runner.ema, "module", None), *parts.state.objects)]
-    found = Attributes(runner, parts.state.ignored, [*taken, *kept, *parts.splits.given_objects()])
+    found = Attributes(runner, parts.state.ignored, [*taken, *kept, *parts.splits.given.positioned()])
     found.check()
     for name, module in found.modules.items():
         parts.modules.add(name, module.slot)

@@ -115,7 +115,7 @@ def register_parts(parts: Parts, trained: Trained, metrics_in_use: Callable[[], 
         lambda: environment(parts.ranks.device),
         lambda s: bitwise.compare_environment(parts, s),
     )
-    state.add("data", parts.splits.facts, lambda s: bitwise.compare_data(parts, s))
+    state.add("data", parts.splits.given.facts, lambda s: bitwise.compare_data(parts, s))
     state.add("world_size", lambda: parts.ranks.world_size)
     _register_per_rank(parts, trained, metrics_in_use)
 
@@ -258,14 +258,16 @@ def _register_per_rank(parts: Parts, trained: Trained, metrics_in_use: Callable[
     state.add_per_rank("rng", parts.generators.state, seeding.restore_rng, Order.generators, reseed)
     state.add_per_rank(
         "data_generators",
-        lambda: {path: generator_state(each) for path, each in parts.splits.generators().items()} or None,
+        lambda: (
+            {path: generator_state(each) for path, each in parts.splits.given.generators().items()} or None
+        ),
         lambda s: _restore_generators(parts, s),
         Order.generators,
     )
 
 
 def _restore_generators(parts: Parts, states: Mapping[str, Any] | None) -> None:
-    for path, generator in parts.splits.generators().items() if states else ():
+    for path, generator in parts.splits.given.generators().items() if states else ():
         if states and path in states:
             restore_generator(generator, states[path])
 
