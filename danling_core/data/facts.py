@@ -80,9 +80,8 @@ def what_differs(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapp
                     found.append(f"split {split!r} gives other samples each time it is read")
                 continue
             if was is not None and value is not None and was != value:
-                changed = (
-                    "samples are not the same" if name == "content" else f"{name} was {was} and is {value}"
-                )
+                told = {"content": "samples are not the same", "seeds": "seeds of its generators are others"}
+                changed = told.get(name, f"{name} was {was} and is {value}")
                 found.append(f"split {split!r}: the {changed}")
                 break
     return found

@@ -13,6 +13,7 @@ from danling_core.data.seeded import RandomStream, capture, derive_seed
 
 _DEPTH = 4
 _MOST_ITEMS = 64
+_MOST_OBJECTS = 2000
 Kinds = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 KINDS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
@@ -56,6 +57,28 @@ def held_by(item: Any) -> list[Kinds]:
     """Return the generators in an object's own attributes, and no deeper; each once."""
     held = list(vars(item).values()) if hasattr(item, "__dict__") else []
     return list({id(each): each for each in held if isinstance(each, KINDS)}.values())
+
+
+def unseeded_in(value: Any) -> str | None:
+    """Return the path to a generator in an object that nobody seeded, as `shuffle()` of Hugging Face makes one without
+    `seed`; None where there is none.
+
+    NumPy's generators tell: one that was given no seed began with 128 bits of the system's.
+    """
+    waiting: list[tuple[str, Any]] = [(type(value).__name__, value)]
+    seen: set[int] = set()
+    while waiting and len(seen) < _MOST_OBJECTS:
+        path, item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, np.random.Generator):
+            entropy = getattr(item.bit_generator.seed_seq, "entropy", None)
+            if isinstance(entropy, int) and entropy >> 64:
+                return path
+        elif not isinstance(item, torch.nn.Module):
+            waiting += [(f"{path}.{name}", each) for name, each in _inside(item)]
+    return None
 
 
 class Beginning:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader, IterableDataset
 
 from danling_core.data.facts import facts_of
-from danling_core.data.generators import Kinds, find_generators
+from danling_core.data.generators import Kinds, find_generators, first_seed, unseeded_in
+from danling_core.data.seeded import derive_seed
 
 
 class GivenSplit(NamedTuple):
@@ -27,10 +28,12 @@ class GivenData:
 
     Args:
         splits: returns what is there now, by split.
+        is_main: whether this is rank 0, whose facts a checkpoint holds; those that may differ between ranks are of it.
     """
 
-    def __init__(self, splits: Callable[[], Mapping[str, GivenSplit]]) -> None:
+    def __init__(self, splits: Callable[[], Mapping[str, GivenSplit]], *, is_main: bool) -> None:
         self._splits = splits
+        self._is_main = is_main
         self._facts: dict[str, dict[str, Any]] | None = None
         self._noted: dict[str, Mapping[str, Any]] = {}
 
@@ -75,6 +78,19 @@ class GivenData:
             for path in find_generators(given.loader.dataset)
         ]
 
+    def unseeded(self) -> dict[str, str]:
+        """Return the path to a generator that nobody seeded, by split, of those that hold one."""
+        found = {split: unseeded_in(given.data) for split, given in self._splits().items()}
+        return {split: path for split, path in found.items() if path is not None}
+
+    def read_by_workers(self) -> dict[str, Any]:
+        """Return the map-style data sets that other processes read, by split."""
+        return {
+            split: given.data
+            for split, given in self._splits().items()
+            if given.workers and given.loader is None and not isinstance(given.data, IterableDataset)
+        }
+
     def facts(self) -> dict[str, dict[str, Any]]:
         """Return what is known of each split's data; see `facts_of`. Found once: files of data that other processes
         read must not be opened here before these are forked."""
@@ -86,6 +102,10 @@ class GivenData:
                 }
                 for split, given in self._splits().items()
             }
+            for split, data in self.read_by_workers().items() if self._is_main else ():
+                # by which the workers seed them for each sample
+                seeds = {path: first_seed(each) for path, each in find_generators(data).items()}
+                self._facts[split]["seeds"] = derive_seed(repr(seeds)) if seeds else None
         return self._facts
 
     def note(self, split: str, found: Mapping[str, Any]) -> None:

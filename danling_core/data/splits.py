@@ -67,7 +67,7 @@ class DataSplits:
         self._begun: dict[str, Source] = {}
         """Split to what its stream was made of."""
         self._known_lengths: Lengths | None = None
-        self.given = GivenData(self._given_splits)
+        self.given = GivenData(self._given_splits, is_main=ranks.is_main_process)
 
     def take_data(self, other: DataSplits) -> None:
         """Take over the user's data, samplers and loaders of `other`, and nothing that was made there."""

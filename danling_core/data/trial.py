@@ -21,7 +21,6 @@ from danling_core.data.user_loader import begin_pass, source_of
 _SAMPLES = 16
 _BATCHES = 2
 _SEED = derive_seed("trial")
-_MOST_OBJECTS, _MOST_ITEMS = 2000, 64
 
 
 def needs_trial(loader: Any) -> bool:
@@ -42,30 +41,6 @@ def counts_its_passes(loader: Any) -> bool:
         return False
     told = data if isinstance(loader, DataLoader) else loader
     return not callable(getattr(told, "set_epoch", None)) and not hasattr(told, "pipeline")
-
-
-def drawn_from_nowhere(loader: Any) -> str | None:
-    """Return the path to a generator in a loader's data that nobody seeded, as `shuffle()` of Hugging Face makes one
-    without `seed`; None where there is none.
-
-    NumPy's generators tell: one that was given no seed began with 128 bits of the system's.
-    """
-    waiting: list[tuple[str, Any]] = [(type(loader).__name__, loader)]
-    seen: set[int] = set()
-    while waiting and len(seen) < _MOST_OBJECTS:
-        path, item = waiting.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, np.random.Generator):
-            sequence = item.bit_generator.seed_seq
-            if isinstance(entropy := getattr(sequence, "entropy", None), int) and entropy >> 64:
-                return path
-        elif isinstance(item, list | tuple):
-            waiting += [(f"{path}.{at}", each) for at, each in enumerate(item[:_MOST_ITEMS])]
-        elif not isinstance(item, type | torch.Tensor | np.ndarray) and hasattr(item, "__dict__"):
-            waiting += [(f"{path}.{name}", each) for name, each in vars(item).items()]
-    return None
 
 
 def is_common(loader: Any) -> bool:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from danling_core.checkpoints.plain import to_plain
+from danling_core.data.facts import facts_of
 from danling_core.data.pass_loader import PassLoader
 from danling_core.data.stream import TrainStream
 from danling_core.data.trial import (
     counts_its_passes,
-    drawn_from_nowhere,
     is_common,
     needs_trial,
     read_twice,
@@ -40,6 +40,9 @@ def try_data(parts: Parts, train_splits: Sequence[str], evaluate_splits: Sequenc
         ConfigError: ranks read different samples, where each keeps its part of the same ones.
     """
     splits, ranks = parts.splits, parts.ranks
+    if ranks.is_main_process:
+        _tell_unseeded(parts, train_splits)
+        _note_content(parts, train_splits)
     trained = {split: splits.stream(split) for split in train_splits}
     loaders = {split: stream.loader for split, stream in trained.items()}
     if ranks.distributed:  # one rank evaluates what it reads, in any order
@@ -61,6 +64,30 @@ def try_data(parts: Parts, train_splits: Sequence[str], evaluate_splits: Sequenc
         results = [each[split] for each in on_all]
         if None not in results:
             _conclude(parts, split, loader, results, splits.streams.get(split) if split in trained else None)
+
+
+def _tell_unseeded(parts: Parts, train_splits: Sequence[str]) -> None:
+    """Warn of generators that nobody seeded. Rank 0."""
+    for split, path in parts.splits.given.unseeded().items():
+        if split in train_splits:
+            logger.warning(
+                "split %r holds a generator that was given no seed (%s): each start of this run draws other numbers, "
+                "and a resume may; give it one, as .shuffle(seed=0, ...) or np.random.default_rng(0)",
+                *(split, path),
+            )
+
+
+def _note_content(parts: Parts, train_splits: Sequence[str]) -> None:
+    """Note a hash of some samples of data that loader workers read, whose files only a fork may open. Rank 0."""
+    for split, data in parts.splits.given.read_by_workers().items():
+        if split in train_splits and parts.config.sanity_batches and aside.can_fork(torch.device("cpu")):
+            content = aside.in_a_fork(
+                lambda data=data: facts_of(data)["content"],  # type: ignore[misc]
+                parts.session.beat,
+                _LIMIT_SECONDS,
+                f"a look at the data of split {split!r}",
+            )
+            parts.splits.given.note(split, {"content": content})
 
 
 def take_up_data(parts: Parts, source_states: Mapping[str, Any]) -> None:
@@ -134,12 +161,6 @@ def _conclude(
     parts.splits.take_trial(split, facts, goes_by_state=by_state)
     if not is_main:
         return
-    if (path := drawn_from_nowhere(loader)) is not None:
-        logger.warning(
-            "split %r: the %s shuffles by a generator that was given no seed (%s), so that every start of this run, "
-            "and a resume, reads other samples: give it a seed, as .shuffle(seed=0, ...)",
-            *(split, kind, path),
-        )
     if varies:
         logger.warning(
             "split %r: the %s gives other samples each time that it is read, so that a resume will not have the bits "

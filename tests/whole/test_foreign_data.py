@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import random
 import re
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
@@ -219,7 +221,7 @@ def test_a_shuffle_without_a_seed_is_said_at_the_start(
     logging.getLogger("danling").addHandler(caplog.handler)
     runner_of(lambda: data.streamed().shuffle(buffer_size=12), tmp_path / "unseeded", epoch_end=1).train()
     told = [record.message for record in caplog.records if "given no seed" in record.message]
-    assert len(told) == 1 and ".shuffle(seed=0" in told[0] and "generator" in told[0]
+    assert len(told) == 1 and ".shuffle(seed=0" in told[0] and "generator)" in told[0]
     caplog.clear()
     runner_of(data.shuffled_stream, tmp_path / "seeded", epoch_end=1).train()
     logging.getLogger("danling").removeHandler(caplog.handler)
@@ -242,6 +244,47 @@ def test_a_kill_before_there_is_a_state_leaves_it_to_be_taken_later(tmp_path: Pa
     again.train()
     assert again.seen == peace.seen and weights(again) == weights(peace)
     assert again._parts.splits.streams["train"].recall is not None and again._parts.setup.is_bitwise
+
+
+class Jittered(data.Dropped):
+    """Map-style data with a generator of its own."""
+
+    def __init__(self, rows: Any, seed: int | None) -> None:
+        super().__init__(rows)
+        self.jitter = np.random.default_rng(seed)
+
+    def __getitem__(self, index: int) -> Any:
+        row = self.data[index]
+        return {**row, "input": row["input"] + float(self.jitter.random())}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["seeded", "unseeded", "shuffled", "shuffled by the system"])
+def test_a_generator_of_map_style_data_is_right_or_said(
+    kind: str, workers: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def make() -> Any:
+        rows = data.hugging_face()
+        if kind == "shuffled":  # by NumPy's global generator, which the runner seeds
+            return rows.shuffle()
+        if kind == "shuffled by the system":
+            return rows.select(random.SystemRandom().sample(range(data.SAMPLES), data.SAMPLES))
+        return Jittered(data.hugging_face(), 0 if kind == "seeded" else None)
+
+    options = {"batch_size": 4, "num_workers": workers, "val": {"num_workers": 0}}
+    logging.getLogger("danling").addHandler(caplog.handler)
+    first = stopped(make, tmp_path, 3, epoch_end=1, dataloader=options)
+    assert ("given no seed" in caplog.text) is (kind == "unseeded")
+    again = runner_of(make, tmp_path, epoch_end=1, dataloader=options)
+    again.train()
+    logging.getLogger("danling").removeHandler(caplog.handler)
+    assert again.seen[: len(first.seen)] == first.seen and len(again.seen) == 10
+    is_exact = kind in ("seeded", "shuffled") or (kind == "unseeded" and workers == 0)  # its state is saved
+    assert again._parts.setup.is_bitwise is is_exact, again._parts.setup.reasons
+    if kind in ("seeded", "shuffled"):
+        peace = runner_of(make, tmp_path / "peace", epoch_end=1, dataloader=options)
+        peace.train()
+        assert again.seen == peace.seen
 
 
 class Curriculum(data.ForeignRunner):
